@@ -1,0 +1,121 @@
+"""mipo's native half, in Rust: counterparts of rows, and token ids. Knows row numbers, codes and ids, no prompts.
+
+Arrays come in as they lie: contiguous, of the dtype named, or a TypeError (dtype) or ValueError (gaps) says how to
+convert them. Results own their memory, which is handed over without a copy. Every function runs on all threads (set
+RAYON_NUM_THREADS for fewer) with the interpreter released, and gives the same bytes for any number of them.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol, final, type_check_only
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Encoder", "Split", "counterparts", "counterparts_within", "split"]
+
+@type_check_only
+class _ArrowArray(Protocol):
+    def __arrow_c_array__(self, requested_schema: object | None = None) -> tuple[object, object]: ...
+
+@type_check_only
+class _ArrowStream(Protocol):
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
+
+def counterparts(n: int, negatives: int, seed: int, start: int, stop: int) -> NDArray[np.uint64]:
+    """Counterparts of the rows start..stop of n: uint64 [stop - start, negatives].
+
+    Counterpart k of row i is π((π⁻¹(i) + s_k) mod n), with π a keyed permutation of 0..n and s_k distinct random shifts
+    of 1..n, both pure functions of (seed, n). So no row is its own counterpart, those of a row are distinct, every row
+    is used exactly `negatives` times, fewer negatives are the first of more, and a slice is the slice of the whole.
+
+    `n`: 2 to 2^63. `seed`: 0 to 2^64 - 1. Raises ValueError for a number outside these ranges, for negatives = 0 or
+    negatives ≥ n and for a slice outside 0..n; TypeError for what is no integer; MemoryError for a result too large.
+    """
+
+def counterparts_within(
+    match_codes: NDArray[np.uint64], differ_codes: Sequence[NDArray[np.uint64]], negatives: int, seed: int
+) -> NDArray[np.uint64]:
+    """Counterparts with an equal match code and another code in every differ column: uint64 [n, negatives].
+
+    `match_codes`: [n]. `differ_codes`: one or more columns [n]. The counterparts of a row are distinct. A row with
+    fewer than `negatives` admissible rows has 2^64 - 1 in all its places.
+
+    Where all rows of one match code can turn by the same shifts, every row is used exactly `negatives` times. Where
+    they cannot, because one differ code owns too many of the rows or because several columns must differ at once, a
+    row's counterparts are drawn uniformly without replacement from its admissible rows.
+
+    Raises ValueError for negatives = 0, no differ column or columns of different lengths, TypeError for another dtype.
+    """
+
+def split(
+    prompt: tuple[NDArray[np.int64], NDArray[np.uint32]],
+    joint: tuple[NDArray[np.int64], NDArray[np.uint32]],
+    *,
+    group_prompt: NDArray[np.uint64],
+    group_chosen: NDArray[np.uint64],
+    rejected_offsets: NDArray[np.int64],
+    rejected: NDArray[np.uint64],
+    unfinished: NDArray[np.bool_] | None = None,
+    end_ids: Sequence[int] | None = None,
+) -> Split:
+    """Separates prompts from responses on token ids, by TRL's rule (TRL 1.16, `common_prefix_length`).
+
+    A table is (offsets [rows + 1], ids), as `Encoder.encode` gives it; offsets need not start at 0. `prompt`: each
+    rendered prompt alone. `joint`: each rendered prompt with a response. Group g has the prompt `group_prompt[g]`, the
+    chosen joint `group_chosen[g]` and the rejected joints `rejected[rejected_offsets[g]:rejected_offsets[g + 1]]`, of
+    which there may be none. Its responses start at the shortest common prefix of its prompt with each of its joints.
+
+    `unfinished`: [rows of joint], responses that the token limit cut off. Such a response loses its last id out of
+    `end_ids` and all that follows, since the model never ended that turn.
+
+    Raises ValueError for arrays of different lengths, offsets that fall, or unfinished responses without `end_ids`;
+    IndexError for row numbers outside their table; TypeError for another dtype.
+    """
+
+@final
+class Encoder:
+    """A tokenizer that neither cuts nor pads, whatever its tokenizer.json says."""
+
+    def __new__(cls, json: bytes) -> Encoder:
+        """The tokenizer of a tokenizer.json. Raises ValueError for bytes that are none."""
+
+    def encode(
+        self, texts: _ArrowArray | _ArrowStream, add_special_tokens: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+        """Ids of each text: (offsets [n + 1], ids [offsets[n]]), equal to those of the `tokenizers` package.
+
+        `texts`: an Arrow array, chunked or not, of string, large_string or string_view, such as a polars Series. Raises
+        TypeError for another type; ValueError, with the row, for a null or a text that the tokenizer refuses.
+        """
+
+@final
+class Split:
+    """Prompts and responses of preference groups, each stored once; the result of `split`."""
+
+    @property
+    def prompts(self) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+        """Distinct prompts up to the border, in order of first appearance: (offsets, ids)."""
+
+    @property
+    def responses(self) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+        """Distinct responses, in order of first appearance (chosen, then rejected, group by group): (offsets, ids)."""
+
+    @property
+    def prompt(self) -> NDArray[np.uint64]:
+        """[groups]: rows of `prompts`."""
+
+    @property
+    def chosen(self) -> NDArray[np.uint64]:
+        """[groups]: rows of `responses`."""
+
+    @property
+    def rejected(self) -> NDArray[np.uint64]:
+        """Rows of `responses`, in the layout of the argument `rejected`."""
+
+    @property
+    def merged(self) -> int:
+        """Groups whose responses begin before their rendered prompt ends."""
+
+    @property
+    def empty(self) -> NDArray[np.uint64]:
+        """Joint rows, ascending, of which nothing is left after the border in some group."""

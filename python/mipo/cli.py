@@ -1,0 +1,385 @@
+"""The command line: one command a room, whose options are the keyword arguments of the room's function.
+
+Knows argument parsing and how an error looks. Loads a room only when its command is called.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import polars as pl
+
+HELP = {
+    "batch_size": "prompts generated at once",
+    "beside": "NAME=RUN: a control run whose figures stand beside this one's",
+    "context": "column with the user's context",
+    "control": "train a control instead of the method: shuffled (chosen and rejected swapped at random) or sft",
+    "differ": "columns in which a counterpart differs (a user)",
+    "format": "trl, openrlhf or nemo-rl",
+    "kind": "what the rejected response answers: random, partial, context or dropped",
+    "match": "columns in which a counterpart equals its row (a task, a language)",
+    "max_length": "longest prompt and response, in tokens; longer pairs are dropped by name",
+    "max_new_tokens": "longest response, in tokens",
+    "negatives": "K, how many other prompts",
+    "output": "where the result goes",
+    "prompt": "column with the prompt: text or chat messages",
+    "reuse": "another run folder, whose stages with the same inputs are taken over",
+    "rows": "how many rows are shown or scored",
+    "sample": "how many pairs the page shows",
+    "seed": "the same seed gives the same result",
+    "split": "split of a Hugging Face dataset",
+    "temperature": "sampling temperature; 0 is greedy",
+    "top_p": "nucleus sampling",
+    "until": "the last stage to do",
+}
+READING = ("prompt", "context", "split")
+
+
+def _run(args: argparse.Namespace) -> None:
+    from mipo import run
+
+    if args.dry_run:
+        print(run.dry_run(args.recipe, seed=args.seed))
+    else:
+        run.run(args.recipe, **_given(args, run.run))
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from mipo.demo import demo
+
+    demo(**_given(args, demo))
+
+
+def _contrast(args: argparse.Namespace) -> None:
+    from mipo import contrast
+
+    prompts = _prompts(args)
+    drawn = contrast(prompts, **_given(args, contrast))
+    _write(drawn, args.output)
+    _tell(drawn["reason"].drop_nulls().value_counts().iter_rows(), drawn.height, args.output)
+
+
+def _generate(args: argparse.Namespace) -> None:
+    from mipo.contrast import counter_prompts
+    from mipo.prompts import compose, is_chat
+    from mipo.responses import ask, generate, load_tokenizer
+
+    prompts, tokenizer = _prompts(args), load_tokenizer(args.model)
+    own = compose(prompts["prompt"], prompts.get_column("context", default=None), chat=is_chat(tokenizer))
+    counter = [counter_prompts(prompts, _read(args.counterparts), chat=is_chat(tokenizer))] if args.counterparts else []
+    generate(ask(own, *counter), args.model, tokenizer=tokenizer, folder=args.output, **_given(args, generate))
+    print(f"responses in {args.output}")
+
+
+def _pairs(args: argparse.Namespace) -> None:
+    from mipo.pairs import dropped, judge, keep
+
+    judged = judge(_prompts(args), _read(args.counterparts), _read(args.responses))
+    _write(keep(judged), args.output)
+    _tell(dropped(judged).items(), judged.height, args.output)
+
+
+def _tokens(args: argparse.Namespace) -> None:
+    from mipo.responses import load_tokenizer
+    from mipo.tokens import tokenize
+
+    pairs = _read(args.pairs)
+    store, lost = tokenize(pairs, load_tokenizer(args.tokenizer), **_given(args, tokenize))
+    store.save(args.output)
+    _tell(lost.items(), pairs.height, args.output)
+
+
+def _train(args: argparse.Namespace) -> None:
+    from trl import TrlParser
+
+    from mipo import files
+    from mipo.responses import load_tokenizer
+    from mipo.tokens import PairStore
+    from mipo.trainer import MIPOConfig, train
+
+    (config,) = TrlParser(MIPOConfig).parse_args_and_config(
+        args=["--output_dir", str(args.output.with_name(f"{args.output.name}-checkpoints")), *args.rest]
+    )
+    lora = {"r": args.lora_r, "target_modules": "all-linear"} if args.lora_r else None
+    store, tokenizer = PairStore.open(args.tokens), load_tokenizer(args.model)
+    log = train(store, args.model, tokenizer, args.output, args=config, lora=lora)
+    if int(os.environ.get("RANK", "0")) == 0:
+        files.write_json(args.output / "training.json", log)
+        print(f"model in {args.output}")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from mipo import files
+    from mipo.evaluation import evaluate
+    from mipo.responses import load_tokenizer
+    from mipo.tokens import PairStore
+
+    rule = {k: v for k, v in (("answer", args.answer), ("pattern", args.pattern)) if v}
+    held_out = PairStore.open(args.held_out) if args.held_out else None
+    given = {
+        name: value for name, value in _given(args, evaluate).items() if name not in ("answers", "held_out", "rule")
+    }
+    side, _ = evaluate(args.model, load_tokenizer(args.model), _prompts(args), held_out, rule=rule or None, **given)
+    for name, figure in side.items():
+        print(f"{name:16} {figure['value']:9.3f}  [{figure['low']:.3f}, {figure['high']:.3f}]")
+    if args.output:
+        files.write_json(args.output, side)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from mipo import report
+
+    given = _given(args, report.write)
+    page = report.write(args.run, **given)
+    print(f"{report.table(args.run, beside=given['beside'])}\n\nreport: {page}")
+
+
+def _export(args: argparse.Namespace) -> None:
+    from mipo.pairs import export
+
+    export(_read(args.pairs), args.output, **_given(args, export))
+    print(f"pairs in {args.output}")
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    from mipo.doctor import examine
+
+    print(examine())
+
+
+# name: (what it does, its work, the functions whose keyword arguments are its options, its own arguments)
+Command = tuple[str, Callable[[argparse.Namespace], None], tuple[str, ...], tuple[tuple[str, dict[str, Any]], ...]]
+SOURCE = ("prompts", {"help": "JSONL, Parquet or CSV file, or a Hugging Face dataset"})
+OUTPUT = ("--output", {"type": Path, "required": True, "help": HELP["output"]})
+COUNTERPARTS = ("--counterparts", {"type": Path, "help": "what `mipo contrast` wrote"})
+COMMANDS: dict[str, Command] = {
+    "run": (
+        "from a recipe to a trained model and a report",
+        _run,
+        ("mipo.run:run",),
+        (
+            ("recipe", {"help": "a YAML file"}),
+            ("--dry-run", {"action": "store_true", "help": "show three pairs and stop"}),
+        ),
+    ),
+    "demo": ("the whole way on a tiny model, on this machine, in about two minutes", _demo, ("mipo.demo:demo",), ()),
+    "contrast": (
+        "draw the counter-prompts",
+        _contrast,
+        ("mipo.prompts:read", "mipo.contrast:contrast"),
+        (SOURCE, OUTPUT),
+    ),
+    "generate": (
+        "let a model answer prompts and counter-prompts",
+        _generate,
+        ("mipo.prompts:read", "mipo.responses:generate"),
+        (SOURCE, ("--model", {"required": True, "help": "a folder or a hub name"}), COUNTERPARTS, OUTPUT),
+    ),
+    "pairs": (
+        "join prompts, counterparts and responses to preference pairs",
+        _pairs,
+        ("mipo.prompts:read",),
+        (
+            SOURCE,
+            (COUNTERPARTS[0], {**COUNTERPARTS[1], "required": True}),
+            ("--responses", {"type": Path, "required": True, "help": "what `mipo generate` wrote"}),
+            OUTPUT,
+        ),
+    ),
+    "tokens": (
+        "tokenize pairs as TRL would",
+        _tokens,
+        ("mipo.tokens:tokenize",),
+        (
+            ("pairs", {"type": Path, "help": "preference pairs: prompt, chosen, rejected"}),
+            ("--tokenizer", {"required": True, "help": "a model's folder or hub name"}),
+            OUTPUT,
+        ),
+    ),
+    "train": (
+        "train on tokenized pairs; takes every flag of trl.DPOConfig",
+        _train,
+        (),
+        (
+            ("--model", {"required": True, "help": "a folder or a hub name"}),
+            ("--tokens", {"type": Path, "required": True, "help": "what `mipo tokens` wrote"}),
+            ("--lora-r", {"type": int, "help": "train a LoRA adapter of this rank on all linear layers"}),
+            OUTPUT,
+        ),
+    ),
+    "evaluate": (
+        "measure the information interval of a model on prompts",
+        _evaluate,
+        ("mipo.prompts:read", "mipo.evaluation:evaluate"),
+        (
+            SOURCE,
+            ("--model", {"required": True, "help": "a folder or a hub name"}),
+            ("--held-out", {"type": Path, "help": "tokenized pairs whose log-probs are measured"}),
+            ("--answer", {"help": "column with the right answer"}),
+            ("--pattern", {"help": "regular expression with a group `answer` that a response must match"}),
+            ("--output", {"type": Path, "help": "a JSON file"}),
+        ),
+    ),
+    "report": (
+        "write a run's page anew and print its table",
+        _report,
+        ("mipo.report:write",),
+        (("run", {"type": Path, "help": "a run folder"}),),
+    ),
+    "export": (
+        "write pairs for another trainer",
+        _export,
+        ("mipo.pairs:export",),
+        (("pairs", {"type": Path, "help": "pairs.parquet of a run"}), OUTPUT),
+    ),
+    "doctor": ("what is installed, and which paths will be taken", _doctor, (), ()),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; returns 0, or 2 after one line on standard error about what is wrong."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    args = _parse(arguments)
+    try:
+        args.work(args)
+    except (ValueError, OSError, ImportError, TypeError) as error:
+        if os.environ.get("MIPO_TRACEBACK"):
+            raise
+        print(f"mipo {arguments[0]}: error: {_say(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nmipo {arguments[0]}: stopped; run the same command again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="mipo", description="Mutual Information Preference Optimization.")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(metavar="COMMAND", dest="command")
+    asked = next((word for word in arguments if not word.startswith("-")), None)
+    for name, (about, work, functions, own) in COMMANDS.items():
+        command = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
+        command.set_defaults(work=work)
+        if name == asked:
+            _add_options(command, functions, own)
+    if asked == "train":
+        args, args_rest = parser.parse_known_args(arguments)
+        args.rest = args_rest
+    else:
+        args = parser.parse_args(arguments)
+    if args.version:
+        from importlib.metadata import version
+
+        print(f"mipo {version('mipo')}")
+        raise SystemExit(0)
+    if args.command is None:
+        parser.print_help()
+        raise SystemExit(2)
+    return args
+
+
+def _add_options(
+    command: argparse.ArgumentParser, functions: tuple[str, ...], own: tuple[tuple[str, dict[str, Any]], ...]
+) -> None:
+    for name, how in own:
+        command.add_argument(name, **how)
+    taken = {action.dest for action in command._actions}
+    for function in functions:
+        for parameter in inspect.signature(_load(function)).parameters.values():
+            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in taken and _plain(parameter):
+                taken.add(parameter.name)
+                command.add_argument(f"--{parameter.name.replace('_', '-')}", **_option(parameter))
+
+
+def _load(function: str) -> Callable[..., Any]:
+    module, _, name = function.partition(":")
+    loaded: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return loaded
+
+
+def _plain(parameter: inspect.Parameter) -> bool:
+    """Whether an option can say it: text, numbers, paths and lists of names."""
+    if parameter.name == "progress":  # the name of a progress bar
+        return False
+    words = ("str", "int", "float", "Path", "Kind", "Format", "Sequence[str]", "Mapping[str, Path]", "None")
+    return all(part in words for part in _annotation(parameter).split(" | "))
+
+
+def _annotation(parameter: inspect.Parameter) -> str:
+    kind = parameter.annotation
+    return kind if isinstance(kind, str) else inspect.formatannotation(kind).replace("pathlib.", "")
+
+
+def _option(parameter: inspect.Parameter) -> dict[str, Any]:
+    about, kind, default = HELP.get(parameter.name), _annotation(parameter), parameter.default
+    if kind.startswith("Mapping"):
+        return {"action": "append", "type": _named_path, "metavar": "NAME=RUN", "help": about}
+    if kind.startswith("Sequence"):
+        return {"nargs": "*", "default": list(default), "metavar": "COLUMN", "help": about}
+    shown = f"{about} (default {default})" if about and default is not None else about
+    choices = {"Kind": ("random", "partial", "context", "dropped"), "Format": ("trl", "openrlhf", "nemo-rl")}.get(kind)
+    number: Any = {"int": int, "float": float}.get(kind.split(" | ")[0], str)
+    return {"default": default, "type": number, "choices": choices, "help": shown}
+
+
+def _named_path(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"expected NAME=RUN, came {text!r}")
+    return name, Path(path)
+
+
+def _given(args: argparse.Namespace, function: Callable[..., Any]) -> dict[str, Any]:
+    """The options that are keyword arguments of `function`."""
+    names = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    given = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    if "beside" in given:
+        given["beside"] = dict(given["beside"] or [])
+    return {name: value for name, value in given.items() if name not in ("folder", "tokenizer")}
+
+
+def _prompts(args: argparse.Namespace) -> pl.DataFrame:
+    from mipo.prompts import read
+
+    found = read(args.prompts, **{name: getattr(args, name) for name in READING})
+    _tell(found.dropped.items(), found.rows_in, args.prompts)
+    return found.frame
+
+
+def _read(path: Path) -> pl.DataFrame:
+    import polars as pl
+
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.is_dir() or path.suffix == ".parquet":
+        return pl.read_parquet(path / "*.parquet" if path.is_dir() else path)
+    return pl.read_ndjson(path)
+
+
+def _write(frame: pl.DataFrame, path: Path) -> None:
+    from mipo import files
+
+    with files.whole(path) as temporary:
+        frame.write_parquet(temporary)
+
+
+def _tell(dropped: Any, rows: int, where: Any) -> None:
+    by_reason = dict(dropped)
+    told = "".join(f"; {reason}: {n:,}" for reason, n in by_reason.items())
+    print(f"{where}: {rows:,} rows in, {rows - sum(by_reason.values()):,} out{told}")
+
+
+def _say(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; nothing half-written is kept, free the cause and run the same command again"
+    return str(error)

@@ -1,0 +1,29 @@
+"""The demo: a made-up world of users (`world`), a tiny model that speaks of it (`model/`), and an ordinary recipe."""
+
+import shutil
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def demo(*, seed: int = 0, output: str | Path = "runs/demo", control: str | None = None) -> Path:
+    """Runs the demo's recipe in the folder `output`, its inputs in `output/inputs`; returns the run folder.
+
+    Without a `control`, the same is done once more on shuffled pairs, in `output/control-shuffled`, and its figures
+    stand in the report beside MIPO's.
+    """
+    from mipo import run
+    from mipo.demo import world
+
+    output = Path(output)
+    inputs = output / "inputs"
+    if not (inputs / "recipe.yaml").exists():
+        world.write(inputs, seed=seed)
+        shutil.copytree(HERE / "model", inputs / "model", dirs_exist_ok=True)
+        shutil.copyfile(HERE / "recipe.yaml", inputs / "recipe.yaml")
+    recipe = inputs / "recipe.yaml"
+    if control:
+        return run.run(recipe, output=output, seed=seed, control=control)
+    run.run(recipe, output=output, seed=seed, until="evaluate")
+    beside = run.run(recipe, output=output / "control-shuffled", seed=seed, control="shuffled", reuse=output)
+    return run.run(recipe, output=output, seed=seed, beside={"shuffled": beside})

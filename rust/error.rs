@@ -1,0 +1,168 @@
+//! Every way in which a call can be wrong, and the Python exception that it becomes. Knows no algorithm.
+
+/// What was expected, what came, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// A counterpart is another row, so there must be another row.
+    #[error(
+        "n: expected at least 2 rows, since a counterpart is another row, got {0}; bring more prompts"
+    )]
+    TooFewRows(u64),
+    /// Positions are added to shifts in 64 bits.
+    #[error("n: expected at most 2^63 rows, got {0}; split the rows into several sets")]
+    TooManyRows(u64),
+    /// No counterpart was asked for.
+    #[error(
+        "negatives: expected at least 1 counterpart a row, got 0; ask for 1, which is plain DPO"
+    )]
+    NoNegatives,
+    /// More distinct counterparts than there are other rows.
+    #[error("negatives: expected at most {} distinct counterparts among {n} rows, got {negatives}; \
+             ask for fewer or bring more prompts", n - 1)]
+    TooManyNegatives {
+        /// Counterparts asked for.
+        negatives: u64,
+        /// Rows there are.
+        n: u64,
+    },
+    /// A slice that ends before it starts, or after the last row.
+    #[error(
+        "start, stop: expected 0 <= start <= stop <= {n}, got {start} and {stop}; \
+             a shard is a part of the rows 0..n"
+    )]
+    Slice {
+        /// First row asked for.
+        start: u64,
+        /// One past the last row asked for.
+        stop: u64,
+        /// Rows there are.
+        n: u64,
+    },
+    /// The result does not fit in memory.
+    #[error(
+        "expected a result that fits in memory, got {rows} rows of {negatives} counterparts; \
+             ask for a slice of the rows or for fewer negatives"
+    )]
+    Memory {
+        /// Rows asked for.
+        rows: u64,
+        /// Counterparts asked for in each.
+        negatives: u64,
+    },
+    /// Without a column that must differ a row could be its own counterpart.
+    #[error(
+        "differ_codes: expected at least one column in which a counterpart must differ, got none; \
+             give the code of the prompt text"
+    )]
+    NoDiffer,
+    /// Arrays that describe the same rows have different lengths.
+    #[error("{name}: expected length {expected}, got {got}; give one entry for each {what}")]
+    Length {
+        /// The argument.
+        name: String,
+        /// What an entry stands for.
+        what: &'static str,
+        /// Length that the other arguments imply.
+        expected: usize,
+        /// Length that came.
+        got: usize,
+    },
+    /// Offsets that fall, or leave the array that they point into.
+    #[error(
+        "{name}: expected offsets that never fall, from 0 to at most {limit}, got {got} at place {place}; \
+             offsets[i]..offsets[i + 1] is row i"
+    )]
+    Offsets {
+        /// The argument.
+        name: &'static str,
+        /// Length of the array that the offsets point into.
+        limit: usize,
+        /// The first wrong offset.
+        got: i64,
+        /// Where it stands.
+        place: usize,
+    },
+    /// A table with no offsets at all: even an empty one has the offset 0.
+    #[error(
+        "{name}: expected one offset more than there are rows, got no offsets; an empty table has the offset 0"
+    )]
+    NoOffsets {
+        /// The argument.
+        name: &'static str,
+    },
+    /// A row number that points past its table.
+    #[error(
+        "{name}: expected row numbers below {len}, got {got} at place {place}; \
+             they are rows of the {table} table"
+    )]
+    Row {
+        /// The argument.
+        name: &'static str,
+        /// The table that it points into.
+        table: &'static str,
+        /// Rows of that table.
+        len: usize,
+        /// The first wrong row number.
+        got: u64,
+        /// Where it stands.
+        place: usize,
+    },
+    /// Unfinished responses, and no end-of-turn token that could be taken from them.
+    #[error(
+        "end_ids: expected the ids that end a turn, since some responses are unfinished, got none; \
+             give the tokenizer's end-of-turn ids or no `unfinished`"
+    )]
+    NoEndIds,
+    /// A `tokenizer.json` that cannot be read.
+    #[error(
+        "json: expected the bytes of a tokenizer.json, got {got} bytes that cannot be read: {reason}; \
+             save the tokenizer with `save_pretrained` and give that file"
+    )]
+    Tokenizer {
+        /// Bytes that came.
+        got: usize,
+        /// The tokenizers library's own words.
+        reason: String,
+    },
+    /// A text that the tokenizer refuses.
+    #[error(
+        "texts: expected a text that the tokenizer can encode, got row {row}, which it refuses: {reason}; \
+             drop the row or use another tokenizer"
+    )]
+    Text {
+        /// Row of the text.
+        row: usize,
+        /// The tokenizers library's own words.
+        reason: String,
+    },
+    /// A missing text.
+    #[error(
+        "texts: expected a text in every row, got a null in row {row}; drop the row or fill it"
+    )]
+    Null {
+        /// The first row with a null.
+        row: usize,
+    },
+    /// An Arrow array of something else than text.
+    #[error(
+        "texts: expected an Arrow array of string, large_string or string_view, got {got}; cast it to string"
+    )]
+    NotText {
+        /// The Arrow type that came.
+        got: String,
+    },
+}
+
+#[cfg(feature = "python")]
+impl From<Error> for pyo3::PyErr {
+    fn from(error: Error) -> Self {
+        use pyo3::exceptions::{PyIndexError, PyMemoryError, PyTypeError, PyValueError};
+        let message = error.to_string();
+        match error {
+            Error::Row { .. } => PyIndexError::new_err(message),
+            Error::Memory { .. } => PyMemoryError::new_err(message),
+            Error::NotText { .. } => PyTypeError::new_err(message),
+            _ => PyValueError::new_err(message),
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! mipo's native half: counterparts of rows, and token ids. `python` (on by default) adds the module `mipo._native`.
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+pub mod contrast;
+pub mod error;
+pub mod random;
+pub mod tokens;
+
+#[cfg(feature = "python")]
+mod python;

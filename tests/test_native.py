@@ -1,0 +1,331 @@
+"""Laws of `mipo._native` through Python: counterparts, the border between prompt and response, ids of real texts."""
+
+import itertools
+import json
+import lzma
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mipo import _native
+from numpy.typing import NDArray
+
+SHARED = Path(__file__).parents[2] / "shared"
+ABSENT = np.uint64(2**64 - 1)
+
+# A fair χ² lies this many standard deviations above its mean about once in 30,000 draws, and the seeds are fixed.
+SIGMAS = 4.0
+SEEDS_PER_CELL = 20
+
+Rows = NDArray[np.uint64]
+
+
+@st.composite
+def sizes(draw: st.DrawFn) -> tuple[int, int]:
+    """(n, negatives) on both sides of the border between the table and the Feistel rounds."""
+    n = draw(st.integers(2, 200) | st.integers(4_000, 4_200) | st.integers(2, 20_000))
+    return n, draw(st.integers(1, min(n - 1, 6)))
+
+
+seeds = st.integers(0, 2**64 - 1)
+
+
+@given(sizes(), seeds)
+def test_counterparts_are_distinct_other_rows_and_every_row_is_used_equally(size: tuple[int, int], seed: int) -> None:
+    n, negatives = size
+    found = _native.counterparts(n, negatives, seed, 0, n)
+    assert found.shape == (n, negatives)
+    assert found.dtype == np.uint64
+    assert not (found == np.arange(n, dtype=np.uint64)[:, None]).any()
+    assert (np.diff(np.sort(found, axis=1)) > 0).all()
+    assert (np.bincount(found.ravel().astype(np.int64), minlength=n) == negatives).all()
+
+
+@given(sizes(), seeds, st.data())
+def test_a_slice_is_the_slice_of_the_whole(size: tuple[int, int], seed: int, data: st.DataObject) -> None:
+    n, negatives = size
+    start, stop = sorted([data.draw(st.integers(0, n)), data.draw(st.integers(0, n))])
+    whole = _native.counterparts(n, negatives, seed, 0, n)
+    np.testing.assert_array_equal(_native.counterparts(n, negatives, seed, start, stop), whole[start:stop])
+    np.testing.assert_array_equal(_native.counterparts(n, 1, seed, 0, n), whole[:, :1])
+
+
+@pytest.mark.parametrize("n", range(2, 13))
+def test_no_row_is_its_own_counterpart_in_a_thousand_seeds(n: int) -> None:
+    own = np.arange(n, dtype=np.uint64)[:, None]
+    assert not any((_native.counterparts(n, n - 1, seed, 0, n) == own).any() for seed in range(1_000))
+
+
+def _unfairness(draw: Callable[[int, int], Rows], n: int) -> float:
+    """How far χ² of the pairs (row, counterpart) lies from its mean, in standard deviations."""
+    counts = np.zeros((n, n))
+    for seed in range(SEEDS_PER_CELL * (n - 1)):
+        counts[np.arange(n), draw(n, seed)] += 1
+    statistic = ((counts[~np.eye(n, dtype=bool)] - SEEDS_PER_CELL) ** 2).sum() / SEEDS_PER_CELL
+    freedom = n * n - 3 * n + 1  # every row and column sums to the number of seeds; the diagonal is empty
+    return float((statistic - freedom) / np.sqrt(2 * freedom))
+
+
+def _shift_without_permutation(n: int, seed: int) -> Rows:
+    """Fair in each row's counterpart up to a habit: half of the seeds take the next row."""
+    rng = np.random.default_rng(seed)
+    shift = 1 if rng.random() < 0.5 else rng.integers(1, n)
+    return ((np.arange(n) + shift) % n).astype(np.uint64)
+
+
+@pytest.mark.parametrize("n", [5, 6, 7, 8, 9, 12, 16, 23, 32, 41, 50])
+def test_every_other_row_is_as_likely(n: int) -> None:
+    assert abs(_unfairness(lambda n, seed: _native.counterparts(n, 1, seed, 0, n)[:, 0], n)) < SIGMAS
+
+
+@pytest.mark.parametrize("n", [5, 12, 50])
+def test_the_same_check_catches_a_bad_permutation(n: int) -> None:
+    assert abs(_unfairness(_shift_without_permutation, n)) > SIGMAS
+
+
+@st.composite
+def columns(draw: st.DrawFn) -> tuple[Rows, list[Rows]]:
+    n = draw(st.integers(0, 24))
+
+    def column(values: int) -> Rows:
+        return np.array(draw(st.lists(st.integers(0, values), min_size=n, max_size=n)), dtype=np.uint64)
+
+    return column(2), [column(values) for values in draw(st.lists(st.integers(0, 24), min_size=1, max_size=3))]
+
+
+@given(columns(), st.integers(1, 4), seeds)
+@settings(max_examples=400)
+def test_constrained_counterparts_are_admissible_or_absent(
+    codes: tuple[Rows, list[Rows]], negatives: int, seed: int
+) -> None:
+    alike, unlike = codes
+    found = _native.counterparts_within(alike, unlike, negatives, seed)
+    assert found.shape == (len(alike), negatives)
+    for row, others in enumerate(found):
+        admissible = [
+            other
+            for other in range(len(alike))
+            if alike[row] == alike[other] and all(column[row] != column[other] for column in unlike)
+        ]
+        if len(admissible) < negatives:
+            assert (others == ABSENT).all()
+        else:
+            assert len(set(others.tolist())) == negatives
+            assert set(others.tolist()) <= set(admissible)
+
+
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=40), st.integers(1, 3), seeds)
+def test_one_differ_column_is_balanced_where_shifts_fit(runs: list[int], negatives: int, seed: int) -> None:
+    users = np.repeat(np.arange(len(runs), dtype=np.uint64), runs)
+    found = _native.counterparts_within(np.zeros_like(users), [users], negatives, seed)
+    if len(users) - 2 * max(runs) + 1 >= negatives:
+        assert (np.bincount(found.ravel().astype(np.int64), minlength=len(users)) == negatives).all()
+
+
+# Of the wrong type on purpose, and so hidden from mypy.
+WRONG: list[Any] = [1.5, np.zeros(2)]
+
+
+def _nothing(n: int) -> Rows:
+    return np.zeros(n, dtype=np.uint64)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: _native.counterparts(1, 1, 0, 0, 1), ValueError, "n: expected at least 2 rows"),
+        (lambda: _native.counterparts(5, 0, 0, 0, 5), ValueError, "negatives: expected at least 1"),
+        (
+            lambda: _native.counterparts(5, 5, 0, 0, 5),
+            ValueError,
+            "at most 4 distinct counterparts among 5 rows, got 5",
+        ),
+        (lambda: _native.counterparts(5, 1, 0, 3, 2), ValueError, "0 <= start <= stop <= 5, got 3 and 2"),
+        (lambda: _native.counterparts(5, 1, 0, 0, 6), ValueError, "0 <= start <= stop <= 5, got 0 and 6"),
+        (lambda: _native.counterparts(5, 1, -1, 0, 5), ValueError, "seed: expected an integer from 0 .* got -1"),
+        (lambda: _native.counterparts(5, 1, 2**64, 0, 5), ValueError, "seed: expected an integer"),
+        (lambda: _native.counterparts(5, WRONG[0], 0, 0, 5), TypeError, "negatives: expected an integer .* got 1.5"),
+        (lambda: _native.counterparts(2**60, 1, 0, 0, 2**60), MemoryError, "slice of the rows"),
+        (lambda: _native.counterparts_within(_nothing(2), [], 1, 0), ValueError, "at least one column"),
+        (lambda: _native.counterparts_within(_nothing(2), [_nothing(3)], 1, 0), ValueError, "length 2, got 3"),
+        (lambda: _native.counterparts_within(_nothing(2), [WRONG[1]], 1, 0), TypeError, "got float64"),
+        (lambda: _native.counterparts_within(_nothing(4)[::2], [_nothing(2)], 1, 0), ValueError, "ascontiguousarray"),
+        (lambda: _native.Encoder(b"{"), ValueError, "json: expected the bytes of a tokenizer.json"),
+    ],
+)
+def test_errors_say_what_was_expected_and_what_came(
+    call: Callable[[], object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+def _tiny() -> tokenizers.Tokenizer:
+    """A byte-level tokenizer with merges, truncation and padding, trained on a few lines here."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<s>", "<pad>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(["the other prompt answers another question"] * 3 + ["ab abc abcd"] * 3, trainer)
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer.enable_truncation(5)
+    tokenizer.enable_padding(pad_id=1, pad_token="<pad>", length=9)
+    return tokenizer
+
+
+def _lists(table: tuple[NDArray[np.int64], NDArray[np.uint32]]) -> list[list[int]]:
+    offsets, ids = table
+    return [ids[start:stop].tolist() for start, stop in itertools.pairwise(offsets)]
+
+
+@given(st.lists(st.text(max_size=30), max_size=200), st.booleans())
+@settings(max_examples=50, deadline=None)
+def test_ids_are_those_of_tokenizers_without_cutting_or_padding(texts: list[str], special: bool) -> None:
+    tokenizer = _tiny()
+    found = _native.Encoder(tokenizer.to_str().encode()).encode(pl.Series(texts, dtype=pl.String), special)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    assert _lists(found) == [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=special)]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
+def test_every_arrow_string_and_chunking_gives_the_same_ids(kind: pa.DataType) -> None:
+    texts = ["the prompt", "", "another question, longer than twelve bytes", "ab"]
+    encoder = _native.Encoder(_tiny().to_str().encode())
+    whole = _lists(encoder.encode(pl.Series(texts), True))
+    assert _lists(encoder.encode(pa.array(texts, kind), True)) == whole
+    assert _lists(encoder.encode(pa.array(texts, kind).slice(1, 2), True)) == whole[1:3]
+    chunked = pa.chunked_array([texts[:1], [], texts[1:]], type=kind)
+    assert _lists(encoder.encode(chunked, True)) == whole
+
+
+def test_what_is_no_text_is_refused_with_its_row() -> None:
+    encoder = _native.Encoder(_tiny().to_str().encode())
+    with pytest.raises(ValueError, match="null in row 3"):
+        encoder.encode(pa.chunked_array([["a", "b"], ["c", None, None]]), False)
+    with pytest.raises(TypeError, match="got Int64; cast it to string"):
+        encoder.encode(pl.Series([1, 2]), False)
+    with pytest.raises(TypeError, match=r"got <class 'list'>; wrap it with polars\.Series"):
+        encoder.encode(["a"], False)  # type: ignore[arg-type]
+
+
+def _read(path: str, column: str, limit: int) -> list[str]:
+    file = SHARED / "data" / path
+    content = lzma.decompress(file.read_bytes()) if file.suffix == ".xz" else file.read_bytes()
+    found = [json.loads(line)[column] for line in content.splitlines()[:limit]]
+    return ["\n".join(text) if isinstance(text, list) else text for text in found]
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="real texts and tokenizers lie in ../shared, which is not here")
+@pytest.mark.parametrize("name", ["qwen2.5", "gpt2", "smollm2"])
+def test_ids_of_real_texts_are_those_of_tokenizers(name: str) -> None:
+    source = lzma.decompress((SHARED / "tokenizers" / name / "tokenizer.json.xz").read_bytes())
+    texts = _read("math/gsm8k_train.jsonl", "question", 1_000)
+    texts += _read("prompts/human_instructions.jsonl", "prompt", 900)
+    texts += _read("prompts/t0_prompts.jsonl.xz", "prompt", 500)
+    texts += ["<|im_start|>user\nhi<|im_end|>\n", "日本語のテキスト 🎌", " ", "\r\n\t"]
+    reference = tokenizers.Tokenizer.from_buffer(source)
+    reference.no_truncation()
+    reference.no_padding()
+    found = _native.Encoder(source).encode(pl.Series(texts), False)
+    assert _lists(found) == [encoding.ids for encoding in reference.encode_batch(texts, add_special_tokens=False)]
+
+
+def _prefix(one: list[int], other: list[int]) -> int:
+    return next((at for at, (x, y) in enumerate(zip(one, other, strict=False)) if x != y), min(len(one), len(other)))
+
+
+def _split_plainly(
+    prompt: list[int], joints: list[list[int]], unfinished: list[bool], ends: list[int]
+) -> tuple[list[int], list[list[int]]]:
+    """The border rule of TRL 1.16, and unfinished responses without their end of turn."""
+    border = min(_prefix(prompt, joint) for joint in joints)
+    responses = [joint[border:] for joint in joints]
+    for at, response in enumerate(responses):
+        if unfinished[at] and set(response) & set(ends):
+            responses[at] = response[: max(place for place, id in enumerate(response) if id in ends)]
+    return prompt[:border], responses
+
+
+def _table(rows: list[list[int]]) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+    return offsets, np.array([id for row in rows for id in row], dtype=np.uint32)
+
+
+# Few ids, so that prompts are often a part of their joints and responses often meet again.
+_ids = st.lists(st.integers(0, 2), max_size=6)
+
+
+@st.composite
+def _groups(draw: st.DrawFn) -> tuple[list[list[int]], list[list[int]], list[tuple[int, list[int]]], list[bool]]:
+    prompts = draw(st.lists(_ids, min_size=1, max_size=4))
+    joints = draw(
+        st.lists(st.builds(lambda p, r: p + r, st.sampled_from(prompts), _ids) | _ids, min_size=1, max_size=8)
+    )
+    row = st.integers(0, len(joints) - 1)
+    prompt = st.integers(0, len(prompts) - 1)
+    groups = draw(st.lists(st.tuples(prompt, st.lists(row, min_size=1, max_size=4)), max_size=8))
+    return prompts, joints, groups, draw(st.lists(st.booleans(), min_size=len(joints), max_size=len(joints)))
+
+
+@given(_groups(), st.lists(st.integers(0, 2), min_size=1, max_size=2))
+@settings(max_examples=400)
+def test_the_border_is_that_of_trl(
+    drawn: tuple[list[list[int]], list[list[int]], list[tuple[int, list[int]]], list[bool]], ends: list[int]
+) -> None:
+    prompts, joints, groups, unfinished = drawn
+    found = _native.split(
+        _table(prompts),
+        _table(joints),
+        group_prompt=np.array([prompt for prompt, _ in groups], dtype=np.uint64),
+        group_chosen=np.array([rows[0] for _, rows in groups], dtype=np.uint64),
+        rejected_offsets=np.cumsum([0, *(len(rows) - 1 for _, rows in groups)], dtype=np.int64),
+        rejected=np.array([row for _, rows in groups for row in rows[1:]], dtype=np.uint64),
+        unfinished=np.array(unfinished),
+        end_ids=ends,
+    )
+    plain = [
+        _split_plainly(prompts[prompt], [joints[row] for row in rows], [unfinished[row] for row in rows], ends)
+        for prompt, rows in groups
+    ]
+    distinct_prompts, distinct_responses = _lists(found.prompts), _lists(found.responses)
+    assert [distinct_prompts[row] for row in found.prompt] == [prompt for prompt, _ in plain]
+    assert [distinct_responses[row] for row in found.chosen] == [responses[0] for _, responses in plain]
+    rejected = [response for _, responses in plain for response in responses[1:]]
+    assert [distinct_responses[row] for row in found.rejected] == rejected
+    every = [response for _, responses in plain for response in responses]
+    assert distinct_responses == [list(ids) for ids in dict.fromkeys(map(tuple, every))]
+    assert distinct_prompts == [list(ids) for ids in dict.fromkeys(tuple(prompt) for prompt, _ in plain)]
+    assert found.merged == sum(len(short) < len(prompts[g[0]]) for (short, _), g in zip(plain, groups, strict=True))
+    joint_rows = [row for _, rows in groups for row in rows]
+    assert found.empty.tolist() == sorted({row for row, ids in zip(joint_rows, every, strict=True) if not ids})
+
+
+def test_split_names_the_argument_that_is_wrong() -> None:
+    table, rows, offsets = _table([[1, 2]]), np.zeros(1, dtype=np.uint64), np.zeros(2, dtype=np.int64)
+    right: dict[str, Any] = {
+        "group_prompt": rows,
+        "group_chosen": rows,
+        "rejected_offsets": offsets,
+        "rejected": rows[:0],
+    }
+    cases: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"group_prompt": rows + np.uint64(1)}, IndexError, "group_prompt: expected row numbers below 1, got 1"),
+        ({"group_chosen": rows[:0]}, ValueError, "group_chosen: expected length 1, got 0"),
+        ({"rejected": rows.astype(np.int64)}, TypeError, "rejected: expected .* of uint64, got int64"),
+        ({"rejected_offsets": offsets - 1}, ValueError, "rejected_offsets: expected offsets that never fall"),
+        ({"unfinished": np.array([True])}, ValueError, "end_ids: expected the ids that end a turn"),
+        ({"unfinished": np.zeros(2, dtype=bool), "end_ids": [1]}, ValueError, "unfinished: expected length 1, got 2"),
+    ]
+    for wrong, error, message in cases:
+        with pytest.raises(error, match=message):
+            _native.split(table, table, **(right | wrong))
