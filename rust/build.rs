@@ -8,10 +8,7 @@ fn main() -> std::io::Result<()> {
     for entry in fs::read_dir("kernels")? {
         let path = entry?.path();
         if path.extension().is_some_and(|e| e == "py") {
-            fs::copy(
-                &path,
-                out.join(path.file_name().expect("a file has a name")),
-            )?;
+            fs::copy(&path, out.join(path.file_name().expect("a file has a name")))?;
         }
     }
     Ok(())

@@ -34,13 +34,7 @@ mod source {
 ///
 /// # Errors
 /// n < 2 or n > 2^63; negatives = 0 or ≥ n; a slice outside `0..n`; a result larger than memory.
-pub fn counterparts(
-    n: u64,
-    negatives: u64,
-    seed: u64,
-    start: u64,
-    stop: u64,
-) -> Result<Vec<u64>, Error> {
+pub fn counterparts(n: u64, negatives: u64, seed: u64, start: u64, stop: u64) -> Result<Vec<u64>, Error> {
     check_counts(n, negatives)?;
     if start > stop || stop > n {
         return Err(Error::Slice { start, stop, n });
@@ -111,11 +105,7 @@ fn check_counts(n: u64, negatives: u64) -> Result<(), Error> {
     }
 }
 
-fn check_columns(
-    match_codes: &[u64],
-    differ_codes: &[&[u64]],
-    negatives: u64,
-) -> Result<(), Error> {
+fn check_columns(match_codes: &[u64], differ_codes: &[&[u64]], negatives: u64) -> Result<(), Error> {
     if negatives == 0 {
         return Err(Error::NoNegatives);
     }
@@ -123,10 +113,7 @@ fn check_columns(
         return Err(Error::NoDiffer);
     }
     let expected = match_codes.len();
-    match differ_codes
-        .iter()
-        .position(|column| column.len() != expected)
-    {
+    match differ_codes.iter().position(|column| column.len() != expected) {
         Some(place) => Err(Error::Length {
             name: format!("differ_codes[{place}]"),
             what: "row of match_codes",
@@ -145,9 +132,7 @@ fn allocate(rows: u64, negatives: u64) -> Result<Vec<u64>, Error> {
         .and_then(|length| usize::try_from(length).ok())
         .ok_or(too_large.clone())?;
     // `vec!` takes zeroed pages that the threads then touch first, but aborts where memory is short: ask before.
-    Vec::<u64>::new()
-        .try_reserve_exact(length)
-        .map_err(|_| too_large)?;
+    Vec::<u64>::new().try_reserve_exact(length).map_err(|_| too_large)?;
     Ok(vec![0; length])
 }
 
@@ -204,14 +189,7 @@ impl<'a> Arrangement<'a> {
             .collect();
         let mut segments: Vec<Segment> = parts
             .par_iter_mut()
-            .map(|rows| {
-                Segment::arrange(
-                    rows,
-                    differ_codes,
-                    negatives,
-                    key(&[seed, match_codes[rows[0]]]),
-                )
-            })
+            .map(|rows| Segment::arrange(rows, differ_codes, negatives, key(&[seed, match_codes[rows[0]]])))
             .collect();
         let mut end = 0;
         for segment in &mut segments {
@@ -261,11 +239,7 @@ impl<'a> Arrangement<'a> {
         let mut found = 0;
         for _ in 0..64 + 4 * places.len() {
             let draw = segment.range.start + stream.below(outside as u64) as usize;
-            let other = self.order[if draw < run.start {
-                draw
-            } else {
-                draw + run.len()
-            }];
+            let other = self.order[if draw < run.start { draw } else { draw + run.len() }];
             if self.admits(row, other) && !places[..found].contains(&(other as u64)) {
                 places[found] = other as u64;
                 found += 1;
@@ -294,14 +268,10 @@ impl<'a> Arrangement<'a> {
         };
         let compare = |one: &usize, other: &usize| {
             let ((segment, codes), (other_segment, other_codes)) = (kind(*one), kind(*other));
-            segment
-                .cmp(&other_segment)
-                .then_with(|| codes.cmp(other_codes))
+            segment.cmp(&other_segment).then_with(|| codes.cmp(other_codes))
         };
         rows.par_sort_by(compare);
-        let kinds: Vec<&[usize]> = rows
-            .chunk_by(|one, other| compare(one, other).is_eq())
-            .collect();
+        let kinds: Vec<&[usize]> = rows.chunk_by(|one, other| compare(one, other).is_eq()).collect();
         kinds
             .par_iter()
             .flat_map_iter(|rows| self.search_kind(rows, negatives))
@@ -328,9 +298,7 @@ impl<'a> Arrangement<'a> {
 
     /// Whether `other` differs from `row` in every differ column.
     fn admits(&self, row: usize, other: usize) -> bool {
-        self.differ_codes
-            .iter()
-            .all(|codes| codes[row] != codes[other])
+        self.differ_codes.iter().all(|codes| codes[row] != codes[other])
     }
 
     /// Rows of the segment of `row` outside its run: no fewer than the admissible ones.
@@ -353,10 +321,7 @@ impl<'a> Arrangement<'a> {
 impl Segment {
     /// Sorts `rows` into runs of the column with the longest run, at random within a run; draws the shifts.
     fn arrange(rows: &mut [usize], differ_codes: &[&[u64]], negatives: u64, seed: u64) -> Self {
-        let (code_key, row_key) = (
-            key(&[source::CODE_ORDER, seed]),
-            key(&[source::ROW_ORDER, seed]),
-        );
+        let (code_key, row_key) = (key(&[source::CODE_ORDER, seed]), key(&[source::ROW_ORDER, seed]));
         let (mut column, mut longest, mut arranged) = (0, 0, Vec::new());
         for (place, codes) in differ_codes.iter().enumerate() {
             // `mix` is a bijection: equal ranks are equal codes, and no two rows tie.
@@ -399,9 +364,6 @@ fn draw_distinct(pool: &mut [u64], count: usize, stream: &mut Stream) -> Vec<u64
         .collect();
     swaps.iter().for_each(|&(k, other)| pool.swap(k, other));
     let drawn = pool[..count].to_vec();
-    swaps
-        .iter()
-        .rev()
-        .for_each(|&(k, other)| pool.swap(k, other));
+    swaps.iter().rev().for_each(|&(k, other)| pool.swap(k, other));
     drawn
 }

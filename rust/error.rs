@@ -4,17 +4,13 @@
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// A counterpart is another row, so there must be another row.
-    #[error(
-        "n: expected at least 2 rows, since a counterpart is another row, got {0}; bring more prompts"
-    )]
+    #[error("n: expected at least 2 rows, since a counterpart is another row, got {0}; bring more prompts")]
     TooFewRows(u64),
     /// Positions are added to shifts in 64 bits.
     #[error("n: expected at most 2^63 rows, got {0}; split the rows into several sets")]
     TooManyRows(u64),
     /// No counterpart was asked for.
-    #[error(
-        "negatives: expected at least 1 counterpart a row, got 0; ask for 1, which is plain DPO"
-    )]
+    #[error("negatives: expected at least 1 counterpart a row, got 0; ask for 1, which is plain DPO")]
     NoNegatives,
     /// More distinct counterparts than there are other rows.
     #[error("negatives: expected at most {} distinct counterparts among {n} rows, got {negatives}; \
@@ -83,9 +79,7 @@ pub enum Error {
         place: usize,
     },
     /// A table with no offsets at all: even an empty one has the offset 0.
-    #[error(
-        "{name}: expected one offset more than there are rows, got no offsets; an empty table has the offset 0"
-    )]
+    #[error("{name}: expected one offset more than there are rows, got no offsets; an empty table has the offset 0")]
     NoOffsets {
         /// The argument.
         name: &'static str,
@@ -136,17 +130,13 @@ pub enum Error {
         reason: String,
     },
     /// A missing text.
-    #[error(
-        "texts: expected a text in every row, got a null in row {row}; drop the row or fill it"
-    )]
+    #[error("texts: expected a text in every row, got a null in row {row}; drop the row or fill it")]
     Null {
         /// The first row with a null.
         row: usize,
     },
     /// An Arrow array of something else than text.
-    #[error(
-        "texts: expected an Arrow array of string, large_string or string_view, got {got}; cast it to string"
-    )]
+    #[error("texts: expected an Arrow array of string, large_string or string_view, got {got}; cast it to string")]
     NotText {
         /// The Arrow type that came.
         got: String,

@@ -74,12 +74,7 @@ impl Encoder {
     }
 
     /// Ids of each text: (offsets int64 [n + 1], ids uint32 [offsets[n]]).
-    fn encode(
-        &self,
-        py: Python<'_>,
-        texts: &Bound<'_, PyAny>,
-        add_special_tokens: bool,
-    ) -> PyResult<PyTable> {
+    fn encode(&self, py: Python<'_>, texts: &Bound<'_, PyAny>, add_special_tokens: bool) -> PyResult<PyTable> {
         let chunks = chunks(texts)?;
         let encode = || self.0.encode(&strings(&chunks)?, add_special_tokens);
         Ok(to_python(py, py.detach(encode)?))
@@ -126,10 +121,7 @@ fn split(
         array::<i64>("prompt[0]", &prompt.0)?,
         array::<u32>("prompt[1]", &prompt.1)?,
     );
-    let (joint_offsets, joint_ids) = (
-        array::<i64>("joint[0]", &joint.0)?,
-        array::<u32>("joint[1]", &joint.1)?,
-    );
+    let (joint_offsets, joint_ids) = (array::<i64>("joint[0]", &joint.0)?, array::<u32>("joint[1]", &joint.1)?);
     let prompts = View::new(
         "prompt[0]",
         slice("prompt[0]", &prompt_offsets)?,
@@ -154,13 +146,8 @@ fn split(
         rejected_offsets: slice("rejected_offsets", &offsets)?,
         rejected: slice("rejected", &rejected)?,
     };
-    let flags = unfinished
-        .map(|flags| array::<bool>("unfinished", flags))
-        .transpose()?;
-    let flags = flags
-        .as_ref()
-        .map(|flags| slice("unfinished", flags))
-        .transpose()?;
+    let flags = unfinished.map(|flags| array::<bool>("unfinished", flags)).transpose()?;
+    let flags = flags.as_ref().map(|flags| slice("unfinished", flags)).transpose()?;
     let end_ids = end_ids.unwrap_or_default();
     let unfinished = flags.map(|joint| Unfinished {
         joint,
@@ -190,12 +177,7 @@ fn to_python(py: Python<'_>, table: Table) -> PyTable {
 }
 
 /// Hands the vector over without a copy.
-fn matrix(
-    py: Python<'_>,
-    flat: Vec<u64>,
-    rows: u64,
-    columns: u64,
-) -> PyResult<Bound<'_, PyArray2<u64>>> {
+fn matrix(py: Python<'_>, flat: Vec<u64>, rows: u64, columns: u64) -> PyResult<Bound<'_, PyArray2<u64>>> {
     let shaped = Array2::from_shape_vec((rows as usize, columns as usize), flat);
     Ok(shaped
         .map_err(|error| PyValueError::new_err(error.to_string()))?
@@ -205,9 +187,7 @@ fn matrix(
 /// An integer of 64 bits without sign.
 fn natural(name: &str, value: &Bound<'_, PyAny>) -> PyResult<u64> {
     value.extract().map_err(|_| {
-        let message = format!(
-            "{name}: expected an integer from 0 to 2^64 - 1, got {value}; give one in that range"
-        );
+        let message = format!("{name}: expected an integer from 0 to 2^64 - 1, got {value}; give one in that range");
         if value.hasattr("__index__").unwrap_or(false) {
             PyValueError::new_err(message)
         } else {
@@ -217,10 +197,7 @@ fn natural(name: &str, value: &Bound<'_, PyAny>) -> PyResult<u64> {
 }
 
 /// A one-dimensional NumPy array of T.
-fn array<'py, T: Element>(
-    name: &str,
-    value: &Bound<'py, PyAny>,
-) -> PyResult<PyReadonlyArray1<'py, T>> {
+fn array<'py, T: Element>(name: &str, value: &Bound<'py, PyAny>) -> PyResult<PyReadonlyArray1<'py, T>> {
     value.extract().map_err(|_| {
         let expected = dtype::<T>(value.py());
         let got = match (value.getattr("dtype"), value.getattr("ndim")) {
@@ -252,23 +229,15 @@ fn chunks(texts: &Bound<'_, PyAny>) -> PyResult<Vec<ArrayRef>> {
             texts.get_type()
         )));
     }
-    Ok(texts
-        .extract::<AnyArray>()?
-        .into_chunked_array()?
-        .into_inner()
-        .0)
+    Ok(texts.extract::<AnyArray>()?.into_chunked_array()?.into_inner().0)
 }
 
 /// Every text of the chunks, borrowed.
 fn strings(chunks: &[ArrayRef]) -> Result<Vec<&str>, Error> {
     let mut texts = Vec::with_capacity(chunks.iter().map(|chunk| chunk.len()).sum());
     for chunk in chunks {
-        if let Some(row) =
-            (0..chunk.len()).find(|&row| chunk.null_count() > 0 && chunk.is_null(row))
-        {
-            return Err(Error::Null {
-                row: texts.len() + row,
-            });
+        if let Some(row) = (0..chunk.len()).find(|&row| chunk.null_count() > 0 && chunk.is_null(row)) {
+            return Err(Error::Null { row: texts.len() + row });
         }
         if let Some(strings) = chunk.as_string_opt::<i32>() {
             texts.extend((0..strings.len()).map(|row| strings.value(row)));

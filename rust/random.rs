@@ -22,9 +22,9 @@ pub(crate) fn mix(x: u64) -> u64 {
 
 /// One key from several parts, in which the order of the parts counts.
 pub(crate) fn key(parts: &[u64]) -> u64 {
-    parts.iter().fold(0, |state: u64, part| {
-        mix(state.wrapping_add(GOLDEN) ^ mix(*part))
-    })
+    parts
+        .iter()
+        .fold(0, |state: u64, part| mix(state.wrapping_add(GOLDEN) ^ mix(*part)))
 }
 
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -184,9 +184,7 @@ impl Feistel {
         step_one: impl Fn(&Self, [u64; 1]) -> [u64; 1],
     ) {
         let (blocks, rest) = xs.as_chunks_mut::<LANES>();
-        blocks
-            .iter_mut()
-            .for_each(|block| *block = step(self, *block));
+        blocks.iter_mut().for_each(|block| *block = step(self, *block));
         rest.iter_mut().for_each(|x| *x = step_one(self, [*x])[0]);
         for x in xs {
             while *x >= self.n {
@@ -209,10 +207,8 @@ impl Feistel {
     fn backward<const L: usize>(&self, xs: [u64; L]) -> [u64; L] {
         let (mut left, mut right) = self.halves(xs);
         for (left_key, right_key) in self.keys.into_iter().rev() {
-            right =
-                from_fn(|lane| subtract(right[lane], draw(left[lane], right_key, self.b), self.b));
-            left =
-                from_fn(|lane| subtract(left[lane], draw(right[lane], left_key, self.a), self.a));
+            right = from_fn(|lane| subtract(right[lane], draw(left[lane], right_key, self.b), self.b));
+            left = from_fn(|lane| subtract(left[lane], draw(right[lane], left_key, self.a), self.a));
         }
         from_fn(|lane| left[lane] * self.b + right[lane])
     }
@@ -221,9 +217,7 @@ impl Feistel {
     #[inline]
     fn halves<const L: usize>(&self, xs: [u64; L]) -> ([u64; L], [u64; L]) {
         let estimate = xs.map(|x| scale(x, self.reciprocal));
-        let left: [u64; L] = from_fn(|lane| {
-            estimate[lane] + u64::from(xs[lane] - estimate[lane] * self.b >= self.b)
-        });
+        let left: [u64; L] = from_fn(|lane| estimate[lane] + u64::from(xs[lane] - estimate[lane] * self.b >= self.b));
         (left, from_fn(|lane| xs[lane] - left[lane] * self.b))
     }
 }

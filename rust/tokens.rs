@@ -133,10 +133,7 @@ impl Encoder {
             reason: reason.to_string(),
         };
         let mut tokenizer = Tokenizer::from_bytes(json).map_err(refuse)?;
-        tokenizer
-            .with_truncation(None)
-            .map_err(refuse)?
-            .with_padding(None);
+        tokenizer.with_truncation(None).map_err(refuse)?.with_padding(None);
         Ok(Self(tokenizer))
     }
 
@@ -166,11 +163,7 @@ impl Encoder {
 
     /// Lengths and ids, or the row within the chunk that is refused and why.
     #[allow(clippy::type_complexity)]
-    fn encode_chunk(
-        &self,
-        texts: &[&str],
-        special: bool,
-    ) -> Result<(Vec<usize>, Vec<u32>), (usize, String)> {
+    fn encode_chunk(&self, texts: &[&str], special: bool) -> Result<(Vec<usize>, Vec<u32>), (usize, String)> {
         let (mut lengths, mut ids) = (Vec::with_capacity(texts.len()), Vec::new());
         for (row, &text) in texts.iter().enumerate() {
             // The fast variant leaves out the offsets into the text, which nobody here asks for.
@@ -202,11 +195,7 @@ impl<'a> Groups<'a> {
     fn check(&self, prompts: usize, joints: usize) -> Result<(), Error> {
         let groups = self.prompt.len();
         check_length("group_chosen", "group", groups, self.chosen.len())?;
-        check_offsets(
-            "rejected_offsets",
-            self.rejected_offsets,
-            self.rejected.len(),
-        )?;
+        check_offsets("rejected_offsets", self.rejected_offsets, self.rejected.len())?;
         check_length(
             "rejected_offsets",
             "group, and one more",
@@ -219,8 +208,7 @@ impl<'a> Groups<'a> {
     }
 
     fn rejected(&self, group: usize) -> &'a [u64] {
-        &self.rejected
-            [self.rejected_offsets[group] as usize..self.rejected_offsets[group + 1] as usize]
+        &self.rejected[self.rejected_offsets[group] as usize..self.rejected_offsets[group + 1] as usize]
     }
 }
 
@@ -237,12 +225,7 @@ fn check_length(name: &str, what: &'static str, expected: usize, got: usize) -> 
     }
 }
 
-fn check_rows(
-    name: &'static str,
-    table: &'static str,
-    len: usize,
-    rows: &[u64],
-) -> Result<(), Error> {
+fn check_rows(name: &'static str, table: &'static str, len: usize, rows: &[u64]) -> Result<(), Error> {
     match rows.iter().position(|&row| row >= len as u64) {
         Some(place) => Err(Error::Row {
             name,
@@ -266,12 +249,7 @@ pub struct Unfinished<'a> {
 
 impl Unfinished<'_> {
     fn check(&self, joints: usize) -> Result<(), Error> {
-        check_length(
-            "unfinished",
-            "row of the joint table",
-            joints,
-            self.joint.len(),
-        )?;
+        check_length("unfinished", "row of the joint table", joints, self.joint.len())?;
         if self.end_ids.is_empty() && self.joint.contains(&true) {
             Err(Error::NoEndIds)
         } else {
@@ -302,7 +280,7 @@ pub struct Split {
     pub prompt: Vec<u64>,
     /// `[groups]`: rows of `responses`.
     pub chosen: Vec<u64>,
-    /// Rows of `responses`, in the layout of [`Groups::rejected`].
+    /// Rows of `responses`, in the layout of [`Groups::rejected`](field@Groups::rejected).
     pub rejected: Vec<u64>,
     /// Groups whose responses begin before their rendered prompt ends.
     pub merged: u64,
@@ -320,12 +298,7 @@ pub struct Split {
 /// # Errors
 /// Arrays of different lengths; offsets that fall; row numbers outside their table; unfinished responses with no ids
 /// that end a turn.
-pub fn split(
-    prompts: View,
-    joints: View,
-    groups: Groups,
-    unfinished: Option<Unfinished>,
-) -> Result<Split, Error> {
+pub fn split(prompts: View, joints: View, groups: Groups, unfinished: Option<Unfinished>) -> Result<Split, Error> {
     groups.check(prompts.len(), joints.len())?;
     if let Some(unfinished) = &unfinished {
         unfinished.check(joints.len())?;
@@ -342,17 +315,14 @@ pub fn split(
         split.prompt.push(distinct_prompts.row(&prompt[..border]));
         let mut respond = |&joint: &u64| {
             let tail = &joints.row(joint as usize)[border..];
-            let response =
-                unfinished.map_or(tail, |unfinished| unfinished.cut(joint as usize, tail));
+            let response = unfinished.map_or(tail, |unfinished| unfinished.cut(joint as usize, tail));
             if response.is_empty() {
                 split.empty.push(joint);
             }
             distinct_responses.row(response)
         };
         split.chosen.push(respond(&groups.chosen[group]));
-        split
-            .rejected
-            .extend(groups.rejected(group).iter().map(respond));
+        split.rejected.extend(groups.rejected(group).iter().map(respond));
     }
     split.empty.sort_unstable();
     split.empty.dedup();

@@ -45,10 +45,7 @@ fn sizes() -> impl Iterator<Item = u64> {
 #[test]
 fn counterparts_are_distinct_other_rows_and_every_row_is_used_equally() {
     for n in sizes() {
-        for negatives in [1, 2, 5, n - 1]
-            .into_iter()
-            .filter(|&k| k < n && n * k < 1_000_000)
-        {
+        for negatives in [1, 2, 5, n - 1].into_iter().filter(|&k| k < n && n * k < 1_000_000) {
             let flat = counterparts(n, negatives, 7 * n, 0, n).unwrap();
             let mut uses = vec![0; n as usize];
             for (row, found) in flat.chunks_exact(negatives as usize).enumerate() {
@@ -80,10 +77,7 @@ fn a_slice_is_the_slice_of_the_whole_and_fewer_are_the_first_of_more() {
             let part = &whole[(start * negatives) as usize..(stop * negatives) as usize];
             assert_eq!(counterparts(n, negatives, 3, start, stop).unwrap(), part);
         }
-        let first: Vec<u64> = whole
-            .chunks_exact(negatives as usize)
-            .map(|found| found[0])
-            .collect();
+        let first: Vec<u64> = whole.chunks_exact(negatives as usize).map(|found| found[0]).collect();
         assert_eq!(counterparts(n, 1, 3, 0, n).unwrap(), first);
     }
 }
@@ -95,10 +89,7 @@ fn the_same_bytes_on_any_number_of_threads() {
     let texts: Vec<u64> = (0..40_000).map(|row| row * row % 1_013).collect();
     let draw = || {
         let free = counterparts(50_000, 3, 11, 0, 50_000).unwrap();
-        (
-            free,
-            counterparts_within(&codes, &[&users, &texts], 3, 11).unwrap(),
-        )
+        (free, counterparts_within(&codes, &[&users, &texts], 3, 11).unwrap())
     };
     let alone = threads(1, draw);
     assert_eq!(alone, threads(2, draw));
@@ -108,9 +99,7 @@ fn the_same_bytes_on_any_number_of_threads() {
 #[test]
 fn seeds_change_the_counterparts() {
     for n in [20, 5_000] {
-        let draws: HashSet<_> = (0..50)
-            .map(|seed| counterparts(n, 1, seed, 0, n).unwrap())
-            .collect();
+        let draws: HashSet<_> = (0..50).map(|seed| counterparts(n, 1, seed, 0, n).unwrap()).collect();
         assert_eq!(draws.len(), 50);
     }
 }
@@ -134,10 +123,7 @@ fn a_permutation_and_its_inverse_undo_each_other() {
         for permutation in [Permutation::new(n, 5), Permutation::feistel(n, 5)] {
             let image: HashSet<u64> = (0..n).map(|place| permutation.at(place)).collect();
             assert_eq!(image.len() as u64, n);
-            assert!(
-                (0..n).all(|place| permutation.place_of(permutation.at(place)) == place
-                    && image.contains(&place))
-            );
+            assert!((0..n).all(|place| permutation.place_of(permutation.at(place)) == place && image.contains(&place)));
         }
     }
     for n in [
@@ -166,11 +152,7 @@ fn the_table_shuffles_fairly() {
     for key in 0..24 * 500 {
         let permutation = Permutation::new(4, key);
         *counts
-            .entry(
-                (0..4)
-                    .map(|place| permutation.at(place))
-                    .collect::<Vec<_>>(),
-            )
+            .entry((0..4).map(|place| permutation.at(place)).collect::<Vec<_>>())
             .or_insert(0) += 1;
     }
     assert_eq!(counts.len(), 24);
@@ -250,9 +232,7 @@ fn check_within(alike: &[u64], unlike: &[&[u64]], negatives: usize, seed: u64) {
             );
         } else {
             assert!(
-                found
-                    .iter()
-                    .all(|&other| admits(alike, unlike, row, other as usize)),
+                found.iter().all(|&other| admits(alike, unlike, row, other as usize)),
                 "row {row}: {found:?}"
             );
             assert_eq!(found.iter().collect::<HashSet<_>>().len(), negatives);
@@ -294,9 +274,7 @@ fn rows_of_a_value_that_owns_most_are_found_or_given_up_quickly() {
     let n = 200_000;
     let alike = vec![0; n];
     let distinct: Vec<u64> = (0..n as u64).collect();
-    let mostly_one: Vec<u64> = (0..n as u64)
-        .map(|row| row.saturating_sub(n as u64 - 10))
-        .collect();
+    let mostly_one: Vec<u64> = (0..n as u64).map(|row| row.saturating_sub(n as u64 - 10)).collect();
     let flat = counterparts_within(&alike, &[&distinct, &mostly_one], 9, 1).unwrap();
     assert!(flat.chunks_exact(9).enumerate().all(|(row, found)| {
         found
@@ -387,10 +365,7 @@ fn errors_say_what_was_expected_what_came_and_what_to_do() {
         Err(Error::Memory { .. })
     ));
     assert_eq!(counterparts_within(&[1], &[], 1, 0), Err(Error::NoDiffer));
-    assert_eq!(
-        counterparts_within(&[1], &[&[1]], 0, 0),
-        Err(Error::NoNegatives)
-    );
+    assert_eq!(counterparts_within(&[1], &[&[1]], 0, 0), Err(Error::NoNegatives));
     let message = counterparts_within(&[1, 2], &[&[1, 2], &[1]], 1, 0)
         .unwrap_err()
         .to_string();

@@ -14,8 +14,9 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mipo import _native
 from numpy.typing import NDArray
+
+from mipo import _native
 
 SHARED = Path(__file__).parents[2] / "shared"
 ABSENT = np.uint64(2**64 - 1)

@@ -31,17 +31,10 @@ fn table(rows: &[&[u32]]) -> Table {
 }
 
 fn rows(table: &Table) -> Vec<&[u32]> {
-    (0..table.view().len())
-        .map(|row| table.view().row(row))
-        .collect()
+    (0..table.view().len()).map(|row| table.view().row(row)).collect()
 }
 
-fn groups<'a>(
-    prompt: &'a [u64],
-    chosen: &'a [u64],
-    rejected_offsets: &'a [i64],
-    rejected: &'a [u64],
-) -> Groups<'a> {
+fn groups<'a>(prompt: &'a [u64], chosen: &'a [u64], rejected_offsets: &'a [i64], rejected: &'a [u64]) -> Groups<'a> {
     Groups {
         prompt,
         chosen,
@@ -68,10 +61,7 @@ fn all_of_a_group_start_at_the_shortest_common_prefix() -> Result<(), Error> {
         None,
     )?;
     assert_eq!(rows(&found.prompts), [&[1, 2][..], &[9]]);
-    assert_eq!(
-        rows(&found.responses),
-        [&[3, 4, 5][..], &[34, 5], &[4, 5], &[]]
-    );
+    assert_eq!(rows(&found.responses), [&[3, 4, 5][..], &[34, 5], &[4, 5], &[]]);
     assert_eq!(
         (found.prompt, found.chosen, found.rejected),
         (vec![0, 1, 1], vec![0, 2, 2], vec![1, 3])
@@ -82,10 +72,7 @@ fn all_of_a_group_start_at_the_shortest_common_prefix() -> Result<(), Error> {
 
 #[test]
 fn equal_ids_are_one_row_whatever_row_they_come_from() -> Result<(), Error> {
-    let (prompts, joints) = (
-        table(&[&[1], &[2]]),
-        table(&[&[1, 7], &[2, 7], &[2, 8], &[1, 8]]),
-    );
+    let (prompts, joints) = (table(&[&[1], &[2]]), table(&[&[1, 7], &[2, 7], &[2, 8], &[1, 8]]));
     let found = split(
         prompts.view(),
         joints.view(),
@@ -117,10 +104,7 @@ fn an_unfinished_response_loses_its_last_end_of_turn_and_what_follows() -> Resul
         Some(flags),
     )?;
     assert_eq!(rows(&found.prompts), [&[1, end]]);
-    assert_eq!(
-        rows(&found.responses),
-        [&[4, 99, 5][..], &[4, end, line], &[6, 7], &[]]
-    );
+    assert_eq!(rows(&found.responses), [&[4, 99, 5][..], &[4, end, line], &[6, 7], &[]]);
     assert_eq!(found.empty, [3]);
     Ok(())
 }
@@ -203,25 +187,14 @@ fn wrong_arrays_are_named() {
     for (message, beginning) in cases {
         assert!(message.starts_with(beginning), "{message}");
     }
-    assert_eq!(
-        View::new("t", &[], &[]).unwrap_err(),
-        Error::NoOffsets { name: "t" }
-    );
+    assert_eq!(View::new("t", &[], &[]).unwrap_err(), Error::NoOffsets { name: "t" });
     assert!(matches!(
         View::new("t", &[0, 2, 1], &[1, 2]),
-        Err(Error::Offsets {
-            got: 1,
-            place: 2,
-            ..
-        })
+        Err(Error::Offsets { got: 1, place: 2, .. })
     ));
     assert!(matches!(
         View::new("t", &[-1, 0], &[]),
-        Err(Error::Offsets {
-            got: -1,
-            place: 0,
-            ..
-        })
+        Err(Error::Offsets { got: -1, place: 0, .. })
     ));
 }
 
@@ -260,9 +233,6 @@ fn a_refused_text_is_named_by_its_row() -> Result<(), Error> {
         .encode(&texts, false)
         .unwrap_err();
     assert!(matches!(error, Error::Text { row: 200, .. }), "{error}");
-    assert!(matches!(
-        Encoder::from_json(b"{"),
-        Err(Error::Tokenizer { got: 1, .. })
-    ));
+    assert!(matches!(Encoder::from_json(b"{"), Err(Error::Tokenizer { got: 1, .. })));
     Ok(())
 }
