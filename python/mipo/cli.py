@@ -255,6 +255,11 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"mipo {arguments[0]}: error: {_say(error)}", file=sys.stderr)
         return 2
+    except Exception as error:
+        if "No space left" not in str(error):  # torch and safetensors say a full disk in errors of their own
+            raise
+        print(f"mipo {arguments[0]}: error: {_say(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"\nmipo {arguments[0]}: stopped; run the same command again to go on", file=sys.stderr)
         return 130

@@ -19,9 +19,11 @@ def whole(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        raise
+        if isinstance(error, OSError) or not isinstance(error, Exception):
+            raise
+        raise OSError(f"{path}: could not be written ({error})") from error  # polars has errors of its own
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,39 +1,41 @@
-"""Prompts: rows from a file, and how a prompt and a user's context become what a model sees.
+"""Prompts: rows of prompts, and how a prompt and a user's context become what a model sees.
 
-Knows file formats, chat messages and chat templates. Knows nothing of counter-prompts or responses.
+Knows chat messages and chat templates. Knows nothing of file formats, counter-prompts or responses.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
-import lzma
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mipo import sources
 from mipo.lazy import lazy
 
 if TYPE_CHECKING:
+    import numpy as np
     import polars as pl
 else:
+    np = lazy("numpy")
     pl = lazy("polars")
 
 CONTEXT_BORDER = "\n\n"  # between a user's context and the prompt, where the prompt is plain text
-SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".csv")
+MESSAGES = 'chat messages [{"role": …, "content": …}, …], both text'
+RESERVED = ("prompt_id", "prompt", "context")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prompts:
     """Prompts as read: `frame` has prompt_id (uint64, 0…n-1), prompt, context where there is one, and other columns.
 
-    `rows_in` = `frame.height` + the sum of `dropped` (reason → rows). `first` tells for each reason the first row of
-    the source, counted from 1.
+    `rows_in` = `frame.height` + the sum of `dropped` (reason → rows). `rows` tells for each row of `frame`, and `first`
+    for each reason, the (first) row of the source, counted from 1.
     """
 
     frame: pl.DataFrame
     rows_in: int
+    rows: pl.Series
     dropped: dict[str, int] = field(default_factory=dict)
     first: dict[str, int] = field(default_factory=dict)
 
@@ -42,255 +44,224 @@ def read(source: str | Path, *, prompt: str = "prompt", context: str | None = No
     """Reads prompts from JSONL, Parquet or CSV (also .gz, .xz), or a Hugging Face dataset (saved folder or hub name).
 
     `prompt` names the column with the prompt: text, or chat messages `[{"role": …, "content": …}, …]`. `context` names
-    the column with the user's context, a text. Other columns come along. Empty prompts and null contexts are dropped,
-    by a named reason. Raises FileNotFoundError or ValueError, with file and row, for what cannot be read.
+    the column with the user's context, a text; without it there is none. Other columns come along, under the name
+    `source_…` where theirs is prompt_id, prompt or context. Empty prompts and null or empty contexts are dropped, by a
+    named reason. Raises FileNotFoundError or ValueError, with file and row, for what cannot be read, and for fewer than
+    two prompts.
     """
-    table = _load(source, split)
-    for column in filter(None, (prompt, context)):
-        if column not in table.columns:
-            raise ValueError(f"{source}: no column {column!r}; it has {', '.join(table.columns)}. Name the right one.")
+    chosen = {prompt: "prompt"} if context is None else {prompt: "prompt", context: "context"}
+    if prompt == context:
+        raise ValueError(f"prompt and context are the same column, {prompt!r}; name two")
+    table = sources.load(source, split=split, texts=list(chosen))
+    if missing := [column for column in chosen if column not in table.columns]:
+        has = ", ".join(table.columns) or "no columns"
+        raise ValueError(f"{source}: no column {missing[0]!r}; it has {has}. Name the right one.")
+    table = _named(table, chosen, source)
     if table.height < 2:
+        raise ValueError(f"{source}: {_rows(table.height)}; a counter-prompt needs at least 2 prompts")
+    table = _checked(table, source, prompt, context)
+    rows = pl.int_range(1, table.height + 1, eager=True)
+    read = _drop(Prompts(table, table.height, rows), _reasons(table))
+    if read.frame.height < 2:
         raise ValueError(
-            f"{source}: {table.height} row{'s' * (table.height != 1)}; a counter-prompt needs at least 2 prompts"
+            f"{source}: {_rows(read.frame.height)} of {read.rows_in} left, at least 2 needed: {read.dropped}"
         )
-    table = table.rename({prompt: "prompt", **({context: "context"} if context else {})})
-    _check_types(table, source, prompt, context)
-    blank = pl.col("prompt").is_null() | (_last_text(table).str.strip_chars() == "")
-    reasons = pl.when(blank).then(pl.lit("empty prompt"))
-    if context:
-        reasons = reasons.when(pl.col("context").is_null()).then(pl.lit("null context"))
-    return _drop(table.with_columns(reasons.otherwise(None).alias("_reason")))
+    return read
 
 
 def drop(prompts: Prompts, reason: str, where: pl.Series) -> Prompts:
     """Drops the rows where the boolean series is true, for one more named reason; prompt_id is numbered anew."""
-    reasons = pl.when(where).then(pl.lit(reason)).otherwise(None).alias("_reason")
-    kept = _drop(prompts.frame.with_columns(reasons))
-    dropped = {**prompts.dropped, **{r: n + prompts.dropped.get(r, 0) for r, n in kept.dropped.items()}}
-    return Prompts(kept.frame, prompts.rows_in, dropped, {**kept.first, **prompts.first})
+    return _drop(prompts, pl.select(pl.when(where).then(pl.lit(reason))).to_series())
+
+
+def numbered(frame: pl.DataFrame) -> pl.DataFrame:
+    """The frame with `prompt_id` as uint64, the row number where there is none; ValueError unless each id is one row."""
+    if "prompt_id" not in frame.columns:
+        return frame.with_columns(prompt_id=pl.int_range(pl.len(), dtype=pl.UInt64))
+    ids = frame["prompt_id"]
+    if not ids.dtype.is_integer() or ids.null_count() or ids.n_unique() < len(ids) or (ids < 0).any():
+        raise ValueError(
+            f"prompt_id: expected {len(ids)} distinct whole numbers from 0, came {ids.dtype}: {ids[:3].to_list()} …"
+        )
+    return frame.with_columns(ids.cast(pl.UInt64))
 
 
 def hold_out(frame: pl.DataFrame, rows: int, *, seed: int, by: str | None = None) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Splits into (training, held-out) rows at random; `by` keeps all rows with one value (a user) on one side."""
+    """Splits into (training, held-out) rows at random, `rows` of them held out; each side is numbered anew.
+
+    `by` keeps all rows with one value (a user; null is one too) on one side, so that `rows` is the most that can be held
+    out: users who do not fit any more stay in training.
+    """
     if by is not None and by not in frame.columns:
         raise ValueError(f"holdout_by: no column {by!r}; the prompts have {', '.join(frame.columns)}")
     if not 2 <= rows <= frame.height - 2:
         raise ValueError(f"holdout: {rows} of {frame.height} rows; it takes at least 2 rows and leaves at least 2")
-    units = frame[by].unique(maintain_order=True) if by else frame["prompt_id"]
-    order = units.shuffle(seed=seed)
-    sizes = frame.group_by(by or "prompt_id").len()
-    counts = pl.DataFrame({by or "prompt_id": order}).join(
-        sizes, on=by or "prompt_id", how="left", maintain_order="left"
-    )
-    held = counts.filter(pl.col("len").cum_sum() <= rows)[by or "prompt_id"].implode()
-    inside = frame[by or "prompt_id"].is_in(held)
-    return _number(frame.filter(~inside)), _number(frame.filter(inside))
+    numbers = pl.int_range(frame.height, eager=True)
+    unit = frame.select(numbers.first().over(by)).to_series() if by else numbers
+    held = unit.is_in(_fitting(unit, rows, seed).implode())
+    if held.sum() < 2:
+        raise ValueError(
+            f"holdout: of {unit.n_unique()} values of {by!r} no two rows fit in {rows}; hold out more rows"
+        )
+    return _number(frame.filter(~held)), _number(frame.filter(held))
 
 
 def compose(prompt: pl.Series, context: pl.Series | None, *, chat: bool) -> pl.Series:
     """What the model is asked: the context, where there is one, and then the prompt; nothing else is added.
 
     With `chat` a list of messages (the context is the system message), otherwise text (the context, a blank line, the
-    prompt). A prompt of messages stays messages, so it needs `chat`.
+    prompt). A prompt of messages stays messages, so it needs `chat`. A null prompt stays null.
     """
-    messages = isinstance(prompt.dtype, pl.List)
-    if messages and not chat:
+    if is_messages(prompt) and not chat:
         raise ValueError("the prompts are chat messages, but the model has no chat template; give prompts as text")
-    frame = pl.DataFrame(
-        {
-            "prompt": prompt,
-            "context": pl.Series("context", [None] * len(prompt), dtype=pl.String) if context is None else context,
-        }
-    )
-    asked, given = pl.col("prompt"), pl.col("context").is_not_null()
-    if not chat:
-        joined = pl.concat_str(pl.col("context"), asked, separator=CONTEXT_BORDER)
-        return frame.select(pl.when(given).then(joined).otherwise(asked).alias("prompt"))["prompt"]
-    if not messages:
-        asked = pl.concat_list(_message("user", asked))
-    system = pl.concat_list(_message("system", pl.col("context")))
-    return frame.select(pl.when(given).then(pl.concat_list(system, asked)).otherwise(asked).alias("prompt"))["prompt"]
+    frame = pl.DataFrame({"prompt": prompt})
+    if chat and not is_messages(prompt):
+        user = pl.concat_list(pl.struct(pl.lit("user").alias("role"), pl.col("prompt").alias("content")))
+        frame = frame.select(pl.when(pl.col("prompt").is_not_null()).then(user).alias("prompt"))
+    if context is None:
+        return frame["prompt"]
+    frame = frame.with_columns(context.cast(pl.String).alias("context"))
+    given, asked = pl.col("context").is_not_null() & pl.col("prompt").is_not_null(), pl.col("prompt")
+    if chat:
+        before = pl.concat_list(_system_message(frame.schema["prompt"]), asked)
+    else:
+        before = pl.concat_str("context", asked, separator=CONTEXT_BORDER)
+    return frame.select(pl.when(given).then(before).otherwise(asked).alias("prompt"))["prompt"]
 
 
 def key(composed: pl.Series) -> pl.Series:
-    """One text per composed prompt, equal exactly where the prompts are equal."""
-    if not isinstance(composed.dtype, pl.List):
+    """One text per composed prompt, equal exactly where the prompts are equal; null for null.
+
+    Of messages it is their JSON, a line each, without fields that are null.
+    """
+    if not is_messages(composed):
         return composed
-    part = pl.concat_str(pl.element().struct.field("role"), pl.element().struct.field("content"), separator="\x1f")
-    return composed.list.eval(part).list.join("\x1e")
+    fields = sorted(_fields(composed.dtype))
+    told = [
+        pl.when(pl.element().struct.field(name).is_null())
+        .then(pl.lit(""))
+        .otherwise(pl.struct(pl.element().struct.field(name)).struct.json_encode())
+        for name in fields
+    ]
+    return composed.list.eval(pl.concat_str(told)).list.join("\n")
 
 
 def render(composed: Iterable[Any], tokenizer: Any) -> list[str]:
     """The text that is tokenized for each composed prompt: the chat template with a generation prompt, or the text."""
-    return [
-        asked
-        if isinstance(asked, str)
-        else tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-        for asked in composed
-    ]
+    asked = list(composed)
+    if not asked or isinstance(asked[0], str):
+        return asked
+    return list(tokenizer.apply_chat_template(list(plain(asked)), tokenize=False, add_generation_prompt=True))
+
+
+def plain(composed: Iterable[Any]) -> Iterator[list[dict[str, Any]]]:
+    """Messages as they stood in their file: without the null fields that a table needs where only others have one."""
+    return ([{name: said for name, said in turn.items() if said is not None} for turn in asked] for asked in composed)
 
 
 def is_chat(tokenizer: Any) -> bool:
     """Whether prompts are rendered through the tokenizer's chat template."""
-    return getattr(tokenizer, "chat_template", None) is not None
+    return bool(getattr(tokenizer, "chat_template", None))
 
 
-def _message(role: str, content: pl.Expr) -> pl.Expr:
-    return pl.struct(pl.lit(role).alias("role"), content.alias("content"))
+def is_messages(prompts: pl.Series) -> bool:
+    """Whether the series holds lists (of chat messages), not text."""
+    return isinstance(prompts.dtype, pl.List)
 
 
-def _load(source: str | Path, split: str) -> pl.DataFrame:
-    path = Path(source)
-    if path.is_dir() or (not path.exists() and _names_hub_dataset(str(source))):
-        return _load_dataset(source, split)
-    if not path.exists():
-        raise FileNotFoundError(f"{source}: no such file")
-    suffix = next((s for s in reversed(path.suffixes) if s in SUFFIXES), None)
-    if suffix is None:
-        raise ValueError(f"{source}: expected a file named {', '.join(SUFFIXES)} (or .gz, .xz of one), or a dataset")
-    data = _unpack(path)
-    if not data.strip():
-        raise ValueError(f"{source}: the file is empty")
-    try:
-        if suffix == ".parquet":
-            return pl.read_parquet(data)
-        if suffix == ".csv":
-            _check_utf8(data, source)
-            return pl.read_csv(data, infer_schema=False)
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{source}: not a readable {suffix[1:]} file ({error})") from None
-    return _load_jsonl(data, source)
+def _rows(count: int) -> str:
+    return f"{count} row" + "s" * (count != 1)
 
 
-def _names_hub_dataset(source: str) -> bool:
-    return source.count("/") <= 1 and not source.startswith((".", "/", "~")) and not Path(source).suffix
+def _fields(kind: pl.DataType) -> dict[str, pl.DataType]:
+    """The fields of a list of messages; none for what is no list of structs."""
+    inner = getattr(kind, "inner", None)
+    return {part.name: part.dtype for part in inner.fields} if isinstance(inner, pl.Struct) else {}  # type: ignore[misc]
 
 
-def _load_dataset(source: str | Path, split: str) -> pl.DataFrame:
-    try:
-        import datasets
-    except ImportError:
-        raise ImportError("Hugging Face datasets need `pip install mipo[train]`") from None
-    try:
-        found = (
-            datasets.load_from_disk(str(source))
-            if Path(source).is_dir()
-            else datasets.load_dataset(str(source), split=split)
-        )
-    except (FileNotFoundError, ConnectionError, ValueError) as error:
-        raise FileNotFoundError(f"{source}: neither a file nor a dataset that can be loaded ({error})") from None
-    if isinstance(found, datasets.DatasetDict):
-        if split not in found:
-            raise ValueError(f"{source}: no split {split!r}; it has {', '.join(found)}")
-        found = found[split]
-    frame = pl.from_arrow(found.with_format("arrow")[:])
-    assert isinstance(frame, pl.DataFrame)
-    return frame
+def _system_message(kind: pl.DataType) -> pl.Expr:
+    """The context as a message with the fields of the others, in their order: polars joins structs by position."""
+    said = {"role": pl.lit("system"), "content": pl.col("context")}
+    return pl.struct(said.get(name, pl.lit(None, part)).alias(name) for name, part in _fields(kind).items())
 
 
-def _unpack(path: Path) -> bytes:
-    opener = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)
-    try:
-        with opener(path, "rb") as file:
-            return bytes(file.read())
-    except (lzma.LZMAError, gzip.BadGzipFile, EOFError) as error:
-        raise ValueError(f"{path}: broken {path.suffix[1:]} file ({error})") from None
-
-
-def _check_utf8(data: bytes, source: str | Path) -> None:
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        row = data.count(b"\n", 0, error.start) + 1
+def _named(table: pl.DataFrame, chosen: dict[str, str], source: str | Path) -> pl.DataFrame:
+    names = [chosen.get(column, f"source_{column}" if column in RESERVED else column) for column in table.columns]
+    if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(
-            f"{source}: row {row}: not valid UTF-8 (byte 0x{data[error.start]:02x}); convert the file"
-        ) from None
+            f"{source}: the column {twice.pop()!r} is in the way of the one that would be renamed to it; rename it"
+        )
+    return table.rename(dict(zip(table.columns, names, strict=True)))
 
 
-def _load_jsonl(data: bytes, source: str | Path) -> pl.DataFrame:
-    _check_utf8(data, source)
-    try:
-        frame = pl.read_ndjson(data, infer_schema_length=None)
-        if frame.height == sum(1 for line in data.split(b"\n") if line.strip()):
-            return frame
-    except pl.exceptions.PolarsError:
-        pass  # found below, with its row
-    rows = []
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{source}: row {number}: not valid JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{source}: row {number}: expected a JSON object, came {type(row).__name__}")
-        rows.append(row)
-    try:
-        return pl.DataFrame(rows, infer_schema_length=None)
-    except (pl.exceptions.PolarsError, TypeError) as error:
-        raise ValueError(f"{source}: a column mixes types ({error}); give each column one type") from None
-
-
-def _check_types(table: pl.DataFrame, source: str | Path, prompt: str, context: str | None) -> None:
-    kind = table.schema["prompt"]
-    if isinstance(kind, pl.List):
-        _check_messages(table, source, prompt, context)
-    elif kind not in (pl.String, pl.Null):
-        raise ValueError(f"{source}: column {prompt!r}: expected text or chat messages, came {kind}")
-    if context and table.schema["context"] not in (pl.String, pl.Null):
-        raise ValueError(f"{source}: column {context!r}: expected text, came {table.schema['context']}")
+def _checked(table: pl.DataFrame, source: str | Path, prompt: str, context: str | None) -> pl.DataFrame:
+    """The table with its prompts and contexts as text or messages; ValueError for other types."""
+    labels = {"prompt": prompt} | ({"context": context} if context else {})
+    for name, label in labels.items():
+        kind = table.schema[name]
+        if isinstance(kind, pl.Categorical | pl.Enum | pl.Null):
+            table = table.with_columns(pl.col(name).cast(pl.String))
+        elif name == "prompt" and isinstance(kind, pl.List):
+            _check_messages(table, source, label, context)
+        elif kind != pl.String:
+            wanted = f"text or {MESSAGES}" if name == "prompt" else "text"
+            raise ValueError(f"{source}: column {label!r}: expected {wanted}, came {kind}")
+    return table
 
 
 def _check_messages(table: pl.DataFrame, source: str | Path, prompt: str, context: str | None) -> None:
-    wanted = 'messages [{"role": …, "content": …}, …], both text'
-    inner = table.schema["prompt"].inner  # type: ignore[attr-defined]
-    fields = {f.name: f.dtype for f in inner.fields} if isinstance(inner, pl.Struct) else {}
+    column = f"column {prompt!r}"
+    fields, given = _fields(table.schema["prompt"]), pl.col("prompt")
     if fields.get("role") != pl.String or fields.get("content") != pl.String:
-        raise ValueError(f"{source}: column {prompt!r}: expected {wanted}, came {table.schema['prompt']}")
-    broken = (
-        table["prompt"]
-        .list.eval(pl.element().struct.field("role").is_null() | pl.element().struct.field("content").is_null())
-        .list.any()
-    )
-    _refuse_rows(broken, source, f"column {prompt!r}: a message without role or content; expected {wanted}")
-    roles = pl.col("prompt").list.first().struct.field("role"), pl.col("prompt").list.last().struct.field("role")
-    _refuse_rows(
-        table.select(roles[1] != "user").to_series(), source, f"column {prompt!r}: the last message must be the user's"
-    )
+        raise ValueError(f"{source}: {column}: expected {MESSAGES}, came {table.schema['prompt']}")
+    lacks = pl.element().struct.field("role").is_null() | pl.element().struct.field("content").is_null()
+    first, last = given.list.first().struct.field("role"), given.list.last().struct.field("role")
+    wrong = {f"{column}: a message without role or content; expected {MESSAGES}": given.list.eval(lacks).list.any()}
+    wrong[f"{column}: the last message must be the user's, for the model to answer"] = last != "user"
     if context:
-        both = table.select((roles[0] == "system") & pl.col("context").is_not_null()).to_series()
-        _refuse_rows(
-            both,
-            source,
-            f"both a system message and a context ({context!r}); the context is the system message, keep one",
-        )
+        both = (first == "system") & pl.col("context").is_not_null()
+        wrong[f"a system message and a context ({context!r}), which becomes the system message; keep one"] = both
+    for what, where in wrong.items():
+        rows = table.select(where.fill_null(False)).to_series().arg_true()
+        if len(rows):
+            raise ValueError(f"{source}: row {rows[0] + 1}: {what} ({_rows(len(rows))} like this)")
 
 
-def _refuse_rows(broken: pl.Series, source: str | Path, what: str) -> None:
-    rows = broken.fill_null(False).arg_true()
-    if len(rows):
-        raise ValueError(f"{source}: row {rows[0] + 1}: {what} ({len(rows)} such row{'s' * (len(rows) > 1)})")
+def _reasons(table: pl.DataFrame) -> pl.Series:
+    """Why each row is dropped; null where it is kept."""
+    text = pl.col("prompt")
+    if is_messages(table["prompt"]):
+        text = text.list.last().struct.field("content")
+    reason = pl.when(text.is_null() | (text.str.strip_chars() == "")).then(pl.lit("empty prompt"))
+    if "context" in table.columns:
+        reason = reason.when(pl.col("context").is_null()).then(pl.lit("null context"))
+        reason = reason.when(pl.col("context").str.strip_chars() == "").then(pl.lit("empty context"))
+    return table.select(reason.otherwise(None)).to_series()
 
 
-def _last_text(table: pl.DataFrame) -> pl.Expr:
-    if isinstance(table.schema["prompt"], pl.List):
-        return pl.col("prompt").list.last().struct.field("content").fill_null("")
-    return pl.col("prompt").cast(pl.String).fill_null("")
-
-
-def _drop(table: pl.DataFrame) -> Prompts:
-    reasons = table.select("_reason", row=pl.int_range(1, pl.len() + 1)).drop_nulls()
-    counted = reasons.group_by("_reason", maintain_order=True).agg(pl.len(), pl.col("row").first())
-    frame = _number(table.filter(pl.col("_reason").is_null()).drop("_reason"))
-    by_reason = {reason: (rows, first) for reason, rows, first in counted.iter_rows()}
-    return Prompts(
-        frame, table.height, {r: n for r, (n, _) in by_reason.items()}, {r: f for r, (_, f) in by_reason.items()}
-    )
+def _drop(prompts: Prompts, reasons: pl.Series) -> Prompts:
+    gone = pl.DataFrame({"reason": reasons, "row": prompts.rows}).drop_nulls()
+    counted = gone.group_by("reason", maintain_order=True).agg(pl.len(), pl.col("row").min())
+    dropped, first, kept = dict(prompts.dropped), dict(prompts.first), reasons.is_null()
+    for reason, rows, row in counted.iter_rows():
+        dropped[reason] = dropped.get(reason, 0) + rows
+        first[reason] = min(first.get(reason, row), row)
+    return Prompts(_number(prompts.frame.filter(kept)), prompts.rows_in, prompts.rows.filter(kept), dropped, first)
 
 
 def _number(frame: pl.DataFrame) -> pl.DataFrame:
-    rest: Sequence[str] = [c for c in frame.columns if c not in ("prompt_id", "prompt", "context")]
-    first = [c for c in ("prompt", "context") if c in frame.columns]
-    ids = pl.int_range(frame.height, dtype=pl.UInt64, eager=True).alias("prompt_id")
-    return frame.select(ids, *first, *rest)
+    first = [column for column in RESERVED[1:] if column in frame.columns]
+    rest = [column for column in frame.columns if column not in RESERVED]
+    return frame.select(pl.int_range(pl.len(), dtype=pl.UInt64).alias("prompt_id"), *first, *rest)
+
+
+def _fitting(units: pl.Series, rows: int, seed: int) -> pl.Series:
+    """Random units (each named by a value of `units`, one a row) that together have at most `rows` rows."""
+    sizes = units.value_counts().sort(units.name)
+    held, left = [], rows
+    for place in np.random.default_rng(seed).permutation(sizes.height).tolist():
+        unit, size = sizes.row(place)
+        if size <= left:
+            held.append(unit)
+            left -= size
+    return pl.Series(held, dtype=units.dtype)

@@ -39,7 +39,7 @@ class MIPOConfig(DPOConfig):
     per_device_train_batch_size: int = field(default=4, metadata={"help": "Preference groups a step and device."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Epochs over the pairs."})
     lr_scheduler_type: str = field(default="cosine_with_min_lr", metadata={"help": "Learning-rate schedule."})
-    lr_scheduler_kwargs: dict[str, Any] | str | None = field(
+    lr_scheduler_kwargs: dict | str | None = field(  # type: ignore[type-arg]  # TRL's parser takes no other form
         default_factory=lambda: {"min_lr_rate": 0.1}, metadata={"help": "Arguments of the schedule."}
     )
     warmup_steps: float = field(default=0.03, metadata={"help": "Warm-up steps; below 1, their share of all steps."})
@@ -50,7 +50,6 @@ class MIPOConfig(DPOConfig):
     save_strategy: str = field(default="steps", metadata={"help": "When checkpoints are kept, to go on after a kill."})
     save_steps: float = field(default=0.2, metadata={"help": "Steps between checkpoints; below 1, a share of all."})
     save_total_limit: int | None = field(default=1, metadata={"help": "How many checkpoints are kept."})
-    report_to: str | list[str] | None = field(default="none", metadata={"help": "wandb, tensorboard, …; default none."})
     gradient_checkpointing: bool | None = field(default=None, metadata={"help": "Default: on an accelerator only."})
 
     def __post_init__(self) -> None:

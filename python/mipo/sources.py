@@ -1,0 +1,215 @@
+"""Sources: the table in a JSONL, Parquet or CSV file or a Hugging Face dataset, as it is written there or refused.
+
+Knows file formats and how they break. Knows nothing of prompts or chat messages.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mipo.lazy import lazy
+
+if TYPE_CHECKING:
+    import polars as pl
+else:
+    pl = lazy("polars")
+
+SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".csv")
+_BOM = b"\xef\xbb\xbf"
+# Texts that polars may have made of something else in the JSON: a number, a truth value, an object, a list; and of half
+# a surrogate pair it makes \0. Few real texts look so, and only those are compared with what the file says.
+_SUSPECT = r'^(?:-?\d[\d.eE+-]*|true|false)$|^(?:\{["}]|\[(?:[\[{\]"\d-]|true|false|null))|\x00'
+
+
+def load(source: str | Path, *, split: str = "train", texts: Sequence[str] = ()) -> pl.DataFrame:
+    """The table in a JSONL, Parquet or CSV file (also .gz, .xz), or a Hugging Face dataset (saved folder or hub name).
+
+    `split` is for datasets that have several. CSV columns are all text. In the columns `texts` a JSONL file must hold
+    text (or lists of objects of text) in every row: what polars would turn into text is refused. Raises
+    FileNotFoundError for what is not there, ValueError, with the file and where known the row, for what is broken.
+    """
+    path = Path(source)
+    if path.is_dir() or (not path.exists() and _names_hub_dataset(str(source))):
+        return _load_dataset(source, split)
+    if not path.exists():
+        raise FileNotFoundError(f"{source}: no such file")
+    suffix = next((s for s in reversed(path.suffixes) if s in SUFFIXES), None)
+    if suffix is None or path.suffix not in (suffix, ".gz", ".xz"):
+        raise ValueError(f"{source}: expected a file named {', '.join(SUFFIXES)} (or .gz, .xz of one), or a dataset")
+    data = _unpack(path) if path.suffix != suffix else None
+    if data is not None and not data or path.stat().st_size == 0:
+        raise ValueError(f"{source}: the file is empty")
+    if suffix == ".parquet":
+        return _load_parquet(source, data)
+    return _load_csv(source, data) if suffix == ".csv" else _load_jsonl(source, data, texts)
+
+
+def _names_hub_dataset(source: str) -> bool:
+    """Whether what is no file can be `name` or `owner/name`: neither a path nor something with a file's suffix."""
+    looks_like_file = re.search(r"\.[A-Za-z][A-Za-z0-9]{0,7}$", source)
+    return bool(re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source)) and not looks_like_file
+
+
+def _load_dataset(source: str | Path, split: str) -> pl.DataFrame:
+    try:
+        import datasets
+    except ImportError:
+        raise ImportError("Hugging Face datasets need `pip install mipo[train]`") from None
+    try:
+        saved = Path(source).is_dir()
+        found = datasets.load_from_disk(str(source)) if saved else datasets.load_dataset(str(source), split=split)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(f"{source}: neither a file nor a dataset that can be loaded ({error})") from None
+    if isinstance(found, datasets.DatasetDict):
+        if split not in found:
+            raise ValueError(f"{source}: no split {split!r}; it has {', '.join(found)}")
+        found = found[split]
+    frame = pl.from_arrow(found.with_format("arrow")[:])
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def _unpack(path: Path) -> bytes:
+    opener = {".xz": lzma.open, ".gz": gzip.open}[path.suffix]
+    try:
+        with opener(path, "rb") as file:
+            return bytes(file.read())
+    except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{path}: broken {path.suffix[1:]} file ({error})") from None
+
+
+def _load_parquet(source: str | Path, data: bytes | None) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(source if data is None else data)
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"{source}: not a readable parquet file ({error})") from None
+
+
+def _load_csv(source: str | Path, data: bytes | None) -> pl.DataFrame:
+    data = Path(source).read_bytes() if data is None else data
+    if not data.removeprefix(_BOM).strip():
+        raise ValueError(f"{source}: the file is empty")
+    if (wrong := _invalid_utf8(data)) is not None:
+        line = data.count(b"\n", 0, wrong) + 1
+        raise ValueError(f"{source}: line {line}: {_not_utf8(data[wrong])}")
+    try:
+        return pl.read_csv(data, infer_schema=False)
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"{source}: not a readable csv file ({error})") from None
+
+
+def _load_jsonl(source: str | Path, data: bytes | None, texts: Sequence[str]) -> pl.DataFrame:
+    try:
+        frame = _read_ndjson(source if data is None else data)
+    except pl.exceptions.PolarsError as error:
+        data = (Path(source).read_bytes() if data is None else data).removeprefix(_BOM)
+        if not data.strip():
+            raise ValueError(f"{source}: the file is empty") from None
+        frame = _parse(data, source, str(error))
+    checked = [column for column in texts if column in frame.columns]
+    suspects = frame.select(pl.any_horizontal(pl.lit(False), *(_suspect(frame, c) for c in checked))).to_series()
+    if suspects.any():
+        written = Path(source).read_bytes() if data is None else data
+        _check_written(frame, set(suspects.arg_true()), written, source, checked)
+    return frame
+
+
+def _read_ndjson(file: Any) -> pl.DataFrame:
+    return pl.read_ndjson(file, infer_schema_length=None)
+
+
+def _parse(data: bytes, source: str | Path, complaint: str) -> pl.DataFrame:
+    """The table that polars refused: names the row that is broken, or reads it where only polars minds."""
+    rows = []
+    for place, line in _lines(data, source):
+        if (wrong := _invalid_utf8(line)) is not None:
+            raise ValueError(f"{place}: {_not_utf8(line[wrong])}")
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{place}: not valid JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{place}: expected a JSON object, came {_called(row)}")
+        rows.append(row)
+    try:
+        return _read_ndjson(data)  # without its byte order mark
+    except pl.exceptions.PolarsError:
+        pass
+    try:
+        return pl.DataFrame(rows, infer_schema_length=None)
+    except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
+        raise ValueError(f"{source}: no table can be made of its rows ({complaint}; {error})") from None
+
+
+def _lines(data: bytes, source: str | Path) -> Iterator[tuple[str, bytes]]:
+    """Each row's line, and how to name it: rows leave out blank lines."""
+    row = 0
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if line.strip():
+            row += 1
+            yield f"{source}: row {row}" + (f" (line {number})" if number != row else ""), line
+
+
+def _invalid_utf8(data: bytes) -> int | None:
+    """Where the first byte is that is no UTF-8."""
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start
+    return None
+
+
+def _not_utf8(byte: int) -> str:
+    return f"not valid UTF-8 (byte 0x{byte:02x}); convert the file"
+
+
+def _suspect(frame: pl.DataFrame, column: str) -> pl.Expr:
+    """Whether a row's text may be polars' doing."""
+    kind = frame.schema[column]
+    if kind == pl.String:
+        return pl.col(column).str.contains(_SUSPECT).fill_null(False)
+    if isinstance(kind, pl.List) and isinstance(kind.inner, pl.Struct):
+        names = [field.name for field in kind.inner.fields if field.dtype == pl.String]
+        fields = [pl.element().struct.field(name).str.contains(_SUSPECT).fill_null(False) for name in names]
+        return pl.col(column).list.eval(pl.any_horizontal(pl.lit(False), *fields)).list.any().fill_null(False)
+    return pl.lit(False)
+
+
+def _check_written(
+    frame: pl.DataFrame, suspects: set[int], data: bytes, source: str | Path, columns: Sequence[str]
+) -> None:
+    for row, (place, line) in enumerate(_lines(data.removeprefix(_BOM), source)):
+        if row not in suspects:
+            continue
+        written = json.loads(line)
+        for column in columns:
+            if not _equal(written.get(column), frame[column][row]):
+                raise ValueError(f"{place}: column {column!r}: expected text, came {_shown(written[column])}")
+
+
+def _equal(written: Any, read: Any) -> bool:
+    """Whether a value was read as it is written; a field that is not there was read as null."""
+    if isinstance(read, dict):
+        return isinstance(written, dict) and all(_equal(written.get(name), value) for name, value in read.items())
+    if isinstance(read, list | pl.Series):
+        return isinstance(written, list) and len(written) == len(read) and all(map(_equal, written, read))
+    return type(written) is type(read) and bool(written == read)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        return "half of a surrogate pair, which is no character"
+    said = json.dumps(value)
+    return f"{_called(value)}: {said if len(said) < 80 else said[:80] + '…'}"
+
+
+def _called(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "a truth value", type(None): "null"}
+    return names.get(type(value), "a number")
