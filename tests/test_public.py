@@ -14,12 +14,12 @@ OPTIONS = {
     "demo": "--control --output --seed",
     "contrast": "--context --differ --kind --match --negatives --output --prompt --seed --split",
     "generate": "--batch-size --context --counterparts --max-new-tokens --model --output --prompt --seed --split "
-    "--temperature --top-p",
+    "--temperature --top-p --trust-remote-code",
     "pairs": "--context --counterparts --output --prompt --responses --split",
     "tokens": "--max-length --output --tokenizer",
     "train": "--lora-r --model --output --tokens",
     "evaluate": "--answer --batch-size --context --held-out --kind --max-new-tokens --model --negatives --output "
-    "--pattern --prompt --rows --seed --split --temperature --top-p",
+    "--pattern --prompt --rows --seed --split --temperature --top-p --trust-remote-code",
     "report": "--beside --sample",
     "export": "--format --output",
     "doctor": "",
@@ -65,7 +65,7 @@ def test_trl_methods_that_we_override():
     from mipo.trainer import MIPOConfig, MIPOTrainer
 
     ours = {name for name in vars(MIPOTrainer) if callable(getattr(MIPOTrainer, name)) and hasattr(DPOTrainer, name)}
-    assert ours == {"__init__", "_prepare_dataset", "_precompute_ref_logps", "_compute_loss"}
+    assert ours == {"__init__", "_prepare_dataset", "_precompute_ref_logps", "compute_ref_log_probs", "_compute_loss"}
     for name in ours - {"__init__"}:
         theirs = list(inspect.signature(getattr(DPOTrainer, name)).parameters)
         assert list(inspect.signature(getattr(MIPOTrainer, name)).parameters) == theirs, name

@@ -68,7 +68,7 @@ def test_evaluation_json_is_the_contract(done):
     for side in ("before", "after"):
         assert found[side].keys() == FIGURES
         for figure in found[side].values():
-            assert figure.keys() == {"value", "low", "high", "interval"}
+            assert figure.keys() == {"value", "low", "high", "interval", "rows"}
             assert figure["low"] <= figure["value"] <= figure["high"]
 
 

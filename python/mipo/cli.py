@@ -38,6 +38,7 @@ HELP = {
     "split": "split of a Hugging Face dataset",
     "temperature": "sampling temperature; 0 is greedy",
     "top_p": "nucleus sampling",
+    "trust_remote_code": "run code that comes with the model",
     "until": "the last stage to do",
 }
 READING = ("prompt", "context", "split")
@@ -72,7 +73,7 @@ def _generate(args: argparse.Namespace) -> None:
     from mipo.prompts import compose, is_chat
     from mipo.responses import ask, generate, load_tokenizer
 
-    prompts, tokenizer = _prompts(args), load_tokenizer(args.model)
+    prompts, tokenizer = _prompts(args), load_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
     own = compose(prompts["prompt"], prompts.get_column("context", default=None), chat=is_chat(tokenizer))
     counter = [counter_prompts(prompts, _read(args.counterparts), chat=is_chat(tokenizer))] if args.counterparts else []
     generate(ask(own, *counter), args.model, tokenizer=tokenizer, folder=args.output, **_given(args, generate))
@@ -127,7 +128,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     given = {
         name: value for name, value in _given(args, evaluate).items() if name not in ("answers", "held_out", "rule")
     }
-    side, _ = evaluate(args.model, load_tokenizer(args.model), _prompts(args), held_out, rule=rule or None, **given)
+    tokenizer = load_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
+    side, _ = evaluate(args.model, tokenizer, _prompts(args), held_out, rule=rule or None, **given)
     for name, figure in side.items():
         print(f"{name:16} {figure['value']:9.3f}  [{figure['low']:.3f}, {figure['high']:.3f}]")
     if args.output:
@@ -313,9 +315,9 @@ def _load(function: str) -> Callable[..., Any]:
 
 def _plain(parameter: inspect.Parameter) -> bool:
     """Whether an option can say it: text, numbers, paths and lists of names."""
-    if parameter.name == "progress":  # the name of a progress bar
+    if parameter.name in ("progress", "folder"):  # the name of a progress bar; --output says the folder
         return False
-    words = ("str", "int", "float", "Path", "Kind", "Format", "Sequence[str]", "Mapping[str, Path]", "None")
+    words = ("bool", "str", "int", "float", "Path", "Kind", "Format", "Sequence[str]", "Mapping[str, Path]", "None")
     return all(part in words for part in _annotation(parameter).split(" | "))
 
 
@@ -326,6 +328,8 @@ def _annotation(parameter: inspect.Parameter) -> str:
 
 def _option(parameter: inspect.Parameter) -> dict[str, Any]:
     about, kind, default = HELP.get(parameter.name), _annotation(parameter), parameter.default
+    if kind == "bool":
+        return {"action": "store_true", "help": about}
     if kind.startswith("Mapping"):
         return {"action": "append", "type": _named_path, "metavar": "NAME=RUN", "help": about}
     if kind.startswith("Sequence"):

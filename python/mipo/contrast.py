@@ -5,13 +5,14 @@ Knows prompts, and draws by `mipo._native`. Knows nothing of models or responses
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mipo import _native
 from mipo.lazy import lazy
-from mipo.prompts import compose
+from mipo.prompts import compose, first_equal, is_messages, numbered
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,11 +24,20 @@ else:
 
 Kind = Literal["random", "partial", "context", "dropped"]
 NOBODY = 2**64 - 1  # what the native draw answers for a row that no counterpart satisfies
+ONE_SENTENCE = "one sentence: no part to keep"
 
-# A sentence ends at a stop and white space (no stop that an abbreviation or a decimal has), a new line, or a full-width
-# stop, which needs no white space.
-_ABBREVIATIONS = "".join(rf"(?<!\b{a}\.)" for a in ("Mr", "Mrs", "Ms", "Dr", "St", "No", "vs", "etc", r"e\.g", r"i\.e"))
-_SENTENCE_BORDER = re.compile(rf"(?<=[.!?…]){_ABBREVIATIONS}\s+(?=\S)|\s*\n\s*(?=\S)|(?<=[。！？])(?=\S)")
+# Where a sentence may end: at a stop (with closing quotes and brackets) before white space and another word; at a
+# full-width stop, which needs no white space, unless its quotation closes there; at a new line.
+_BORDER = re.compile(
+    r"""[.!?…؟।]+["'”’»)\]]*(?=\s+["'“‘«(\[¿¡]*\w)|[。！？]+(?=\s*[^\s。！？」』）】])|(?<=\S)(?=[^\S\n]*\n\s*\S)"""
+)
+# The same stop does not end a sentence after an abbreviation, an initial ("J. Smith") or an item's number ("1. Add").
+_NO_BORDER = re.compile(
+    r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Sr|Jr|Gen|Rev|Mt|No|Nr|Fig|Eq|vs|etc|cf|al|approx|ca|e\.g|i\.e|a\.m|p\.m|[^\W\d_])"
+    r"|(?:^|\n)[^\S\n]*\d+)\.$",
+    re.IGNORECASE,
+)
+_LOOK_BACK = 16  # characters, more than any abbreviation has
 
 
 def counterparts(
@@ -57,69 +67,72 @@ def contrast(
 
     Kinds: `random`, another row's prompt; `context`, the same prompt under another row's context; `dropped`, the prompt
     without its context; `partial`, the first sentences of the prompt. `match` names columns in which the counterpart
-    equals its row (a task, a language), `differ` columns in which it differs (a user). A counterpart's prompt text
-    (`random`) or context (`context`) always differs, also after Unicode, case and white space are normalised.
+    equals its row (a task, a language), `differ` columns in which it differs (a user); null is a value like others. A
+    counterpart's prompt text (`random`) or context (`context`) always differs, also after Unicode, case and white space
+    are normalised, and the counterparts of one row are distinct rows.
 
     Takes the columns prompt, and context where the kind needs it; prompt_id is the row number where it is missing.
     Returns prompt_id, negative (0…K-1), kind, counterpart_id (the row drawn; null where none is), part (of kind
     `partial`), and reason: null, or why this row has no counter-prompt. Raises ValueError for what cannot be drawn.
     """
+    match, differ = ([name] if isinstance(name, str) else list(name) for name in (match, differ))
     frame = prompts.lazy().collect()
-    _check(frame, kind, negatives, match, differ)
-    if "prompt_id" not in frame.columns:
-        frame = frame.with_columns(prompt_id=pl.int_range(pl.len(), dtype=pl.UInt64))
+    _check(frame, kind, negatives, seed, match, differ)
+    frame = numbered(frame)
     rows = frame.select(pl.col("prompt_id").repeat_by(negatives).explode()).with_columns(
-        negative=(pl.int_range(pl.len(), dtype=pl.UInt32) % negatives), kind=pl.lit(kind)
+        negative=(pl.int_range(pl.len()) % negatives).cast(pl.UInt32), kind=pl.lit(kind)
     )
     if kind in ("random", "context"):
         return _draw(frame, rows, "prompt" if kind == "random" else "context", negatives, seed, match, differ)
-    nobody = pl.lit(None, dtype=pl.UInt64).alias("counterpart_id")
+    rows = rows.with_columns(pl.lit(None, dtype=pl.UInt64).alias("counterpart_id"))
     if kind == "dropped":
-        return rows.with_columns(nobody, reason=pl.lit(None, dtype=pl.String))
-    parts = [
-        part(text, seed=seed, row=row)
-        for row, text in zip(frame["prompt_id"], _last_texts(frame["prompt"]), strict=True)
-    ]
-    missing = pl.when(pl.col("part").is_null()).then(pl.lit("one sentence: no part to keep"))
-    return rows.with_columns(nobody, part=pl.Series(parts, dtype=pl.String)).with_columns(
-        reason=missing.otherwise(None)
-    )
+        return rows.with_columns(pl.lit(None, dtype=pl.String).alias("reason"))
+    parts = pl.Series("part", _parts(frame, seed), dtype=pl.String)
+    return rows.with_columns(parts, reason=pl.when(parts.is_null()).then(pl.lit(ONE_SENTENCE)))
 
 
 def counter_prompts(prompts: pl.DataFrame, counterparts: pl.DataFrame, *, chat: bool) -> pl.Series:
-    """What each rejected response answers: the composed counter-prompt of each row of `counterparts`, null without."""
-    own = counterparts.select("prompt_id").join(prompts, on="prompt_id", how="left", maintain_order="left")
-    other = counterparts.select(prompt_id="counterpart_id").join(
-        prompts, on="prompt_id", how="left", maintain_order="left"
-    )
-    kind = counterparts["kind"][0] if counterparts.height else "random"
-    context = {"random": other, "context": other, "partial": own}.get(kind, own.drop("context", strict=False))
-    prompt = (other if kind == "random" else own)["prompt"]
-    if kind == "partial":
-        prompt = _with_text(prompt, counterparts["part"])
-    asked = compose(prompt, context["context"] if "context" in context.columns else None, chat=chat)
-    known = counterparts["reason"].is_null() & own["prompt"].is_not_null()
-    return pl.select(pl.when(known).then(asked).otherwise(None).alias("counter_prompt")).to_series()
+    """What each rejected response answers: the composed counter-prompt of each row of `counterparts`, null without.
+
+    `counterparts` as `contrast` drew them from these `prompts`; ValueError for ids that the prompts do not have.
+    """
+    own, other = (rows_of(prompts, counterparts[column]) for column in ("prompt_id", "counterpart_id"))
+    kind = counterparts["kind"]
+    prompt = other["prompt"].zip_with(kind == "random", own["prompt"])
+    if "part" in counterparts.columns:
+        prompt = _with_text(prompt, counterparts["part"], kind == "partial")
+    context = None
+    if "context" in prompts.columns:
+        nothing = pl.Series([None], dtype=prompts.schema["context"]).new_from_index(0, len(own))
+        kept = own["context"].zip_with(kind == "partial", nothing)
+        context = other["context"].zip_with(kind.is_in(["random", "context"]), kept)
+    asked = compose(prompt, context, chat=chat)
+    return pl.select(pl.when(counterparts["reason"].is_null()).then(asked).alias("counter_prompt")).to_series()
 
 
 def part(text: str, *, seed: int, row: int) -> str | None:
     """The first sentences of `text`, not all, cut at a border drawn from (seed, row); None where there is no border."""
-    borders = [found.start() for found in _SENTENCE_BORDER.finditer(text)]
-    borders = [b for b in borders if text[:b].strip()]
+    borders = [
+        found.end()
+        for found in _BORDER.finditer(text)
+        if not _NO_BORDER.search(text[max(0, found.end() - _LOOK_BACK) : found.end()])
+    ]
     if not borders:
         return None
-    drawn = np.random.default_rng((seed, row)).integers(len(borders))
-    return text[: borders[drawn]]
+    drawn = hashlib.blake2b(f"{seed} {row}".encode(), digest_size=8).digest()
+    return text[: borders[int.from_bytes(drawn, "big") % len(borders)]]
 
 
-def _check(frame: pl.DataFrame, kind: str, negatives: int, match: Sequence[str], differ: Sequence[str]) -> None:
+def _check(
+    frame: pl.DataFrame, kind: str, negatives: int, seed: int, match: Sequence[str], differ: Sequence[str]
+) -> None:
     if kind not in get_args(Kind):
         raise ValueError(f"kind: expected one of {', '.join(get_args(Kind))}, came {kind!r}")
-    wanted = ["prompt", *(["context"] if kind in ("context", "dropped") else []), *match, *differ]
-    for column in wanted:
+    needed = ["prompt", *(["context"] if kind in ("context", "dropped") else [])]
+    for column in [*needed, *match, *differ]:
         if column not in frame.columns:
             raise ValueError(f"kind {kind!r} needs the column {column!r}; the prompts have {', '.join(frame.columns)}")
-    for column in ("prompt", "context") if "context" in wanted else ("prompt",):
+    for column in needed:
         if nulls := frame[column].null_count():
             first = frame[column].is_null().arg_true()[0] + 1
             raise ValueError(f"column {column!r}: {nulls} null value(s), first in row {first}; drop or fill these rows")
@@ -127,6 +140,8 @@ def _check(frame: pl.DataFrame, kind: str, negatives: int, match: Sequence[str],
         raise ValueError(f"a counter-prompt needs at least 2 prompts, came {frame.height}")
     if not 1 <= negatives < frame.height:
         raise ValueError(f"negatives: expected 1 to {frame.height - 1} ({frame.height} prompts), came {negatives}")
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed: expected 0 to 2**64 - 1, came {seed}")
     if kind in ("dropped", "partial"):
         if negatives > 1:
             raise ValueError(f"kind {kind!r} has one counter-prompt a prompt, came negatives={negatives}; use 1")
@@ -143,67 +158,64 @@ def _draw(
     match: Sequence[str],
     differ: Sequence[str],
 ) -> pl.DataFrame:
-    texts = frame.select(_normalised(_texts(frame[unlike])).alias("text"))["text"]
-    if not match and not differ and texts.n_unique() == len(texts):
+    texts = frame.select(_normalised(_texts(frame[unlike])).alias("text"))
+    if not match and not differ and texts["text"].n_unique() == frame.height:
         drawn = counterparts(frame.height, negatives=negatives, seed=seed)
     else:
-        unequal = [_codes(texts.to_frame()), *(_codes(frame.select(column)) for column in differ)]
-        alike = _codes(frame.select(match)) if match else np.zeros(frame.height, dtype=np.uint64)
-        drawn = _native.counterparts_within(alike, unequal, negatives, seed)
-    chosen = pl.Series("row", drawn.ravel())
-    ids = frame["prompt_id"].cast(pl.UInt64)
-    found = chosen != NOBODY
-    conditions = ", ".join([f"another {unlike}", *(f"same {c}" for c in match), *(f"different {c}" for c in differ)])
+        unequal = [_codes(texts, ["text"]), *(_codes(frame, [column]) for column in differ)]
+        drawn = _native.counterparts_within(_codes(frame, match), unequal, negatives, seed)
+    row = pl.Series(drawn.ravel())
+    found = row != NOBODY
+    ids = frame["prompt_id"].gather(row.set(~found, 0))
+    conditions = [f"another {unlike}", *(f"the same {c}" for c in match), *(f"another {c}" for c in differ)]
+    lacking = f"fewer than {negatives} row{'s' * (negatives > 1)} with {', '.join(conditions)}"
     return rows.with_columns(
-        pl.select(
-            pl.when(found)
-            .then(ids.gather(chosen.zip_with(found, pl.zeros(len(chosen), pl.UInt64, eager=True))))
-            .otherwise(None)
-        )
-        .to_series()
-        .alias("counterpart_id"),
-        reason=pl.select(
-            pl.when(found).then(None).otherwise(pl.lit(f"fewer than {negatives} rows with {conditions}"))
-        ).to_series(),
+        counterpart_id=pl.when(found).then(ids),
+        reason=pl.when(~found).then(pl.lit(lacking)),
     )
 
 
 def _normalised(texts: pl.Series) -> pl.Series:
-    return texts.str.normalize("NFKC").str.to_lowercase().str.replace_all(r"\s+", " ").str.strip_chars()
+    """Texts that differ only in Unicode form, case or white space made equal. Upper case alone makes ß and ss equal,
+    lower case alone the two small sigmas."""
+    cased = texts.str.normalize("NFKC").str.to_lowercase().str.to_uppercase().str.to_lowercase()
+    return cased.str.normalize("NFKC").str.replace_all(r"\s+", " ").str.strip_chars()
 
 
-def _codes(columns: pl.DataFrame) -> NDArray[np.uint64]:
-    """One code a row, equal exactly where the row's values are equal (null equals null)."""
-    codes = columns.with_row_index("row").join(
-        columns.unique(maintain_order=True).with_row_index("code"),
-        on=columns.columns,
-        how="left",
-        nulls_equal=True,
-        maintain_order="left",
-    )
-    return codes["code"].cast(pl.UInt64).to_numpy()
+def _codes(frame: pl.DataFrame, columns: Sequence[str]) -> NDArray[np.uint64]:
+    """One code a row, equal exactly where the row's values in `columns` are equal (null equals null)."""
+    return first_equal(frame, columns).to_numpy() if columns else np.zeros(frame.height, dtype=np.uint64)
+
+
+def rows_of(prompts: pl.DataFrame, ids: pl.Series) -> pl.DataFrame:
+    """The prompts with these ids, in their order; nulls for null."""
+    prompts, wanted = numbered(prompts), ids.cast(pl.UInt64).alias("prompt_id")
+    lost = wanted.filter(~wanted.is_in(prompts["prompt_id"].implode()))
+    if len(lost):
+        raise ValueError(f"{ids.name} {lost[0]}: not among the prompts; give the prompts that the counterparts are of")
+    return wanted.to_frame().join(prompts, on="prompt_id", how="left", maintain_order="left")
 
 
 def _texts(prompts: pl.Series) -> pl.Series:
     """The text of each prompt; of messages all contents, one after another."""
-    if isinstance(prompts.dtype, pl.List):
+    if is_messages(prompts):
         return prompts.list.eval(pl.element().struct.field("content")).list.join("\n")
     return prompts
 
 
-def _last_texts(prompts: pl.Series) -> pl.Series:
-    """The text of which kind `partial` keeps a part: the last message's content, or the whole text."""
-    if isinstance(prompts.dtype, pl.List):
-        return prompts.list.last().struct.field("content")
-    return prompts
+def _parts(frame: pl.DataFrame, seed: int) -> list[str | None]:
+    """A part of each prompt's text, of messages of the last one's."""
+    prompts = frame["prompt"]
+    texts = prompts.list.last().struct.field("content") if is_messages(prompts) else prompts
+    return [part(text, seed=seed, row=row) for row, text in zip(frame["prompt_id"], texts, strict=True)]
 
 
-def _with_text(prompts: pl.Series, texts: pl.Series) -> pl.Series:
-    """The prompts with `texts` in place of the last message's content, or of the whole text."""
-    if not isinstance(prompts.dtype, pl.List):
-        return texts
+def _with_text(prompts: pl.Series, texts: pl.Series, where: pl.Series) -> pl.Series:
+    """The prompts, where told with `texts` in place of the last message's content, or of the whole text."""
+    if not is_messages(prompts):
+        return texts.zip_with(where, prompts)
     rows: list[Any] = [
-        None if text is None else [*asked[:-1], {**asked[-1], "content": text}]
-        for asked, text in zip(prompts, texts, strict=True)
+        asked if not told or text is None else [*asked[:-1], {**asked[-1], "content": text}]
+        for asked, text, told in zip(prompts, texts, where, strict=True)
     ]
     return pl.Series(prompts.name, rows, dtype=prompts.dtype)

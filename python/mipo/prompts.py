@@ -5,7 +5,7 @@ Knows chat messages and chat templates. Knows nothing of file formats, counter-p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +75,7 @@ def drop(prompts: Prompts, reason: str, where: pl.Series) -> Prompts:
 
 
 def numbered(frame: pl.DataFrame) -> pl.DataFrame:
-    """The frame with `prompt_id` as uint64, the row number where there is none; ValueError unless each id is one row."""
+    """The frame with `prompt_id` as uint64, its row number where it has none; ValueError where ids are not distinct."""
     if "prompt_id" not in frame.columns:
         return frame.with_columns(prompt_id=pl.int_range(pl.len(), dtype=pl.UInt64))
     ids = frame["prompt_id"]
@@ -86,18 +86,23 @@ def numbered(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(ids.cast(pl.UInt64))
 
 
+def first_equal(frame: pl.DataFrame, columns: Sequence[str]) -> pl.Series:
+    """For each row the first row with equal values in `columns` (null equals null), uint64."""
+    values = frame.select(pl.struct(columns).alias("values"), pl.int_range(pl.len(), dtype=pl.UInt64).alias("row"))
+    return values.select(pl.col("row").first().over("values")).to_series()
+
+
 def hold_out(frame: pl.DataFrame, rows: int, *, seed: int, by: str | None = None) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Splits into (training, held-out) rows at random, `rows` of them held out; each side is numbered anew.
 
-    `by` keeps all rows with one value (a user; null is one too) on one side, so that `rows` is the most that can be held
-    out: users who do not fit any more stay in training.
+    `by` keeps all rows with one value (a user; null is one too) on one side. Then `rows` is the most that is held out:
+    users who do not fit any more stay in training.
     """
     if by is not None and by not in frame.columns:
         raise ValueError(f"holdout_by: no column {by!r}; the prompts have {', '.join(frame.columns)}")
     if not 2 <= rows <= frame.height - 2:
         raise ValueError(f"holdout: {rows} of {frame.height} rows; it takes at least 2 rows and leaves at least 2")
-    numbers = pl.int_range(frame.height, eager=True)
-    unit = frame.select(numbers.first().over(by)).to_series() if by else numbers
+    unit = first_equal(frame, [by]) if by else pl.int_range(frame.height, dtype=pl.UInt64, eager=True)
     held = unit.is_in(_fitting(unit, rows, seed).implode())
     if held.sum() < 2:
         raise ValueError(
@@ -232,11 +237,15 @@ def _reasons(table: pl.DataFrame) -> pl.Series:
     text = pl.col("prompt")
     if is_messages(table["prompt"]):
         text = text.list.last().struct.field("content")
-    reason = pl.when(text.is_null() | (text.str.strip_chars() == "")).then(pl.lit("empty prompt"))
-    if "context" in table.columns:
-        reason = reason.when(pl.col("context").is_null()).then(pl.lit("null context"))
-        reason = reason.when(pl.col("context").str.strip_chars() == "").then(pl.lit("empty context"))
-    return table.select(reason.otherwise(None)).to_series()
+    empty = text.is_null() | (text.str.strip_chars() == "")
+    if "context" not in table.columns:
+        return table.select(pl.when(empty).then(pl.lit("empty prompt"))).to_series()
+    context = pl.col("context")
+    untold = context.is_null() | (context.str.strip_chars() == "")
+    reason = pl.when(context.is_null()).then(pl.lit("null context")).otherwise(pl.lit("empty context"))
+    return table.select(
+        pl.when(empty).then(pl.lit("empty prompt")).when(untold).then(reason).otherwise(None)
+    ).to_series()
 
 
 def _drop(prompts: Prompts, reasons: pl.Series) -> Prompts:

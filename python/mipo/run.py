@@ -22,6 +22,7 @@ from mipo import evaluation, files, prompts, recipe, report, responses, tokens
 from mipo.contrast import contrast, counter_prompts
 from mipo.pairs import dropped, judge, keep, shuffle
 from mipo.stages import Rows, Run, clean
+from mipo.tokens import PairStore
 
 STAGES = ("prompts", "contrast", "responses", "pairs", "tokens", "baseline", "train", "evaluate")
 LIBRARIES = (
@@ -160,11 +161,12 @@ class _Walk:
 
     def __post_init__(self) -> None:
         settings = self.settings
-        self.tokenizer = responses.load_tokenizer(settings["model"], trust_remote_code=settings["trust_remote_code"])
+        self.trust: bool = settings["trust_remote_code"]
+        self.tokenizer = responses.load_tokenizer(settings["model"], trust_remote_code=self.trust)
         self.chat = prompts.is_chat(self.tokenizer)
         self.sampling = {k: settings["responses"][k] for k in ("temperature", "top_p", "max_new_tokens", "batch_size")}
         self.seed: int = settings["seed"]
-        self.model = _model_hash(settings["model"], settings["trust_remote_code"])
+        self.model = _model_hash(settings["model"], self.trust)
         about = {
             "mipo": importlib.metadata.version("mipo"),
             "command": " ".join(["mipo", *sys.argv[1:]]),
@@ -187,7 +189,8 @@ class _Walk:
             self._write(test, "test.parquet")
             return rows
 
-        inputs = {"settings": given, "seed": self.seed, "sources": sources, "model": self.model, "room": self.sampling}
+        new = self.sampling["max_new_tokens"]
+        inputs = {"settings": given, "seed": self.seed, "sources": sources, "model": self.model, "new_tokens": new}
         self.run.stage("prompts", inputs, ("prompts.parquet", "test.parquet"), work)
 
     def contrast(self) -> None:
@@ -242,19 +245,21 @@ class _Walk:
     def baseline(self) -> None:
         folder = self.folder / "evaluation"
 
-        def work() -> None:
+        def work() -> Rows:
             test = self._read("test.parquet")
             kind = self.settings["contrast"] | {"negatives": 1}
             drawn = contrast(test, seed=self.seed, **kind)
             asked = self._ask(test, drawn)
             made = self._generate(asked, folder / "responses", self.seed + 1, "held-out responses")
-            held_out = keep(judge(test, drawn, made))
+            judged = judge(test, drawn, made)
+            held_out = keep(judged)
             if not held_out.height:
                 raise ValueError("evaluation: no held-out row became a pair; hold out more rows")
             self._write(held_out, "evaluation/pairs.parquet")
             store, _ = tokens.tokenize(held_out, self.tokenizer)
             store.save(folder / "tokens")
             self._evaluate("before", self.settings["model"], store, made)
+            return Rows(judged.height, held_out.height, dropped(judged))
 
         inputs = {**self._evaluation_inputs(), "model": self.model}
         self.run.stage("baseline", inputs, ("evaluation/responses", "evaluation/pairs.parquet", "evaluation/tokens",
@@ -264,9 +269,9 @@ class _Walk:
         def work() -> None:
             from mipo.trainer import MIPOConfig, train
 
-            fields = {"seed": self.seed, **self.settings["trainer"], **sft}
+            fields = {"seed": self.seed, "trust_remote_code": self.trust, **self.settings["trainer"], **sft}
             args = MIPOConfig(output_dir=str(self.folder / "checkpoints"), **fields)
-            store = tokens.PairStore.open(self.folder / "tokens")
+            store = PairStore.open(self.folder / "tokens")
             model, output = self.settings["model"], self.folder / "model"
             log = train(store, model, self.tokenizer, output, args=args, lora=self.settings["lora"])
             files.write_json(self.folder / "training.json", log)
@@ -278,7 +283,7 @@ class _Walk:
 
     def evaluate(self) -> None:
         def work() -> None:
-            store = tokens.PairStore.open(self.folder / "evaluation" / "tokens")
+            store = PairStore.open(self.folder / "evaluation" / "tokens")
             self._evaluate("after", str(self.folder / "model"), store)
             sides = {name: files.read_json(self.folder / "evaluation" / f"{name}.json") for name in ("before", "after")}
             about = {"negatives": self._negatives(), "rows": self._read("test.parquet").height}
@@ -288,11 +293,14 @@ class _Walk:
         made = ("evaluation/after.json", "evaluation/after.parquet", "evaluation.json")
         self.run.stage("evaluate", inputs, made, work)
 
-    def _evaluate(self, name: str, model: str, store: tokens.PairStore, answers: pl.DataFrame | None = None) -> None:
+    # The seed of the held-out responses again: before and after draw the same random numbers, so that what differs
+    # between them is the model.
+    def _evaluate(self, name: str, model: str, store: PairStore, answers: pl.DataFrame | None = None) -> None:
         test, given = self._read("test.parquet"), self.settings["evaluation"]
         side, said = evaluation.evaluate(
             model, self.tokenizer, test, store, kind=self.settings["contrast"]["kind"], negatives=self._negatives(),
-            rows=given["rows"], rule=given["rule"], answers=answers, seed=self.seed + 2, progress=name, **self.sampling,
+            rows=given["rows"], rule=given["rule"], answers=answers, seed=self.seed + 1, progress=name,
+            trust_remote_code=self.trust, **self.sampling,
         )  # fmt: skip
         self._write(said, f"evaluation/{name}.parquet")
         files.write_json(self.folder / "evaluation" / f"{name}.json", side)
@@ -317,7 +325,7 @@ class _Walk:
     def _generate(self, asked: pl.DataFrame, folder: Path, seed: int, progress: str) -> pl.DataFrame:
         return responses.generate(
             asked, self.settings["model"], tokenizer=self.tokenizer, folder=folder, seed=seed, progress=progress,
-            **self.sampling,
+            trust_remote_code=self.trust, **self.sampling,
         )  # fmt: skip
 
     def _tokenizer(self) -> str:

@@ -44,7 +44,7 @@ def load(source: str | Path, *, split: str = "train", texts: Sequence[str] = ())
     if suffix is None or path.suffix not in (suffix, ".gz", ".xz"):
         raise ValueError(f"{source}: expected a file named {', '.join(SUFFIXES)} (or .gz, .xz of one), or a dataset")
     data = _unpack(path) if path.suffix != suffix else None
-    if data is not None and not data or path.stat().st_size == 0:
+    if data == b"" or path.stat().st_size == 0:
         raise ValueError(f"{source}: the file is empty")
     if suffix == ".parquet":
         return _load_parquet(source, data)
@@ -77,10 +77,9 @@ def _load_dataset(source: str | Path, split: str) -> pl.DataFrame:
 
 
 def _unpack(path: Path) -> bytes:
-    opener = {".xz": lzma.open, ".gz": gzip.open}[path.suffix]
     try:
-        with opener(path, "rb") as file:
-            return bytes(file.read())
+        with lzma.open(path) if path.suffix == ".xz" else gzip.open(path) as file:
+            return file.read()
     except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{path}: broken {path.suffix[1:]} file ({error})") from None
 

@@ -4,8 +4,9 @@ Knows TRL. Knows nothing of how pairs came about. One rejected response a group 
 are one softmax over the group's implicit rewards (`mipo.loss.preference_loss`).
 """
 
-import contextlib
+import gc
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,21 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.compute as pc
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import ProgressCallback
+from transformers import PrinterCallback, ProgressCallback
 from trl import DPOConfig, DPOTrainer
+from trl.models import prepare_deepspeed
 
 from mipo.loss import implicit_rewards, preference_loss
+from mipo.responses import without_bars
 from mipo.tokens import PairStore, fingerprint
 
 REF = ("ref_chosen_logps", "ref_rejected_logps")
 
 
 @dataclass
-class MIPOConfig(DPOConfig):
+class MIPOConfig(DPOConfig):  # type: ignore[misc]
     """`trl.DPOConfig` with the paper's settings (arXiv 2603.19294) as defaults; every field of it can be set.
 
     β 0.1, learning rate 5e-7 with 3 % warm-up and a cosine to 10 %, one epoch, 4 groups a step and device, no length
@@ -50,12 +55,18 @@ class MIPOConfig(DPOConfig):
     save_strategy: str = field(default="steps", metadata={"help": "When checkpoints are kept, to go on after a kill."})
     save_steps: float = field(default=0.2, metadata={"help": "Steps between checkpoints; below 1, a share of all."})
     save_total_limit: int | None = field(default=1, metadata={"help": "How many checkpoints are kept."})
+    bf16: bool | None = field(default=None, metadata={"help": "Default: on an accelerator only."})
     gradient_checkpointing: bool | None = field(default=None, metadata={"help": "Default: on an accelerator only."})
+    dataloader_pin_memory: bool | None = field(default=None, metadata={"help": "Default: on an accelerator only."})
 
     def __post_init__(self) -> None:
-        accelerated = torch.accelerator.is_available()
-        if self.gradient_checkpointing is None:
-            self.gradient_checkpointing = accelerated
+        accelerated = torch.accelerator.is_available() and not self.use_cpu
+        # transformers renamed it, and warns of the old name.
+        name = "activation_checkpointing" if hasattr(self, "activation_checkpointing") else "gradient_checkpointing"
+        if self.gradient_checkpointing is None and getattr(self, name) is None:
+            setattr(self, name, accelerated)
+        if self.dataloader_pin_memory is None:
+            self.dataloader_pin_memory = accelerated
         if self.bf16 is None and not accelerated:
             self.bf16 = False
         super().__post_init__()
@@ -71,6 +82,7 @@ class GroupCollator:
     """
 
     pad_token_id: int
+    pad_to_multiple_of: int | None = None
 
     def __call__(self, groups: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Collates a list of rows."""
@@ -78,6 +90,7 @@ class GroupCollator:
         mask = torch.tensor([[k <= len(group["rejected_ids"]) for k in range(width)] for group in groups])
         rows = [(group["prompt_ids"], ids) for group in groups for ids in [group["chosen_ids"], *group["rejected_ids"]]]
         length = max(len(prompt) + len(response) for prompt, response in rows)
+        length += -length % (self.pad_to_multiple_of or 1)
         ids = torch.full((len(rows), length), self.pad_token_id)
         seen, said = torch.zeros_like(ids), torch.zeros_like(ids)
         for row, (prompt, response) in enumerate(rows):
@@ -95,103 +108,122 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
     """`trl.DPOTrainer` that also takes pre-tokenized rows, and groups with several rejected responses.
 
     `train_dataset` holds prompt_ids, chosen_ids and rejected_ids (`mipo.PairStore.to_trl()`), or anything that
-    DPOTrainer takes. Where rejected_ids is a list of lists, the loss of a group is −log softmax(s)_0 with
-    s_k = β(log π(y_k|x) − log π_ref(y_k|x)); K = 1 is DPO exactly. TRL's other losses need one rejected response.
+    DPOTrainer takes. Where rejected_ids is a list of lists, the loss is -log softmax(s)_0 over the group's implicit
+    rewards s; TRL's other losses need one rejected response a group, and raise ValueError otherwise.
     """
 
-    _tag_names = ("trl", "dpo", "mipo")
-
-    def __init__(self, model: Any, args: MIPOConfig | None = None, *, train_dataset: Any = None, **kwargs: Any) -> None:
+    def __init__(self, model: Any, *, args: MIPOConfig | None = None, train_dataset: Any = None, **kwargs: Any) -> None:
         args = args or MIPOConfig(output_dir="mipo")
-        self._grouped = train_dataset is not None and _grouped(train_dataset)
+        first: Mapping[str, Any] | None = None if train_dataset is None else next(iter(train_dataset), None)
+        if train_dataset is not None and first is None:
+            raise ValueError("train_dataset has no row; give at least one group")
+        self._grouped = first is not None and _grouped(first)
         if self._grouped:
-            _check_grouped(args)
-            tokenizer = kwargs.get("processing_class")
-            if tokenizer is None:
-                raise ValueError("several rejected responses a group: pass the tokenizer as processing_class")
+            _check_grouped(args, kwargs)
+            tokenizer = kwargs["processing_class"]
             pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-            kwargs.setdefault("data_collator", GroupCollator(pad_token_id=pad))
+            multiple = args.pad_to_multiple_of
+            kwargs.setdefault("data_collator", GroupCollator(pad_token_id=pad, pad_to_multiple_of=multiple))
         super().__init__(model, args=args, train_dataset=train_dataset, **kwargs)
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
-        if "prompt_ids" in next(iter(dataset)):
-            return dataset
-        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        first: Mapping[str, Any] = next(iter(dataset), {})
+        if "prompt_ids" not in first:
+            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        if _grouped(first) != self._grouped:
+            raise ValueError(
+                f"the {dataset_name} data set has {'several' if _grouped(first) else 'one'} rejected response(s) a "
+                "group, the training data set has not; make both with the same number of negatives"
+            )
+        if args.max_length is not None and args.truncation_mode == "keep_start":
+            # As TRL does: the collator would leave no token of such a row's responses.
+            return dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length)
+        return dataset
 
     def _precompute_ref_logps(self, dataset: datasets.Dataset, name: str, batch_size: int) -> datasets.Dataset:
-        """Adds the reference's log-probs as columns; unlike TRL's, it writes no cache file of the data set."""
+        """Adds the reference's log-probs as columns.
+
+        Unlike TRL's, it writes no cache file: for rows in memory that file lies in a temporary folder of each process,
+        where the others don't find it.
+        """
         if isinstance(dataset, datasets.IterableDataset):
             return super()._precompute_ref_logps(dataset, name, batch_size)
-        if REF[0] in dataset.column_names:
-            return dataset
         loader = self.accelerator.prepare(DataLoader(dataset, batch_size=batch_size, collate_fn=self.data_collator))
         model = self.ref_model or self.model
         if self.ref_model is None and self.is_deepspeed_enabled:
-            return super()._precompute_ref_logps(dataset, name, batch_size)
-        width = max(len(rejected) for rejected in dataset["rejected_ids"]) if self._grouped else 1
-        chosen, rejected = [], []
-        for batch in tqdm(loader, desc=f"reference log-probs, {name}", unit="batch", delay=0.5):
-            first, others = self._reference(model, batch, width)
-            first, others = self.accelerator.gather_for_metrics((first, others))
-            chosen += first.tolist()
-            rejected += others.tolist()
-        if self._grouped:
-            sizes = [len(ids) for ids in dataset["rejected_ids"]]
-            rejected = [row[:size] for row, size in zip(rejected, sizes, strict=True)]
-        return dataset.add_column(REF[0], chosen).add_column(REF[1], rejected)
+            model = self._precompute_engine = prepare_deepspeed(self.model, self.accelerator)
+        sizes = _sizes(dataset) if self._grouped else []
+        scored: list[tuple[Tensor, Tensor]] = []
+        quiet = not self.accelerator.is_main_process
+        for batch in tqdm(loader, desc=f"reference log-probs, {name}", unit="batch", delay=0.5, disable=quiet):
+            chosen, rejected = self.compute_ref_log_probs(model, batch)
+            if self._grouped:  # the widest group of all, since the processes' batches must have one shape
+                rejected = torch.nn.functional.pad(rejected, (0, max(sizes) - rejected.shape[1]))
+            scored.append(self.accelerator.gather_for_metrics((chosen, rejected)))
+        first, others = (torch.cat(side).tolist() for side in zip(*scored, strict=True))
+        others = [row[:size] for row, size in zip(others, sizes, strict=True)] if self._grouped else others
+        return dataset.add_column(REF[0], first).add_column(REF[1], others)
 
-    def _reference(self, model: Any, batch: dict[str, Tensor], width: int) -> tuple[Tensor, Tensor]:
+    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The reference's log-probs of a batch: chosen [G], and rejected [G], or [G, K] where groups have several."""
         if not self._grouped:
-            return self.compute_ref_log_probs(model, batch)  # type: ignore[no-any-return]
-        adapter = contextlib.nullcontext()
-        if self.ref_model is None and hasattr(self.model, "disable_adapter"):
-            adapter = self.accelerator.unwrap_model(self.model).disable_adapter()
-        with torch.no_grad(), adapter, self.accelerator.autocast():
-            logps, _ = self._group_logps(model, batch)
-        logps = torch.nn.functional.pad(logps, (0, width + 1 - logps.shape[1]))
+            return super().compute_ref_log_probs(model, inputs)  # type: ignore[no-any-return]
+        # TRL's own pass over the rows: it knows adapters, checkpointing and autocast. It halves what we join again.
+        rows = {name: inputs[name] for name in ("input_ids", "attention_mask", "completion_mask")}
+        logps = _by_group(torch.cat(super().compute_ref_log_probs(model, rows)), inputs["group_mask"])
         return logps[:, 0], logps[:, 1:]
-
-    def _group_logps(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Sequence log-probs [G, K+1] and which of them are there."""
-        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
-        seen = batch["attention_mask"]
-        out = model(
-            input_ids=batch["input_ids"], attention_mask=seen, labels=labels, fused_lm_head=True, use_cache=False
-        )
-        sums = out.log_probs.sum(dim=1)
-        mask = batch["group_mask"]
-        return sums.new_zeros(mask.shape).masked_scatter(mask, sums), mask
 
     def _compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool) -> Any:
         if not self._grouped:
             return super()._compute_loss(model, inputs, return_outputs)
-        logps, there = self._group_logps(model, inputs)
-        if "ref_logps" in inputs:
-            ref = inputs["ref_logps"]
-        else:
-            first, others = self._reference(self.ref_model or model, inputs, logps.shape[1] - 1)
-            ref = torch.cat([first[:, None], others], dim=1)
-        ref = ref.to(logps)
-        loss = preference_loss(logps, ref, beta=self.beta, mask=there).mean()
-        self._log_group(logps.detach(), implicit_rewards(logps.detach(), ref, beta=self.beta), there, inputs)
-        return (loss, None) if return_outputs else loss
+        if return_outputs:
+            raise ValueError("several rejected responses a group give no outputs to compute_metrics; leave it out")
+        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        routed = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        out = model(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], labels=labels, use_cache=False,
+            fused_lm_head=True, **routed,
+        )  # fmt: skip
+        logps = _by_group(out.log_probs.sum(dim=1), inputs["group_mask"])
+        ref = inputs.get("ref_logps")
+        if ref is None:
+            chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
+            ref = torch.cat([chosen[:, None], rejected], dim=1)
+        loss = preference_loss(logps, ref.to(logps), beta=self.beta, mask=inputs["group_mask"]).mean()
+        self._log_group(out, logps.detach(), ref.to(logps), inputs)
+        return loss + self.router_aux_loss_coef * out.aux_loss if routed else loss
 
-    def _log_group(self, logps: Tensor, rewards: Tensor, there: Tensor, inputs: dict[str, Tensor]) -> None:
+    def _log_group(self, out: Any, logps: Tensor, ref: Tensor, inputs: dict[str, Tensor]) -> None:
         mode = "train" if self.model.training else "eval"
-        against = there[:, 1:]
-        margins = (rewards[:, :1] - rewards[:, 1:])[against]
+        rewards = implicit_rewards(logps, ref, beta=self.beta)
+        margins = rewards[:, :1] - rewards[:, 1:]
+        against, every = inputs["group_mask"][:, 1:], torch.ones_like(logps[:, 0])
+        said = inputs["completion_mask"][:, 1:]
+        starts = inputs["group_mask"].sum(dim=1).cumsum(0) - inputs["group_mask"].sum(dim=1)
+        chosen = torch.zeros_like(said).index_copy_(0, starts, said[starts])
         figures = {
-            "rewards/chosen": rewards[:, 0],
-            "rewards/rejected": rewards[:, 1:][against],
-            "rewards/accuracies": (margins > 0).float(),
-            "rewards/margins": margins,
-            "logps/chosen": logps[:, 0],
-            "logps/rejected": logps[:, 1:][against],
+            "rewards/chosen": (rewards[:, 0], every),
+            "rewards/rejected": (rewards[:, 1:], against),
+            "rewards/accuracies": (margins > 0, against),
+            "rewards/margins": (margins, against),
+            "logps/chosen": (logps[:, 0], every),
+            "logps/rejected": (logps[:, 1:], against),
+            "logits/chosen": (out.mean_logits, chosen),
+            "logits/rejected": (out.mean_logits, said - chosen),
+            "entropy": (out.entropy, said),
+            "mean_token_accuracy": (out.is_top1, chosen),
+            "num_tokens": (inputs["attention_mask"], every.new_ones(())),
         }
-        for name, values in figures.items():
-            self._metrics[mode][name].append(self.accelerator.gather(values.mean()).mean().item())
-        if mode == "train":
-            self._total_train_tokens += self.accelerator.gather(inputs["attention_mask"].sum()).sum().item()
+        # One gather and one wait for the device: each figure's sum and weight, over all processes.
+        totals = [
+            torch.stack([(values * weights).sum(), weights.sum()]).float() for values, weights in figures.values()
+        ]
+        sums = self.accelerator.reduce(torch.stack(totals).detach(), reduction="sum").tolist()
+        for name, (total, weight) in zip(figures, sums, strict=True):
+            if name != "num_tokens":
+                self._metrics[mode][name].append(total / weight if weight else 0.0)
+            elif mode == "train":
+                self._total_train_tokens += int(total) // self._tp_size
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
 
 
@@ -207,30 +239,35 @@ def train(
     """Trains `model` on the groups of `store`, writes it whole to `output`, and returns TRL's log of the training.
 
     `lora` are fields of `peft.LoraConfig` (default: all weights are trained). Training goes on from the last whole
-    checkpoint in `args.output_dir`; that folder is removed at the end. Raises ValueError where `tokenizer` is not the
-    one that made the store.
+    checkpoint in `args.output_dir`; that folder is removed at the end. Under `accelerate launch` every process calls
+    it. Raises ValueError for an empty store, and where `tokenizer` is not the one that made it.
     """
+    if not len(store):
+        raise ValueError("the tokens hold no group to train on; see what `mipo pairs` and `mipo tokens` dropped")
     if store.fingerprint != fingerprint(tokenizer):
         raise ValueError(f"the tokens were made by another tokenizer or chat template than {model}'s; make them anew")
-    folder = Path(args.output_dir)
-    trainer = MIPOTrainer(
-        model, args=args, train_dataset=store.to_trl(), processing_class=tokenizer, peft_config=_lora(lora)
-    )
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(_Progress)
-    last = last_checkpoint(folder)
-    if last:
-        print(f"train: going on from {last.name}")
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
-    if trainer.is_world_process_zero():
+    with without_bars():
+        trainer = MIPOTrainer(
+            model, args=args, train_dataset=store.to_trl(), processing_class=tokenizer, peft_config=_lora(lora)
+        )
+        trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
+        if not args.disable_tqdm:
+            trainer.add_callback(_Progress)
+        trainer.train(resume_from_checkpoint=_checkpoint(trainer))
         _save(trainer, output)
-        shutil.rmtree(folder, ignore_errors=True)
     log: list[dict[str, Any]] = trainer.state.log_history
+    # The forward that TRL patches into the model refers back to it: without this the weights stay on the accelerator
+    # until some later collection, and the next model may not fit.
+    del trainer
+    gc.collect()
     return log
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint; a kill may have left the newest half-written, and its state is written last."""
+    """The newest whole checkpoint; a kill may have left newer ones half-written, and these are removed.
+
+    transformers writes `trainer_state.json` last.
+    """
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
     for checkpoint in found:
         try:
@@ -256,26 +293,66 @@ def _lora(fields: Mapping[str, Any] | None) -> Any:
     return LoraConfig(**{"task_type": "CAUSAL_LM", **fields})
 
 
+def _checkpoint(trainer: MIPOTrainer) -> str | None:
+    """Where all processes go on from: the main one looks, since looking removes what is half-written."""
+    found: list[str | None] = [None]
+    if trainer.is_world_process_zero():
+        last = last_checkpoint(Path(trainer.args.output_dir))
+        if last:
+            print(f"train: going on from {last.name}")
+            found = [str(last)]
+    broadcast_object_list(found)
+    return found[0]
+
+
 def _save(trainer: MIPOTrainer, output: Path) -> None:
     """The model and tokenizer under a temporary name, without TRL's pickled arguments, and then renamed."""
     temporary = output.with_name(f".{output.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    trainer.save_model(str(temporary))
-    (temporary / "training_args.bin").unlink(missing_ok=True)
-    shutil.rmtree(output, ignore_errors=True)
-    temporary.rename(output)
+    if trainer.is_world_process_zero():
+        shutil.rmtree(temporary, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(temporary))  # by all processes, which a sharded model is gathered from
+    trainer.accelerator.wait_for_everyone()
+    if trainer.is_world_process_zero():
+        (temporary / "training_args.bin").unlink(missing_ok=True)
+        for path in temporary.iterdir():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+        shutil.rmtree(output, ignore_errors=True)
+        temporary.rename(output)
+        shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
 
 
-def _grouped(dataset: Any) -> bool:
-    row = next(iter(dataset), {})
-    first = next(iter(row.get("rejected_ids", [])), None)
-    return isinstance(first, (list, tuple))
+def _by_group(sums: Tensor, mask: Tensor) -> Tensor:
+    """Values [N] of the responses that are there, in the places [G, K+1] where `mask` is true; 0 elsewhere."""
+    return sums.new_zeros(mask.shape).masked_scatter(mask, sums)
 
 
-def _check_grouped(args: MIPOConfig) -> None:
-    if args.loss_type != ["sigmoid"] or args.ld_alpha is not None or args.use_weighting or args.label_smoothing:
+def _grouped(row: Mapping[str, Any]) -> bool:
+    return isinstance(next(iter(row.get("rejected_ids", [])), None), (list, tuple))
+
+
+def _sizes(dataset: datasets.Dataset) -> list[int]:
+    """How many rejected responses each group has, without the token ids becoming Python lists."""
+    table = dataset.select_columns("rejected_ids").with_format("arrow")[:]
+    sizes: list[int] = pc.list_value_length(table["rejected_ids"]).to_pylist()
+    return sizes
+
+
+def _check_grouped(args: MIPOConfig, given: Mapping[str, Any]) -> None:
+    if given.get("processing_class") is None:
+        raise ValueError("several rejected responses a group: pass the tokenizer as processing_class")
+    plain = {"loss_type": ["sigmoid"], "loss_weights": None, "ld_alpha": None, "use_weighting": False,
+             "label_smoothing": 0.0, "f_divergence_type": "reverse_kl"}  # fmt: skip
+    other = [f"{name}={getattr(args, name)!r}" for name, value in plain.items() if getattr(args, name) != value]
+    if other:
         raise ValueError(
-            f"several rejected responses a group have the softmax loss only; came loss_type={args.loss_type}, "
-            f"ld_alpha={args.ld_alpha}, use_weighting={args.use_weighting}, label_smoothing={args.label_smoothing}. "
-            "Use negatives: 1 for TRL's other losses."
+            f"several rejected responses a group have the softmax loss only; came {', '.join(other)}. Leave it out, or "
+            "use negatives: 1, which has all of TRL's losses."
+        )
+    if args.max_length is not None:
+        raise ValueError(
+            f"max_length={args.max_length}: several rejected responses a group are not cut; drop long ones by name "
+            "instead (`mipo tokens --max-length`, or tokens.max_length in a recipe)"
         )

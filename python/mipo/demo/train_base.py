@@ -127,7 +127,7 @@ def train(seed: int) -> LlamaForCausalLM:
         follow = 1.0 if step < OBEDIENT_STEPS else FOLLOW
         ids, labels = encode(tokenizer, [converse(people, follow, rng) for _ in range(BATCH)])
         loss = F.cross_entropy(model(ids[:, :-1]).logits.flatten(0, 1), labels[:, 1:].flatten())
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -1,0 +1,59 @@
+"""What several rooms' tests share: the demo's tokenizer, and real texts and tokenizers where they are at hand."""
+
+import functools
+import json
+import lzma
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def demo_tokenizer() -> Any:
+    """The demo's word-level tokenizer, with its chat template."""
+    from mipo import demo
+    from mipo.responses import load_tokenizer
+
+    return load_tokenizer(str(demo.HERE / "model"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real data, tokenizers and models; tests that need it skip where it is missing."""
+    if not SHARED.is_dir():
+        pytest.skip(f"real data and tokenizers are not here ({SHARED})")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def rows_of(shared: Path) -> Callable[[str], list[dict[str, Any]]]:
+    """Reads the rows of a JSON lines file under `shared/data`, packed or not."""
+
+    def read(name: str) -> list[dict[str, Any]]:
+        path = shared / "data" / name
+        data = lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
+        return [json.loads(line) for line in data.splitlines()]
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def real_tokenizer(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """Loads the tokenizer gpt2, qwen2.5 or smollm2, or the model stories260K's, once: copy it to change it."""
+    from transformers import AutoTokenizer
+
+    @functools.cache
+    def load(name: str) -> Any:
+        if (shared / "models" / name).is_dir():
+            return AutoTokenizer.from_pretrained(str(shared / "models" / name))
+        folder = tmp_path_factory.mktemp(name)
+        for file in (shared / "tokenizers" / name).iterdir():
+            data = lzma.decompress(file.read_bytes()) if file.suffix == ".xz" else file.read_bytes()
+            (folder / file.name.removesuffix(".xz")).write_bytes(data)
+        return AutoTokenizer.from_pretrained(str(folder))
+
+    return load
