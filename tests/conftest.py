@@ -3,11 +3,14 @@
 import functools
 import json
 import lzma
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads, as `mipo` does it
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from mipo.fused import linear_logps
-from mipo.kernels import linear_logps as kernel
-from mipo.loss import token_logps
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+
+from mipo.fused import linear_logps
+from mipo.kernels import linear_logps as kernel
+from mipo.loss import token_logps
 
 # Largest error over largest true value. Fp32 has 6e-8; a log-sum-exp and a product of a few hundred terms lose 1 to 8
 # times that, and 4 times as much again is room for another BLAS.

@@ -8,8 +8,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 HOUSE = ROOT / "python" / "mipo"
 ORDER = [
-    "lazy", "files", "_native", "kernels", "sources", "prompts", "contrast", "responses", "pairs", "tokens", "loss", "fused",
-    "trainer", "evaluation", "findings", "plots", "report", "recipe", "stages", "run", "demo", "doctor", "cli",
+    "lazy", "files", "_native", "kernels", "sources", "prompts", "contrast", "responses", "pairs", "tokens", "loss",
+    "fused", "trainer", "evaluation", "findings", "plots", "report", "recipe", "stages", "run", "demo", "doctor", "cli",
 ]  # fmt: skip
 LEAVES = {"lazy": set(), "files": set(), "loss": {"torch"}}
 

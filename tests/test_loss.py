@@ -6,9 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mipo.loss import implicit_rewards, preference_loss, sequence_logps, token_logps
 from torch import Tensor
 from torch.nn import functional
+
+from mipo.loss import implicit_rewards, preference_loss, sequence_logps, token_logps
 
 # Sums of a few fp64 terms, each exact to 1.1e-16.
 FP64_RTOL = 1e-12

@@ -14,6 +14,7 @@ import polars
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mipo import findings, report
 from mipo.findings import Estimate
 

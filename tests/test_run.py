@@ -63,7 +63,10 @@ def test_a_run_leaves_every_artefact_and_no_other(done):
 
 def test_evaluation_json_is_the_contract(done):
     found = json.loads((done / "out" / "evaluation.json").read_text())
-    assert found.keys() == {"before", "after", "negatives", "rows"}
+    assert found.keys() == {"before", "after", "change", "negatives", "rows"}
+    for name in ("infonce", "leave_one_out", "accuracy", "accuracy_greedy", "malformed"):
+        apart = found["after"][name]["value"] - found["before"][name]["value"]
+        assert found["change"][name]["value"] == pytest.approx(apart, abs=1e-9)
     assert (found["negatives"], found["rows"]) == (3, 24)
     for side in ("before", "after"):
         assert found[side].keys() == FIGURES
@@ -85,7 +88,10 @@ def test_rows_in_are_rows_out_and_named_drops(done):
 
 
 def test_pairs_are_what_the_responses_say(done):
-    pairs, responses = pl.read_parquet(done / "out" / "pairs.parquet"), pl.read_parquet(done / "out" / "responses/*")
+    pairs, responses = (
+        pl.read_parquet(done / "out" / "pairs.parquet"),
+        pl.read_parquet(done / "out" / "responses/*.parquet"),
+    )
     said = dict(responses.select("response_id", "response").iter_rows())
     asked = dict(responses.select("response_id", "prompt").iter_rows())
     for row in pairs.iter_rows(named=True):
@@ -200,7 +206,7 @@ def test_every_kind_and_several_negatives_go_the_whole_way(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "no/such/model"}, "no/such/model: no tokenizer found there"),
+        ({"model": "no/such/model"}, "no/such/model: no such folder"),
         ({"prompts": {"source": "absent.jsonl"}}, "absent.jsonl: no such file"),
         ({"prompts": {"context": "absent"}}, "no column 'absent'; it has prompt, context, user"),
         ({"contrast": {"negatives": 64}}, "negatives: expected 1 to 63"),

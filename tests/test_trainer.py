@@ -262,6 +262,14 @@ def test_when_the_reference_is_read_moves_nothing(
     assert losses(during.state.log_history) == pytest.approx(losses(before.state.log_history), abs=PADDING_ATOL)
 
 
+def test_a_reference_that_the_rows_bring_is_kept(ragged: PairStore, tokenizer: Any, tmp_path: Path) -> None:
+    rows = ragged.to_trl()
+    rows = rows.add_column(room.REF[0], [-9.0] * len(rows))
+    rows = rows.add_column(room.REF[1], [[-8.0] * len(ids) for ids in rows["rejected_ids"]])
+    made = MIPOTrainer(DEMO, args=arguments(tmp_path), train_dataset=rows, processing_class=tokenizer)
+    assert set(made.train_dataset[room.REF[0]]) == {-9.0}
+
+
 @pytest.mark.parametrize("rows", ["store", "ragged"])
 def test_accumulated_gradients_are_a_larger_batch_s(
     rows: str, tokenizer: Any, tmp_path: Path, request: pytest.FixtureRequest

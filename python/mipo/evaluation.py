@@ -129,17 +129,20 @@ def judge(
 
 def sequence_logps(
     model: PreTrainedModel, prompts: Sequence[NDArray[np.uint32]], responses: Sequence[NDArray[np.uint32]], *,
-    batch_tokens: int = 16_384, progress: str = "log-probs",
+    batch_tokens: int | None = None, progress: str = "log-probs",
 ) -> NDArray[np.float64]:  # fmt: skip
     """log π(response | prompt) of each row, [n] in nats: the sum over the response's tokens, 0 for an empty response.
 
-    Logits are taken to float32. Rows are batched by length, at most `batch_tokens` padded tokens at once; only the
-    positions that predict response tokens are projected on the vocabulary. Like TRL's, the sum leaves out the first
-    token of a response without a prompt, which nothing predicts.
+    Logits are taken to float32. Rows are batched by length, at most `batch_tokens` padded tokens at once (default
+    16,384 on an accelerator, 2,048 on a CPU); only the positions that predict response tokens are projected on the
+    vocabulary. Like TRL's, the sum leaves out the first token of a response without a prompt, which nothing predicts.
     """
     from tqdm import tqdm
 
     sums = np.empty(len(prompts))
+    # On a CPU what fits its caches is faster: 2,048 rows of 52 tokens of the demo's model took 3.1 s at 2,048 padded
+    # tokens and 5.0 s at 16,384 (one core, November 2026).
+    batch_tokens = batch_tokens or (2_048 if model.device.type == "cpu" else 16_384)
     places = LOGIT_BYTES // (4 * model.config.get_text_config().vocab_size)
     with tqdm(total=len(prompts), desc=progress, unit="row", delay=0.5) as bar:
         sizes = [(len(p) + len(r), len(r)) for p, r in zip(prompts, responses, strict=True)]

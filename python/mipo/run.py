@@ -11,7 +11,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -286,7 +286,9 @@ class _Walk:
             store = PairStore.open(self.folder / "evaluation" / "tokens")
             self._evaluate("after", str(self.folder / "model"), store)
             sides = {name: files.read_json(self.folder / "evaluation" / f"{name}.json") for name in ("before", "after")}
-            about = {"negatives": self._negatives(), "rows": self._read("test.parquet").height}
+            before, after = (self._read(f"evaluation/{name}.parquet") for name in ("before", "after"))
+            moved = {n: asdict(f) for n, f in evaluation.change(before, after, seed=self.seed).items()}
+            about = {"change": moved, "negatives": self._negatives(), "rows": after.height}
             files.write_json(self.folder / "evaluation.json", {**sides, **about})
 
         inputs = {**self._evaluation_inputs(), "files": self.run.hashes("baseline", "train")}
@@ -297,13 +299,23 @@ class _Walk:
     # between them is the model.
     def _evaluate(self, name: str, model: str, store: PairStore, answers: pl.DataFrame | None = None) -> None:
         test, given = self._read("test.parquet"), self.settings["evaluation"]
+        loaded = responses.load_model(model, dtype=self._dtype(), trust_remote_code=self.trust)
         side, said = evaluation.evaluate(
-            model, self.tokenizer, test, store, kind=self.settings["contrast"]["kind"], negatives=self._negatives(),
+            loaded, self.tokenizer, test, store, kind=self.settings["contrast"]["kind"], negatives=self._negatives(),
             rows=given["rows"], rule=given["rule"], answers=answers, seed=self.seed + 1, progress=name,
-            trust_remote_code=self.trust, **self.sampling,
+            **self.sampling,
         )  # fmt: skip
         self._write(said, f"evaluation/{name}.parquet")
         files.write_json(self.folder / "evaluation" / f"{name}.json", side)
+
+    def _dtype(self) -> str:
+        """The reference model's dtype for both sides on an accelerator: a trained model is saved in float32."""
+        import torch
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(self.settings["model"], trust_remote_code=self.trust)
+        known = torch.accelerator.is_available() and config.dtype is not None
+        return str(config.dtype).removeprefix("torch.") if known else "auto"
 
     def _negatives(self) -> int:
         given: int | None = self.settings["evaluation"]["negatives"]

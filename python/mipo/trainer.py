@@ -112,6 +112,8 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
     rewards s; TRL's other losses need one rejected response a group, and raise ValueError otherwise.
     """
 
+    _precompute_engine: Any
+
     def __init__(self, model: Any, *, args: MIPOConfig | None = None, train_dataset: Any = None, **kwargs: Any) -> None:
         args = args or MIPOConfig(output_dir="mipo")
         first: Mapping[str, Any] | None = None if train_dataset is None else next(iter(train_dataset), None)
@@ -141,17 +143,19 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
         return dataset
 
     def _precompute_ref_logps(self, dataset: datasets.Dataset, name: str, batch_size: int) -> datasets.Dataset:
-        """Adds the reference's log-probs as columns.
+        """Adds the reference's log-probs as columns, unless the rows have them.
 
         Unlike TRL's, it writes no cache file: for rows in memory that file lies in a temporary folder of each process,
         where the others don't find it.
         """
         if isinstance(dataset, datasets.IterableDataset):
             return super()._precompute_ref_logps(dataset, name, batch_size)
+        if REF[0] in dataset.column_names:
+            return dataset
         loader = self.accelerator.prepare(DataLoader(dataset, batch_size=batch_size, collate_fn=self.data_collator))
         model = self.ref_model or self.model
         if self.ref_model is None and self.is_deepspeed_enabled:
-            model = self._precompute_engine = prepare_deepspeed(self.model, self.accelerator)
+            model = self._precompute_engine = self._precompute_engine or prepare_deepspeed(self.model, self.accelerator)
         sizes = _sizes(dataset) if self._grouped else []
         scored: list[tuple[Tensor, Tensor]] = []
         quiet = not self.accelerator.is_main_process
