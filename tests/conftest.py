@@ -4,7 +4,7 @@ import functools
 import json
 import lzma
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,35 @@ def demo_tokenizer() -> Any:
     from mipo.responses import load_tokenizer
 
     return load_tokenizer(str(demo.HERE / "model"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    """The same, for a module's tests to change."""
+    from mipo import demo
+    from mipo.responses import load_tokenizer
+
+    return load_tokenizer(str(demo.HERE / "model"))
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    """The demo's model."""
+    from mipo import demo
+    from mipo.responses import load_model
+
+    return load_model(str(demo.HERE / "model"))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread for torch: sums in one order, whatever the machine."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

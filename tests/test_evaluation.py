@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from mipo.prompts import compose
 from mipo.responses import ask, generate, load_model, load_tokenizer
 from mipo.tokens import PairStore, tokenize
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 DEMO = str(Path(mipo.demo.__file__).parent / "model")
 # float32 matrix products against float64: 1e-6 a token, some 20 tokens a response.
 SUM_ATOL = 1e-4
@@ -38,25 +38,6 @@ PATTERN = r"####\s*(?P<answer>.+)"
 law = settings(deadline=None, max_examples=60)
 nats = st.floats(-200, 0)
 tables = hnp.arrays(np.float64, st.tuples(st.integers(1, 8), st.integers(2, 9)), elements=nats)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """OpenMP's threads wait for each other busily: a model this small takes 100 times as long where a core is taken."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return load_tokenizer(DEMO)
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return load_model(DEMO)
 
 
 @pytest.fixture(scope="module")

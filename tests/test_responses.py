@@ -5,7 +5,7 @@ Examples on the demo's own model; the plain-text ones need ../shared/models/stor
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from mipo import responses
 from mipo.prompts import compose
 from mipo.responses import ask, end_ids, generate, lengths, load_model, load_tokenizer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 DEMO = str(Path(mipo.demo.__file__).parent / "model")
 STORIES = Path(__file__).parents[2] / "shared" / "models" / "stories260K"
 CONTEXTS = [
@@ -33,25 +34,6 @@ GREEDY: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": 16}
 needs_stories = pytest.mark.skipif(
     not STORIES.is_dir(), reason=f"{STORIES} is not there: a text model without template"
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """OpenMP's threads wait for each other busily: a model this small takes 100 times as long where a core is taken."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return load_tokenizer(DEMO)
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return load_model(DEMO)
 
 
 @pytest.fixture(scope="module")

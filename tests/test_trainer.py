@@ -8,7 +8,6 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from mipo.responses import load_model, load_tokenizer
 from mipo.tokens import PairStore, tokenize
 from mipo.trainer import GroupCollator, MIPOConfig, MIPOTrainer, last_checkpoint, train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 DEMO = str(Path(mipo.demo.__file__).parent / "model")
 CURVE = Path(__file__).parent / "loss_curve.json"
 # float32 products of a batch against float64 of one row, on a loss of about 1.
@@ -37,20 +37,6 @@ PADDING_ATOL = 1e-5
 # Twenty steps at 2e-4 carry the rounding of one machine's float32 products into the fifth digit; a border that is one
 # token off, another order of the rows or another schedule moves the curve by 1e-2.
 CURVE_ATOL = 5e-4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """OpenMP's threads wait for each other busily: a model this small takes 100 times as long where a core is taken."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return load_tokenizer(DEMO)
 
 
 def preferences(rows: int, negatives: tuple[int, ...]) -> pl.DataFrame:
