@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import yaml
 
-from mipo import demo, run
+from mipo import demo, recipe, run
 from mipo.demo import world
 
 KILLED_RUN = Path(__file__).with_name("killed_run.py")
@@ -24,14 +24,14 @@ def write_recipe(folder: Path, **changes) -> Path:
     """A small recipe on the demo's world: 64 training rows, 24 held-out rows, four steps."""
     folder.mkdir(parents=True, exist_ok=True)
     world.write(folder, train=64, test=24, seed=1)
-    recipe = yaml.safe_load((demo.HERE / "recipe.yaml").read_text())
-    recipe["model"] = str(demo.HERE / "model")
-    recipe["evaluation"] |= {"negatives": 3, "rows": 8}
-    recipe["trainer"] |= {"save_steps": 2, "logging_steps": 1}
+    settings = yaml.safe_load((demo.HERE / "recipe.yaml").read_text())
+    settings["model"] = str(demo.HERE / "model")
+    settings["evaluation"] |= {"negatives": 3, "rows": 8}
+    settings["trainer"] |= {"save_steps": 2, "logging_steps": 1}
     for section, values in changes.items():
-        recipe[section] = {**recipe.get(section, {}), **values} if isinstance(values, dict) else values
+        settings[section] = {**settings.get(section, {}), **values} if isinstance(values, dict) else values
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe))
+    path.write_text(yaml.safe_dump(settings))
     return path
 
 
@@ -104,12 +104,12 @@ def test_pairs_are_what_the_responses_say(done):
 
 
 def test_a_killed_run_goes_on_and_makes_the_same_pairs(done, tmp_path):
-    recipe, output = write_recipe(tmp_path / "in"), tmp_path / "out"
+    path, output = write_recipe(tmp_path / "in"), tmp_path / "out"
     for point in ("generation", "pairs", "training"):
-        assert die_at(point, recipe, output).returncode == -9, point
+        assert die_at(point, path, output).returncode == -9, point
         assert not (output / "evaluation.json").exists()
         assert (output / "pairs.parquet").exists() == (point == "training")
-    finished = die_at("never", recipe, output)
+    finished = die_at("never", path, output)
     assert finished.returncode == 0, finished.stderr
     assert "going on from checkpoint-2" in finished.stdout
     assert (output / "pairs.parquet").read_bytes() == (done / "out" / "pairs.parquet").read_bytes()
@@ -131,11 +131,11 @@ def test_an_unchanged_run_does_nothing_again(done, capsys):
 
 
 def test_other_settings_are_refused_by_name(done, tmp_path):
-    recipe = write_recipe(tmp_path, trainer={"beta": 0.5})
+    path = write_recipe(tmp_path, trainer={"beta": 0.5})
     for name in ("train.jsonl", "test.jsonl"):
         shutil.copyfile(done / "in" / name, tmp_path / name)
     with pytest.raises(ValueError, match=r"other settings:[\s\S]*trainer\.beta: 0\.3 there, 0\.5 now[\s\S]*--output"):
-        run.run(recipe, output=done / "out")
+        run.run(path, output=done / "out")
 
 
 def test_reuse_takes_over_what_stays_the_same(done, tmp_path, capsys):
@@ -162,14 +162,14 @@ def test_a_damaged_file_is_made_again(done, tmp_path, capsys):
 
 
 def test_too_many_drops_stop_the_run_and_can_be_allowed(tmp_path, capsys):
-    recipe = write_recipe(tmp_path / "in")
+    path = write_recipe(tmp_path / "in")
     rows = [json.loads(line) for line in (tmp_path / "in" / "train.jsonl").read_text().splitlines()]
     rows[4]["prompt"] = "  "
     (tmp_path / "in" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(
         ValueError, match=r"prompts: more rows .*88 rows in, 87 out \(empty prompt: 1, first in row 5\)"
     ):
-        run.run(recipe, output=tmp_path / "out", until="contrast")
+        run.run(path, output=tmp_path / "out", until="contrast")
     allowed = write_recipe(tmp_path / "in2", max_dropped={"empty prompt": 0.1})
     shutil.copyfile(tmp_path / "in" / "train.jsonl", tmp_path / "in2" / "train.jsonl")
     run.run(allowed, output=tmp_path / "out2", until="contrast")
@@ -177,9 +177,9 @@ def test_too_many_drops_stop_the_run_and_can_be_allowed(tmp_path, capsys):
 
 
 def test_a_dry_run_shows_three_pairs_and_writes_nothing(tmp_path):
-    recipe = write_recipe(tmp_path)
+    path = write_recipe(tmp_path)
     before = sorted(tmp_path.iterdir())
-    shown = run.dry_run(recipe)
+    shown = run.dry_run(path)
     assert shown.count("── what the rejected one answers") == 3
     first = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[0])
     assert first["context"] in shown
@@ -190,14 +190,14 @@ def test_a_dry_run_shows_three_pairs_and_writes_nothing(tmp_path):
 
 def test_every_kind_and_several_negatives_go_the_whole_way(tmp_path):
     for kind, negatives in (("random", 2), ("dropped", 1)):
-        recipe = write_recipe(
+        path = write_recipe(
             tmp_path / kind,
             contrast={"kind": kind, "negatives": negatives},
             max_dropped={"chosen and rejected are equal": 0.9},
             trainer={"max_steps": 1, "save_strategy": "no"},
             evaluation={"negatives": 2, "rows": 4, "rule": None},
         )
-        folder = run.run(recipe, output=tmp_path / kind / "out")
+        folder = run.run(path, output=tmp_path / kind / "out")
         evaluation = json.loads((folder / "evaluation.json").read_text())
         assert "accuracy" not in evaluation["after"]
         assert evaluation["negatives"] == 2
@@ -216,19 +216,47 @@ def test_every_kind_and_several_negatives_go_the_whole_way(tmp_path):
         ({"responses": {"max_new_tokens": 4096}}, "the model's whole context is"),
         ({"evaluation": {"rule": {"answer": "answer"}}}, "evaluation.rule: expected answer"),
         ({"control": "other"}, "control: expected shuffled or sft"),
+        ({"seed": "1"}, "seed: expected a whole number, came '1'"),
+        ({"lora": True}, "lora: expected settings as `r: 16`, came True"),
+        ({"max_dropped": "1%"}, "max_dropped: expected a share as 0.01"),
+        ({"responses": {"temperature": -1}}, "responses.temperature: expected a number, 0 for greedy, not below 0"),
+        ({"evaluation": {"negatives": 24}}, "evaluation.negatives: expected 1 to 23 (24 held-out prompts), came 24"),
+        ({"evaluation": {"rule": {"answer": "nope", "pattern": "(?P<answer>.)"}}}, "no column 'nope'"),
+        ({"evaluation": {"rule": {"answer": "answer", "pattern": "("}}}, "is no regular expression"),
     ],
 )
 def test_bad_settings_are_named(tmp_path, changes, message):
-    recipe = write_recipe(tmp_path, **changes)
+    path = write_recipe(tmp_path, **changes)
     with pytest.raises((ValueError, OSError)) as error:
-        run.run(recipe, output=tmp_path / "out", until="contrast")
+        run.run(path, output=tmp_path / "out", until="contrast")
     assert message in str(error.value)
 
 
+def test_the_run_folder_s_recipe_repeats_the_run(done):
+    given, kept = recipe.load(done / "in" / "recipe.yaml"), recipe.load(done / "out" / "recipe.yaml")
+    assert kept == given
+    assert Path(kept["model"]) == demo.HERE / "model"
+
+
+def test_a_number_may_be_written_as_in_the_readme(tmp_path):
+    path = write_recipe(tmp_path)
+    path.write_text(path.read_text().replace("learning_rate: 0.00015", "learning_rate: 5e-7"))
+    assert recipe.load(path)["trainer"]["learning_rate"] == 5e-7
+
+
+def test_a_mistake_before_the_first_stage_can_be_mended_in_place(tmp_path):
+    wrong = write_recipe(tmp_path / "in", prompts={"prompt": "promt"})
+    with pytest.raises(ValueError, match="no column 'promt'"):
+        run.run(wrong, output=tmp_path / "out", until="prompts")
+    mended = write_recipe(tmp_path / "in")
+    assert run.run(mended, output=tmp_path / "out", until="prompts") == tmp_path / "out"
+
+
 def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
-    recipe = write_recipe(tmp_path)
+    path = write_recipe(tmp_path)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("words")
+    (tmp_path / "mine" / ".notes.tmp").write_text("words")
     with pytest.raises(ValueError, match="is not empty and holds no run"):
-        run.run(recipe, output=tmp_path / "mine")
-    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+        run.run(path, output=tmp_path / "mine")
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == {"thesis.txt", ".notes.tmp"}

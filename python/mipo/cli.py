@@ -114,7 +114,8 @@ def _train(args: argparse.Namespace) -> None:
         args=["--output_dir", str(args.output.with_name(f"{args.output.name}-checkpoints")), *args.rest]
     )
     lora = {"r": args.lora_r, "target_modules": "all-linear"} if args.lora_r else None
-    store, tokenizer = PairStore.open(args.tokens), load_tokenizer(args.model)
+    tokenizer = load_tokenizer(args.model, trust_remote_code=config.trust_remote_code)
+    store = PairStore.open(args.tokens)
     log = train(store, args.model, tokenizer, args.output, args=config, lora=lora)
     if int(os.environ.get("RANK", "0")) == 0:
         files.write_json(args.output / "training.json", log)
@@ -374,11 +375,11 @@ def _prompts(args: argparse.Namespace) -> pl.DataFrame:
 def _read(path: Path) -> pl.DataFrame:
     import polars as pl
 
+    from mipo.sources import load
+
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
-    if path.is_dir() or path.suffix == ".parquet":
-        return pl.read_parquet(path / "*.parquet" if path.is_dir() else path)
-    return pl.read_ndjson(path)
+    return pl.read_parquet(path / "*.parquet") if path.is_dir() else load(path)
 
 
 def _write(frame: pl.DataFrame, path: Path) -> None:

@@ -336,6 +336,18 @@ def _batches(sizes: Sequence[tuple[int, int]], batch_tokens: int, places: int) -
         yield batch
 
 
+def check(prompts: pl.DataFrame, *, negatives: int | None, rule: dict[str, str] | None) -> None:
+    """Raises ValueError for what `evaluate` could not do on these prompts, before anything is generated."""
+    if negatives is not None and not 1 <= negatives < prompts.height:
+        raise ValueError(
+            f"evaluation.negatives: expected 1 to {prompts.height - 1} ({prompts.height} held-out prompts), "
+            f"came {negatives}"
+        )
+    _check_rule(rule, prompts)
+    if rule and "pattern" in rule:
+        _rule(rule["pattern"], 1)
+
+
 def _check_rule(rule: dict[str, str] | None, prompts: pl.DataFrame) -> None:
     for setting in ("answer", "pattern_column"):
         column = (rule or {}).get(setting)

@@ -38,13 +38,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in `path`; a ValueError names a file that is missing or broken."""
+    """The JSON value in `path`; FileNotFoundError or ValueError for one that is missing or broken."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); delete it and run again") from None
+        raise ValueError(f"{path}: not valid JSON ({error}); mend it, or name another folder") from None
 
 
 def sha256(path: Path) -> str:

@@ -100,6 +100,9 @@ def export(pairs: pl.DataFrame, path: str | Path, *, format: Format = "trl") -> 
         raise ValueError(f"{path}: expected a name that ends in .jsonl or .parquet")
     if format not in get_args(Format):
         raise ValueError(f"format: expected one of {', '.join(get_args(Format))}, came {format!r}")
+    for column in ("prompt", "chosen", "rejected"):
+        if column not in pairs.columns:
+            raise ValueError(f"pairs: no column {column!r}; they have {', '.join(pairs.columns)}")
     table = pairs.select("prompt", "chosen", "rejected")
     if format == "nemo-rl":
         table = _nemo(table)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,15 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, to which 5e-7 is a number as in YAML 1.2; in 1.1 it is a text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
 def load(path: str | Path, **overrides: Any) -> dict[str, Any]:
     """The recipe in `path` with all defaults, file names made absolute; overrides that are not None replace its values.
 
@@ -48,7 +58,7 @@ def load(path: str | Path, **overrides: Any) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such recipe")
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        given = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(given, dict):
@@ -59,6 +69,11 @@ def load(path: str | Path, **overrides: Any) -> dict[str, Any]:
         if isinstance(section[name], str) and (path.parent / section[name]).exists():
             section[name] = str((path.parent / section[name]).resolve())
     return recipe
+
+
+def dump(settings: dict[str, Any]) -> str:
+    """A loaded recipe as YAML: every setting, overrides in it and file names absolute, so that it repeats the run."""
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], at: str = "") -> list[str]:
@@ -103,12 +118,43 @@ def _check(recipe: dict[str, Any], where: str) -> None:
             raise ValueError(f"{where}: {name} is missing; name a file, a folder or a name on the hub")
     if recipe["control"] not in (None, *CONTROLS):
         raise ValueError(f"{where}: control: expected {' or '.join(CONTROLS)}, came {recipe['control']!r}")
+    _check_types(recipe, where)
     rule = recipe["evaluation"]["rule"]
     if rule is not None and ("answer" not in rule or len(rule.keys() & {"pattern", "pattern_column"}) != 1):
         raise ValueError(
             f"{where}: evaluation.rule: expected answer (a column) and pattern (a regular expression with a group "
             f"`answer`) or pattern_column, came {rule!r}"
         )
+
+
+# What the settings are that a YAML file gets wrong easily; null is allowed where the default is null.
+TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "seed": (int, "a whole number"),
+    "max_dropped": ((int, float, dict), "a share as 0.01, or {reason: share}"),
+    "lora": (dict, "settings as `r: 16`"),
+    "prompts.holdout": (int, "a whole number of rows"),
+    "contrast.negatives": (int, "a whole number"),
+    "responses.temperature": ((int, float), "a number, 0 for greedy"),
+    "responses.top_p": ((int, float), "a number from 0 to 1"),
+    "responses.max_new_tokens": (int, "a whole number of tokens"),
+    "responses.batch_size": (int, "a whole number"),
+    "tokens.max_length": (int, "a whole number of tokens"),
+    "evaluation.negatives": (int, "a whole number"),
+    "evaluation.rows": (int, "a whole number"),
+    "evaluation.rule": (dict, "settings as `answer: COLUMN`"),
+}
+
+
+def _check_types(recipe: dict[str, Any], where: str) -> None:
+    for name, (kind, wanted) in TYPES.items():
+        section, _, inner = name.partition(".")
+        value, default = (recipe[section][inner], DEFAULTS[section][inner]) if inner else (recipe[name], DEFAULTS[name])
+        if value is None and (default is None or name == "tokens.max_length"):
+            continue
+        if isinstance(value, bool) or not isinstance(value, kind):
+            raise ValueError(f"{where}: {name}: expected {wanted}, came {value!r}")
+        if isinstance(value, int | float) and value < 0:
+            raise ValueError(f"{where}: {name}: expected {wanted}, not below 0, came {value!r}")
 
 
 def check_trainer(recipe: dict[str, Any]) -> None:

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import yaml
 
 from mipo import evaluation, files, prompts, recipe, report, responses, tokens
 from mipo.contrast import contrast, counter_prompts
 from mipo.pairs import dropped, judge, keep, shuffle
-from mipo.stages import Rows, Run, clean
+from mipo.stages import Rows, Run
 from mipo.tokens import PairStore
 
 STAGES = ("prompts", "contrast", "responses", "pairs", "tokens", "baseline", "train", "evaluate")
@@ -65,9 +64,8 @@ def run(
     settings = recipe.load(path, seed=seed, control=control)
     recipe.check_trainer(settings)
     folder = Path(output or Path("runs") / Path(path).stem)
-    clean(folder)
     walk = _Walk(folder, settings, Path(reuse) if reuse else None)
-    files.write_text(folder / "recipe.yaml", _as_run(Path(path), seed, control))
+    files.write_text(folder / "recipe.yaml", recipe.dump(settings))
     for name in STAGES[: STAGES.index(until) + 1 if until else None]:
         getattr(walk, name)()
     if until is None:
@@ -81,7 +79,8 @@ def dry_run(path: str | Path, *, seed: int | None = None, rows: int = 3) -> str:
     settings = recipe.load(path, seed=seed)
     recipe.check_trainer(settings)
     tokenizer = responses.load_tokenizer(settings["model"], trust_remote_code=settings["trust_remote_code"])
-    train, _, _ = read_prompts(settings, tokenizer)
+    train, test, rows_read = read_prompts(settings, tokenizer)
+    evaluation.check(test, negatives=settings["evaluation"]["negatives"], rule=settings["evaluation"]["rule"])
     drawn = contrast(train, seed=settings["seed"], **settings["contrast"])
     own, counter = composed(train, drawn, prompts.is_chat(tokenizer))
     lines = []
@@ -96,10 +95,12 @@ def dry_run(path: str | Path, *, seed: int | None = None, rows: int = 3) -> str:
             "",
         ]
     asked = responses.ask(own, counter).height
-    lines.append(
+    given = settings["responses"]["max_new_tokens"]
+    lines += [
+        f"prompts: {rows_read.describe()}",
         f"{train.height:,} prompts, {drawn['reason'].null_count():,} pairs of kind {settings['contrast']['kind']}, "
-        f"{asked:,} responses to generate of at most {settings['responses']['max_new_tokens']:,} tokens each"
-    )
+        f"{asked:,} responses to generate of at most {given:,} tokens each; {test.height:,} held-out prompts",
+    ]
     return "\n".join(lines)
 
 
@@ -114,7 +115,7 @@ def read_prompts(settings: dict[str, Any], tokenizer: Any) -> tuple[pl.DataFrame
         first = test.first | read.first
         rows = Rows(read.rows_in + test.rows_in, read.frame.height + test.frame.height, lost, first)
         return read.frame, test.frame, rows
-    held = given["holdout"] or min(512, max(2, read.frame.height // 10))
+    held = min(512, max(2, read.frame.height // 10)) if given["holdout"] is None else given["holdout"]
     train, test_rows = prompts.hold_out(read.frame, held, seed=settings["seed"], by=given["holdout_by"])
     return train, test_rows, Rows(read.rows_in, train.height + test_rows.height, read.dropped, read.first)
 
@@ -185,6 +186,8 @@ class _Walk:
 
         def work() -> Rows:
             train, test, rows = read_prompts(self.settings, self.tokenizer)
+            given = self.settings["evaluation"]
+            evaluation.check(test, negatives=given["negatives"], rule=given["rule"])
             self._write(train, "prompts.parquet")
             self._write(test, "test.parquet")
             return rows
@@ -256,10 +259,12 @@ class _Walk:
             if not held_out.height:
                 raise ValueError("evaluation: no held-out row became a pair; hold out more rows")
             self._write(held_out, "evaluation/pairs.parquet")
-            store, _ = tokens.tokenize(held_out, self.tokenizer)
+            store, lost = tokens.tokenize(held_out, self.tokenizer, max_length=self.settings["tokens"]["max_length"])
+            if not len(store):
+                raise ValueError(f"evaluation: no held-out pair is left ({lost})")
             store.save(folder / "tokens")
             self._evaluate("before", self.settings["model"], store, made)
-            return Rows(judged.height, held_out.height, dropped(judged))
+            return Rows(judged.height, held_out.height - sum(lost.values()), dropped(judged) | lost)
 
         inputs = {**self._evaluation_inputs(), "model": self.model}
         self.run.stage("baseline", inputs, ("evaluation/responses", "evaluation/pairs.parquet", "evaluation/tokens",
@@ -319,7 +324,7 @@ class _Walk:
 
     def _negatives(self) -> int:
         given: int | None = self.settings["evaluation"]["negatives"]
-        return given or min(31, self._read("test.parquet").height - 1)
+        return min(31, self._read("test.parquet").height - 1) if given is None else given
 
     def _evaluation_inputs(self) -> dict[str, Any]:
         test = {name: digest for name, digest in self.run.hashes("prompts").items() if name == "test.parquet"}
@@ -351,23 +356,12 @@ class _Walk:
             frame.write_parquet(temporary, compression="zstd")
 
 
-def _as_run(path: Path, seed: int | None, control: str | None) -> str:
-    """The recipe's own text, with the values that the command replaced said above it."""
-    replaced = {name: value for name, value in (("seed", seed), ("control", control)) if value is not None}
-    text = path.read_text(encoding="utf-8")
-    return (
-        f"# the command line set {yaml.safe_dump(replaced, default_flow_style=True).strip()}\n{text}"
-        if replaced
-        else text
-    )
-
-
 def _model_hash(model: str, trust_remote_code: bool) -> dict[str, str | None]:
     if Path(model).is_dir():
         digest = hashlib.sha256()
-        for path in sorted(Path(model).iterdir()):
+        for path in sorted(Path(model).rglob("*")):
             if path.is_file():
-                digest.update(f"{path.name} {files.sha256(path)}\n".encode())
+                digest.update(f"{path.relative_to(model)} {files.sha256(path)}\n".encode())
         return {"sha256": digest.hexdigest()}
     from transformers import AutoConfig
 

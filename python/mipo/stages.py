@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -57,14 +59,18 @@ class Run:
         self.others = files.read_json(reuse / "manifest.json") if reuse else {}
         self.reuse = reuse
         found = files.read_json(self.path) if self.path.exists() else {}
-        if not found and folder.is_dir() and any(child.name != "inputs" for child in folder.iterdir()):
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder}: is a file; name a folder with --output")
+        if not found and folder.is_dir() and any(not _ours(child) for child in folder.iterdir()):
             raise ValueError(f"{folder}: is not empty and holds no run; name another folder with --output")
         compared = {name: value for name, value in settings.items() if name != "max_dropped"}
-        if found and (lines := recipe.differences(found["settings"], json.loads(json.dumps(compared)))):
+        begun = any(stage["state"] == "done" for stage in found.get("stages", {}).values())
+        if begun and (lines := recipe.differences(found["settings"], json.loads(json.dumps(compared)))):
             raise ValueError(
                 f"{folder}: was made with other settings:\n  " + "\n  ".join(lines) + "\nName another folder with "
                 f"--output (and --reuse {folder} to take over the stages that stay the same), or delete this one."
             )
+        _clean(folder)
         self.manifest = {**about, "settings": compared, "stages": found.get("stages", {})}
         self._save()
 
@@ -98,7 +104,14 @@ class Run:
     def _finish(self, name: str, key: str, made: tuple[str, ...], seconds: float, rows: Rows | None) -> None:
         counts = {"rows_in": rows.rows_in, "rows_out": rows.rows_out, "dropped": rows.dropped} if rows else {}
         hashes = {path.relative_to(self.folder).as_posix(): files.sha256(path) for path in self._files(made)}
-        done = {"state": "done", "key": key, **counts, "files": hashes, "seconds": round(seconds, 2)}
+        done = {
+            "state": "done",
+            "key": key,
+            "mipo": self.manifest.get("mipo"),
+            **counts,
+            "files": hashes,
+            "seconds": round(seconds, 2),
+        }
         self._record(name, {**done, "finished": datetime.now(UTC).isoformat(timespec="seconds")})
 
     def _check_dropped(self, name: str, rows: Rows) -> None:
@@ -107,7 +120,10 @@ class Run:
         over = [reason for reason, n in rows.dropped.items() if reason in limits and n > limits[reason] * rows.rows_in]
         rest = sum(n for reason, n in rows.dropped.items() if reason not in limits)
         if over or rest > general * rows.rows_in:
-            wanted = {reason: 1.0 for reason in over or rows.dropped}
+            wanted = {
+                **limits,
+                **{r: math.ceil(100 * rows.dropped[r] / rows.rows_in) / 100 for r in over or rows.dropped},
+            }
             raise ValueError(
                 f"{name}: more rows were dropped than max_dropped allows ({self.max_dropped}): {rows.describe()}. "
                 f"Mend the input, or allow it in the recipe, as in max_dropped: {json.dumps(wanted)}"
@@ -154,19 +170,27 @@ class Run:
         files.write_json(self.path, self.manifest)
 
 
-def clean(folder: Path) -> None:
-    """Removes temporary files that a killed process left in the folder."""
+_TEMPORARY = re.compile(r"\..*\.(\d+)\.tmp")  # what `files.whole` writes; the number is the process
+
+
+def _ours(path: Path) -> bool:
+    """Whether a folder that holds this alone may become a run: the demo's inputs, and a manifest that was cut off."""
+    return path.name == "inputs" or bool(_TEMPORARY.fullmatch(path.name))
+
+
+def _clean(folder: Path) -> None:
+    """Removes the temporary files that killed processes left in a run folder."""
     for path in folder.rglob(".*.tmp"):
-        if path.is_file() and not _alive(path):
+        owner = _TEMPORARY.fullmatch(path.name)
+        if owner and path.is_file() and not _alive(int(owner[1])):
             path.unlink()
 
 
-def _alive(path: Path) -> bool:
-    owner = path.name.split(".")[-2]
-    if not owner.isdigit():
-        return False
+def _alive(process: int) -> bool:
     try:
-        os.kill(int(owner), 0)
-    except OSError:
+        os.kill(process, 0)
+    except ProcessLookupError:
         return False
-    return int(owner) != os.getpid()
+    except PermissionError:
+        return True
+    return process != os.getpid()

@@ -17,10 +17,9 @@ def demo(*, seed: int = 0, output: str | Path = "runs/demo", control: str | None
 
     output = Path(output)
     inputs = output / "inputs"
-    if not (inputs / "recipe.yaml").exists():
-        world.write(inputs, seed=seed)
-        shutil.copytree(HERE / "model", inputs / "model", dirs_exist_ok=True)
-        shutil.copyfile(HERE / "recipe.yaml", inputs / "recipe.yaml")
+    world.write(inputs, seed=seed)
+    shutil.copytree(HERE / "model", inputs / "model", dirs_exist_ok=True)
+    shutil.copyfile(HERE / "recipe.yaml", inputs / "recipe.yaml")
     recipe = inputs / "recipe.yaml"
     if control:
         return run.run(recipe, output=output, seed=seed, control=control)
