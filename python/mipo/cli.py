@@ -396,6 +396,8 @@ def _tell(dropped: Any, rows: int, where: Any) -> None:
 
 
 def _say(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"{error.name} is not installed; this command needs `pip install 'mipo[train]'`"
     if isinstance(error, OSError) and error.errno:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; nothing half-written is kept, free the cause and run the same command again"
