@@ -88,7 +88,7 @@ def test_json_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
         files.read_json(tmp_path / "value.json")
     for broken in (b'{"a": ', b"\xff", b""):
         (tmp_path / "value.json").write_bytes(broken)
-        with pytest.raises(ValueError, match=r"value\.json: not valid JSON .*mend it, or name another folder"):
+        with pytest.raises(ValueError, match=r"value\.json: not valid JSON .*delete it and run again"):
             files.read_json(tmp_path / "value.json")
 
 

@@ -260,3 +260,10 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match="is not empty and holds no run"):
         run.run(path, output=tmp_path / "mine")
     assert {path.name for path in (tmp_path / "mine").iterdir()} == {"thesis.txt", ".notes.tmp"}
+
+
+def test_a_broken_manifest_is_no_manifest(done, tmp_path):
+    shutil.copytree(done / "out", tmp_path / "copy")
+    (tmp_path / "copy" / "manifest.json").write_text('{"stages":')
+    with pytest.raises(ValueError, match=r"manifest\.json: not valid JSON, .*name another"):
+        run.run(done / "in" / "recipe.yaml", output=tmp_path / "copy")

@@ -44,7 +44,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); mend it, or name another folder") from None
+        raise ValueError(f"{path}: not valid JSON ({error}); delete it and run again") from None
 
 
 def sha256(path: Path) -> str:

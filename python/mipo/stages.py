@@ -58,7 +58,12 @@ class Run:
         self.path = folder / "manifest.json"
         self.others = files.read_json(reuse / "manifest.json") if reuse else {}
         self.reuse = reuse
-        found = files.read_json(self.path) if self.path.exists() else {}
+        try:
+            found = files.read_json(self.path) if self.path.exists() else {}
+        except ValueError:
+            raise ValueError(
+                f"{self.path}: not valid JSON, so what the folder holds is unknown; name another"
+            ) from None
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder}: is a file; name a folder with --output")
         if not found and folder.is_dir() and any(not _ours(child) for child in folder.iterdir()):
