@@ -1,313 +1,132 @@
-"""LM head to log-probs of target tokens, in chunks of tokens, without keeping the logits.
+"""LM head to log-probs of target tokens, in pieces, without keeping the logits.
 
-This file knows torch and triton. It does not know mipo, models or losses; its truth is `token_logps` in mipo/loss.py,
-and its derivation, costs and limits are in README.md beside it.
+Its truth is `token_statistics` in mipo/loss.py; the modes, their costs and limits are in README.md beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # macOS and Windows have no Triton: the PyTorch rows below do the same work
-    triton = tl = None
-
-# One program per row. Many threads per program and so few programs per multiprocessor, because the second read of a
-# row should still be in L2: two programs of 1,024 threads on each of 132 multiprocessors hold 68 MB of bf16 rows of
-# 128,256, eight programs of 256 threads would hold 271 MB. Arithmetic, not a measurement: no GPU was at hand.
-BLOCK = 8192
-NUM_WARPS = 32
-
-# Fp32 temporaries of the PyTorch rows and of casts on a CPU: small enough to stay in a cache, and never 4CV.
-SLICE_BYTES = 4 << 20
+from .projection import Gradients, Projection, aligned, scaled_rows
+from .rows import Transform, logps_of, statistics_of
 
 
-class Transform(NamedTuple):
-    """What happens to a raw logit a before the softmax: z = softcap tanh(scale a / softcap) / temperature."""
+def forward(
+    hidden: Tensor,  # [T, D]
+    weight: Tensor,  # [V, D]
+    targets: Tensor,  # [T]
+    bias: Tensor | None,  # [V]
+    down: Tensor | None,  # [T, r]
+    up: Tensor | None,  # [V, r]
+    scale: float,
+    softcap: float | None,
+    temperature: float,
+    logits_dtype: torch.dtype,
+    chunk_bytes: int,
+    mode: str,
+    statistics: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Log-probs [T]; entropy [T] and other statistics [3, T], or [0]; state [T, …]; and what the mode keeps.
 
-    scale: float
-    softcap: float | None
-    temperature: float
-
-
-def _jit(function: Callable[..., Any]) -> Any:
-    return function if triton is None else triton.jit(function)
-
-
-@_jit
-def _capped_tanh(a, softcap):  # type: ignore[no-untyped-def]
-    # tanh(x) = 2 sigmoid(2x) - 1: no libdevice, so that the interpreter can run it.
-    return 2.0 * tl.sigmoid(2.0 * a / softcap) - 1.0
-
-
-@_jit
-def _load_scaled(z_ptr, bias_ptr, offsets, mask, scale, HAS_BIAS: tl.constexpr):  # type: ignore[no-untyped-def]
-    a = tl.load(z_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
-    if HAS_BIAS:
-        a += tl.load(bias_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
-    return a * scale
-
-
-@_jit
-def _row_kernel(  # type: ignore[no-untyped-def]
-    z_ptr,  # [rows, n_cols] raw logits
-    g_ptr,  # [rows, n_cols] gradient out; may be z_ptr
-    targets_ptr,  # [rows] int64
-    bias_ptr,  # [n_cols]
-    logps_ptr,  # [rows] fp32
-    z_stride,
-    g_stride,
-    n_cols,
-    scale,
-    softcap,
-    inv_t,
-    HAS_BIAS: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
-    WRITE_G: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64)
-    z_row = z_ptr + row * z_stride
-    g_row = g_ptr + row * g_stride
-    target = tl.load(targets_ptr + row)
-
-    # The lowest float and not -inf, so that a block of logits that are all -inf gives exp(-inf) and not exp(NaN).
-    m = -3.4028234663852886e38
-    s = 0.0
-    for start in range(0, n_cols, BLOCK):
-        offsets = start + tl.arange(0, BLOCK)  # [BLOCK]
-        inside = offsets < n_cols
-        z = _load_scaled(z_row, bias_ptr, offsets, inside, scale, HAS_BIAS)
-        if HAS_SOFTCAP:
-            z = softcap * _capped_tanh(z, softcap)
-        z = tl.where(inside, z * inv_t, -float("inf"))
-        new_m = tl.maximum(m, tl.max(z, 0))
-        s = s * tl.exp(m - new_m) + tl.sum(tl.exp(z - new_m), 0)
-        m = new_m
-
-    # A target outside the vocabulary reads nothing, and its log-prob is NaN.
-    known = (target >= 0) & (target < n_cols)
-    z_target = _load_scaled(z_row, bias_ptr, target, known, scale, HAS_BIAS)
-    if HAS_SOFTCAP:
-        z_target = softcap * _capped_tanh(z_target, softcap)
-    logp = (z_target * inv_t - m) - tl.log(s)
-    tl.store(logps_ptr + row, tl.where(known, logp, float("nan")))
-
-    if WRITE_G:
-        # Every thread has read the target's logit before any thread overwrites the row.
-        tl.debug_barrier()
-        inv_s = 1.0 / s
-        for start in range(0, n_cols, BLOCK):
-            offsets = start + tl.arange(0, BLOCK)  # [BLOCK]
-            inside = offsets < n_cols
-            z = _load_scaled(z_row, bias_ptr, offsets, inside, scale, HAS_BIAS)
-            slope = scale * inv_t
-            if HAS_SOFTCAP:
-                t = _capped_tanh(z, softcap)
-                z = softcap * t
-                slope = slope * (1.0 - t * t)
-            p = tl.exp(z * inv_t - m) * inv_s
-            g = (p - tl.where(offsets == target, 1.0, 0.0)) * slope
-            tl.store(g_row + offsets, g.to(g_ptr.dtype.element_ty), mask=inside)
-
-
-def runs_triton(logits: Tensor) -> bool:
-    """Whether rows like these go through the Triton kernel: on CUDA or ROCm, or under TRITON_INTERPRET=1; not fp64."""
-    if triton is None or logits.dtype == torch.float64:
-        return False
-    return logits.is_cuda or not isinstance(_row_kernel, triton.JITFunction)
-
-
-def rewrite_rows(
-    logits: Tensor, targets: Tensor, bias: Tensor | None, transform: Transform, g: Tensor | None
-) -> Tensor:
-    """Log-probs [C] of the targets from raw logits [C, V]; fills g [C, V], which may be `logits` itself.
-
-    G = (softmax(z) - onehot(target)) dz/da, the gradient of minus the log-prob with respect to the raw logit a.
+    Kept are G weight [T, D] and G up [T, r] in M1, G [T, V] in M3, and [0] otherwise. F FLOPs, in M1 2F; F = 2TDV.
     """
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    logps = torch.empty(len(logits), dtype=wide, device=logits.device)
-    (_rewrite_rows_triton if runs_triton(logits) else _rewrite_rows_torch)(logits, targets, bias, transform, g, logps)
-    return logps
+    transform = Transform(scale, softcap, temperature)
+    p = Projection(hidden, weight, targets, bias, down, up, transform, logits_dtype, chunk_bytes)
+    state = p.state(statistics)
+    kept, kept_low = {"M0": _logits_alone, "M1": _gradient_now, "M3": _keep_g, "M4": _slice_by_slice}[mode](p, state)
+    entropy, others = statistics_of(state, len(weight)) if statistics else (state.new_empty(0), state.new_empty(0))
+    return logps_of(state), entropy, others, state, kept, kept_low
 
 
-def _rewrite_rows_triton(
-    logits: Tensor, targets: Tensor, bias: Tensor | None, transform: Transform, g: Tensor | None, logps: Tensor
-) -> None:
-    n_cols = logits.shape[1]
-    out = logits if g is None else g
-    _row_kernel[(len(logits),)](
-        logits,
-        out,
-        targets,
-        logits if bias is None else bias,
-        logps,
-        logits.stride(0),
-        out.stride(0),
-        n_cols,
-        transform.scale,
-        transform.softcap or 1.0,
-        1.0 / transform.temperature,
-        HAS_BIAS=bias is not None,
-        HAS_SOFTCAP=transform.softcap is not None,
-        WRITE_G=g is not None,
-        BLOCK=min(BLOCK, triton.next_power_of_2(n_cols)),
-        num_warps=NUM_WARPS if n_cols >= BLOCK else 4,
-    )
+def _logits_alone(p: Projection, state: Tensor) -> tuple[Tensor, Tensor]:
+    logits = p.buffer(min(len(p.hidden), p.capacity(False)), len(p.weight), p.logits_dtype)
+    for tokens in p.chunks(with_gradient=False):
+        p.fold(tokens, p.words, logits, state)
+    return p.hidden.new_empty(0), p.hidden.new_empty(0)
 
 
-def _rewrite_rows_torch(
-    logits: Tensor, targets: Tensor, bias: Tensor | None, transform: Transform, g: Tensor | None, logps: Tensor
-) -> None:
-    scale, softcap, temperature = transform
-    for rows in _slices(len(logits), SLICE_BYTES // (logps.itemsize * logits.shape[1])):
-        z = logits[rows].to(logps.dtype)
-        z = (z if bias is None else z + bias) * scale
-        slope: Tensor | float = scale / temperature
-        if softcap is not None:
-            t = torch.tanh(z / softcap)
-            z, slope = softcap * t, slope * (1 - t * t)
-        z = z / temperature
-        z -= z.amax(1, keepdim=True)
-        target = targets[rows].unsqueeze(1)
-        z_target = z.gather(1, target)
-        p = z.exp_()
-        total = p.sum(1, keepdim=True)
-        logps[rows] = (z_target - total.log()).squeeze(1)
-        if g is not None:
-            p /= total
-            p.scatter_add_(1, target, torch.full_like(z_target, -1.0))
-            g[rows] = p.mul_(slope)
+def _gradient_now(p: Projection, state: Tensor) -> tuple[Tensor, Tensor]:
+    logits, g = p.buffers(min(len(p.hidden), p.capacity(True)), len(p.weight))
+    kept, kept_low = torch.empty_like(p.hidden), p.hidden.new_empty(0) if p.down is None else torch.empty_like(p.down)
+    for tokens in p.chunks(with_gradient=True):
+        p.fold(tokens, p.words, logits, state, g)
+        rows = g[: tokens.stop - tokens.start]
+        torch.mm(rows, p.weight, out=kept[tokens])
+        if p.up is not None:
+            torch.mm(rows, p.up, out=kept_low[tokens])
+    return kept, kept_low
 
 
-def forward_chunks(
+def _keep_g(p: Projection, state: Tensor) -> tuple[Tensor, Tensor]:
+    whole = p.hidden.new_empty(len(p.hidden), aligned(len(p.weight)))
+    g = whole[:, : len(p.weight)]
+    if p.separate:
+        logits = p.buffer(min(len(g), p.capacity(True)), len(p.weight), p.logits_dtype)
+        for tokens in p.chunks(with_gradient=True):
+            p.fold(tokens, p.words, logits, state, g[tokens])
+    elif len(g):
+        p.fold(p.tokens, p.words, g, state, g)
+    return whole, p.hidden.new_empty(0)
+
+
+def _slice_by_slice(p: Projection, state: Tensor) -> tuple[Tensor, Tensor]:
+    slices = p.word_slices(len(p.hidden), with_gradient=False)
+    logits = p.buffer(len(p.hidden), slices[0].stop, p.logits_dtype)
+    for words in slices:
+        p.fold(p.tokens, words, logits, state)
+    return p.hidden.new_empty(0), p.hidden.new_empty(0)
+
+
+def backward(
     hidden: Tensor,  # [T, D]
     weight: Tensor,  # [V, D]
     targets: Tensor,  # [T]
     bias: Tensor | None,  # [V]
+    down: Tensor | None,  # [T, r]
+    up: Tensor | None,  # [V, r]
     scale: float,
     softcap: float | None,
     temperature: float,
     logits_dtype: torch.dtype,
     chunk_bytes: int,
-    with_gradient: bool,
-) -> tuple[Tensor, Tensor]:
-    """Log-probs [T], and G weight [T, D] (empty without `with_gradient`): F FLOPs, or 2F, where F = 2TDV."""
-    logps = hidden.new_empty(len(hidden), dtype=torch.promote_types(logits_dtype, torch.float32))
-    gradient = hidden.new_empty(hidden.shape if with_gradient else 0)
-    chunks = _Chunks(hidden, weight, logits_dtype, chunk_bytes, with_gradient)
-    for rows in chunks:
-        logps[rows], g = chunks.rewrite(rows, targets, bias, Transform(scale, softcap, temperature))
-        if g is not None:
-            torch.mm(g, weight, out=gradient[rows])
-    return logps, gradient
-
-
-def weight_gradient(
-    hidden: Tensor,  # [T, D]
-    weight: Tensor,  # [V, D]
-    targets: Tensor,  # [T]
-    bias: Tensor | None,  # [V]
+    state: Tensor,  # [T, 3 or 7]
+    g: Tensor,  # [T, at least V] as M3 keeps it, or [0]
     upstream: Tensor,  # [T] dL/dlogps
-    scale: float,
-    softcap: float | None,
-    temperature: float,
-    logits_dtype: torch.dtype,
-    chunk_bytes: int,
-    with_weight: bool,
-    with_bias: bool,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of weight [V, D] and bias [V] (empty where not asked for): recomputes G; 2F FLOPs, F for bias alone."""
-    chunks = _Chunks(hidden, weight, logits_dtype, chunk_bytes, with_gradient=True)
-    # One chunk is one product, rounded once by the GEMM; several are summed in fp32.
-    sum_dtype = weight.dtype if chunks.count == 1 else torch.promote_types(weight.dtype, torch.float32)
-    dw = weight.new_zeros(weight.shape if with_weight else 0, dtype=sum_dtype)
-    db = weight.new_zeros(len(weight) if with_bias else 0, dtype=upstream.dtype)
-    for rows in chunks:
-        _, g = chunks.rewrite(rows, targets, bias, Transform(scale, softcap, temperature))
-        assert g is not None
-        if with_weight:
-            _add_product(dw, g.t(), (hidden[rows] * -upstream[rows].unsqueeze(1)).to(hidden.dtype))
-        if with_bias:
-            _add_column_sums(db, g, -upstream[rows])
-    return dw.to(weight.dtype), db.to(weight.dtype)
+    upstream_entropy: Tensor | None,  # [T] dL/dentropy; needs a state with statistics, and no g
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of hidden, weight, bias, down and up, [0] where not wanted; F FLOPs for each of the first two.
 
-
-class _Chunks:
-    """Even runs of tokens whose logits fit the byte budget, and the one buffer they are all projected into."""
-
-    def __init__(
-        self, hidden: Tensor, weight: Tensor, logits_dtype: torch.dtype, chunk_bytes: int, with_gradient: bool
-    ) -> None:
-        self.hidden, self.weight = hidden, weight
-        tokens, vocabulary = len(hidden), len(weight)
-        # Rows start on 16 elements, whatever the vocabulary: cuBLAS and vector stores need aligned rows.
-        width = -(-vocabulary // 16) * 16
-        # G is multiplied with the weight, so it has the weight's dtype; in place when the logits have it, too.
-        separate = with_gradient and logits_dtype != weight.dtype
-        row_bytes = width * (logits_dtype.itemsize + separate * weight.itemsize)
-        self.count = -(-tokens // max(1, chunk_bytes // row_bytes))
-        self.size = -(-tokens // max(1, self.count))
-        self.logits = hidden.new_empty(self.size, width, dtype=logits_dtype)[:, :vocabulary]
-        self.g = None
-        if with_gradient:
-            self.g = hidden.new_empty(self.size, width)[:, :vocabulary] if separate else self.logits
-
-    def __iter__(self) -> Iterator[slice]:
-        return _slices(len(self.hidden), self.size)
-
-    def rewrite(
-        self, rows: slice, targets: Tensor, bias: Tensor | None, transform: Transform
-    ) -> tuple[Tensor, Tensor | None]:
-        """Log-probs of one chunk, and its G, which the next chunk overwrites."""
-        n = rows.stop - rows.start
-        logits, g = self.logits[:n], None if self.g is None else self.g[:n]
-        _project(self.hidden[rows], self.weight, logits)
-        return rewrite_rows(logits, targets[rows], bias, transform, g), g
-
-
-def _slices(n: int, size: int) -> Iterator[slice]:
-    size = max(1, size)
-    return (slice(start, min(start + size, n)) for start in range(0, n, size))
-
-
-def _project(hidden: Tensor, weight: Tensor, out: Tensor) -> None:
-    """Out [C, V] = hidden [C, D] weight^T, each element rounded once, to the dtype of `out`."""
-    if out.dtype == hidden.dtype:
-        torch.mm(hidden, weight.t(), out=out)
-    elif out.is_cuda:
-        torch.mm(hidden, weight.t(), out_dtype=out.dtype, out=out)
+    Without `g` the logits are projected again, F FLOPs more, in slices of words over all tokens at once.
+    """
+    transform = Transform(scale, softcap, temperature)
+    p = Projection(hidden, weight, targets, bias, down, up, transform, logits_dtype, chunk_bytes)
+    gradients = Gradients(p, wanted, chunks=1 if len(hidden) else 0)
+    weights = None
+    if upstream_entropy is not None:
+        # G is that of the weighted sum then, so that nothing remains to be scaled.
+        weights, upstream = torch.stack([upstream, upstream_entropy], 1), torch.ones_like(upstream)
+    if not len(hidden):
+        pass
+    elif g.numel():
+        gradients.add(p.tokens, [p.words], lambda words: g[:, words], upstream)
     else:
-        wide = hidden.to(out.dtype)
-        for columns in _slices(len(weight), SLICE_BYTES // (out.itemsize * weight.shape[1])):
-            torch.mm(wide, weight[columns].to(out.dtype).t(), out=out[:, columns])
+        slices = p.word_slices(len(hidden), with_gradient=True)
+        logits, buffer = p.buffers(len(hidden), slices[0].stop)
+        gradients.add(
+            p.tokens, slices, lambda words: p.gradient(p.tokens, words, logits, state, buffer, weights), upstream
+        )
+    dh, dw, db, dd, du = gradients.finished()
+    return dh, dw, db, dd, du
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Total [V, D] += a [V, C] b [C, D], with nothing rounded to a narrower dtype than that of `total`."""
-    if total.dtype == a.dtype:
-        torch.addmm(total, a, b, out=total)
-    elif total.is_cuda:
-        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
-    else:
-        wide = b.to(total.dtype)
-        for rows in _slices(len(a), SLICE_BYTES // (total.itemsize * a.shape[1])):
-            torch.addmm(total[rows], a[rows].to(total.dtype), wide, out=total[rows])
-
-
-def _add_column_sums(total: Tensor, g: Tensor, row_weights: Tensor) -> None:
-    for rows in _slices(len(g), SLICE_BYTES // (total.itemsize * g.shape[1])):
-        total.addmv_(g[rows].t().to(total.dtype), row_weights[rows])
-
-
-def _register(name: str, function: Callable[..., Any]) -> Any:
+def register(name: str, function: Callable[..., Any]) -> Any:
+    """The operator of this name, for torch.compile to see as one node."""
     # What torch.library.custom_op does, less its wrapper, which imports torch._dynamo at the first call: 3.8 s on two
     # cores, 2026-11-24.
     torch.library.define(name, torch.library.infer_schema(function, mutates_args=()))
@@ -315,65 +134,114 @@ def _register(name: str, function: Callable[..., Any]) -> Any:
     return getattr(torch.ops.mipo, name.removeprefix("mipo::"))
 
 
-# Operators, so that torch.compile sees one node forward and one backward, and does not unroll the chunks.
-_forward_op = _register("mipo::linear_logps", forward_chunks)
-_weight_gradient_op = _register("mipo::linear_logps_weight_gradient", weight_gradient)
+def refuse_second_order(*_: Any) -> None:
+    """Raises RuntimeError: the gradient's own gradient was asked for."""
+    raise RuntimeError(
+        "mipo's fused ops have first derivatives only, but a second one was asked for (create_graph=True); use "
+        "mipo.loss, which autograd differentiates as often as you like"
+    )
+
+
+_forward = register("mipo::linear_logps", forward)
+_backward = register("mipo::linear_logps_backward", backward)
+_scaled_rows = register("mipo::scaled_rows", scaled_rows)
 
 
 @torch.library.register_fake("mipo::linear_logps")
-def _forward_fake(hidden, weight, targets, bias, scale, softcap, temperature, logits_dtype, chunk_bytes, with_gradient):  # type: ignore[no-untyped-def]
-    logps = hidden.new_empty(len(hidden), dtype=torch.promote_types(logits_dtype, torch.float32))
-    return logps, hidden.new_empty(hidden.shape if with_gradient else 0)
+def _forward_fake(hidden, weight, targets, bias, down, up, *options):  # type: ignore[no-untyped-def]
+    logits_dtype, _, mode, statistics = options[-4:]
+    tokens = len(hidden)
+    state = hidden.new_empty(tokens, 7 if statistics else 3, dtype=torch.promote_types(logits_dtype, torch.float32))
+    kept = {"M1": (tokens, hidden.shape[1]), "M3": (tokens, aligned(len(weight)))}.get(mode, (0,))
+    return (
+        state.new_empty(tokens),
+        state.new_empty(tokens if statistics else 0),
+        state.new_empty((3, tokens) if statistics else (0,)),
+        state,
+        weight.new_empty(kept),
+        hidden.new_empty(0) if down is None or mode != "M1" else torch.empty_like(down),
+    )
 
 
-@torch.library.register_fake("mipo::linear_logps_weight_gradient")
-def _weight_gradient_fake(hidden, weight, targets, bias, upstream, *options):  # type: ignore[no-untyped-def]
-    with_weight, with_bias = options[-2:]
-    return weight.new_empty(weight.shape if with_weight else 0), weight.new_empty(len(weight) if with_bias else 0)
+@torch.library.register_fake("mipo::linear_logps_backward")
+def _backward_fake(hidden, weight, targets, bias, down, up, *options):  # type: ignore[no-untyped-def]
+    return gradients_like(hidden, weight, bias, down, up, options[-1])
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    hidden, weight, targets, bias, *ctx.options, with_gradient = inputs
-    _, gradient = output
-    trained = ctx.needs_input_grad[1] or ctx.needs_input_grad[3]
-    # A frozen head keeps [T, D] and nothing else.
-    ctx.save_for_backward(gradient if with_gradient else None, *((hidden, weight, targets, bias) if trained else ()))
+@torch.library.register_fake("mipo::scaled_rows")
+def _scaled_rows_fake(rows, upstream):  # type: ignore[no-untyped-def]
+    return torch.empty_like(rows)
+
+
+def gradients_like(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor | None, up: Tensor | None, wanted: list[bool]
+) -> tuple[Tensor, ...]:
+    """Empty tensors of the shapes that `Gradients.finished` gives."""
+    inputs = (hidden, weight, bias, down, up)
+    return tuple(
+        torch.empty_like(x) if want and x is not None else hidden.new_empty(0)
+        for x, want in zip(inputs, wanted, strict=True)
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.scale, ctx.softcap, ctx.temperature, ctx.logits_dtype, ctx.chunk_bytes, ctx.mode, statistics = inputs
+    *_, state, kept, kept_low = output
+    # M1 keeps [T, D] and nothing else, unless the gradient of the entropy may be asked for.
+    alone = ctx.mode == "M1" and not statistics
+    ctx.save_for_backward(state, kept, kept_low, *([] if alone else tensors))
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, upstream: Tensor | None, second_order: Tensor | None) -> tuple[Tensor | None, ...]:
-    if second_order is not None:
-        raise RuntimeError(
-            "linear_logps has first derivatives only, but a second one was asked for (create_graph=True); "
-            "use mipo.loss.token_logps, which autograd differentiates as often as you like"
-        )
-    dh = dw = db = None
-    if upstream is not None:
-        gradient, *head = ctx.saved_tensors
-        assert gradient is not None or not ctx.needs_input_grad[0], "the op ran without with_gradient"
-        if gradient is not None:
-            # Not in place: the graph may be retained and walked again.
-            dh = (gradient * -upstream.unsqueeze(1)).to(gradient.dtype)
-        if head:
-            with_weight, with_bias = ctx.needs_input_grad[1], ctx.needs_input_grad[3]
-            dw, db = _weight_gradient_op(*head, upstream, *ctx.options, with_weight, with_bias)
-            dw, db = dw if with_weight else None, db if with_bias else None
-    return dh, dw, None, db, None, None, None, None, None, None
+def _differentiate(ctx: Any, *upstreams: Tensor | None) -> tuple[Tensor | None, ...]:
+    upstream, upstream_entropy, *others = upstreams
+    if any(x is not None for x in others):
+        refuse_second_order()
+    wanted = [ctx.needs_input_grad[i] for i in (0, 1, 3, 4, 5)]
+    state, kept, kept_low, *tensors = ctx.saved_tensors
+    if upstream is None and upstream_entropy is None:
+        gradients: tuple[Tensor, ...] = (kept,) * 5
+        wanted = [False] * 5
+    elif ctx.mode == "M1" and upstream_entropy is None:
+        assert not any(wanted[i] for i in (1, 2, 4)), "M1 is for a frozen head"
+        down = _scaled_rows(kept_low, upstream) if wanted[3] else kept_low
+        gradients = (_scaled_rows(kept, upstream), kept, kept, down, kept)
+    else:
+        if upstream is None:
+            upstream = torch.zeros_like(state[:, 0])
+        g = kept if ctx.mode == "M3" and upstream_entropy is None else kept.new_empty(0)
+        options = ctx.scale, ctx.softcap, ctx.temperature, ctx.logits_dtype, ctx.chunk_bytes
+        gradients = _backward(*tensors, *options, state, g, upstream, upstream_entropy, wanted)
+    dh, dw, db, dd, du = (x if want else None for x, want in zip(gradients, wanted, strict=True))
+    return dh, dw, None, db, dd, du, *[None] * 7
 
 
-torch.library.register_autograd("mipo::linear_logps", _backward, setup_context=_save)
+torch.library.register_autograd("mipo::linear_logps", _differentiate, setup_context=_save)
+for _name in ("mipo::linear_logps_backward", "mipo::scaled_rows"):
+    torch.library.register_autograd(_name, refuse_second_order)
 
 
-@register_flop_formula(_forward_op)
-def _forward_flops(hidden_shape, weight_shape, *options, out_shape=None, **_) -> int:  # type: ignore[no-untyped-def]
-    tokens, width = hidden_shape
-    return int(2 * tokens * width * weight_shape[0] * (1 + options[-1]))
+@register_flop_formula(_forward)
+def _forward_flops(hidden, weight, targets, bias, down, up, *options, out_shape=None, **_) -> int:  # type: ignore[no-untyped-def]
+    return head_flops(hidden, weight, up) * (1 + (options[-2] == "M1"))
 
 
-@register_flop_formula(_weight_gradient_op)
-def _weight_gradient_flops(hidden_shape, weight_shape, *options, out_shape=None, **_) -> int:  # type: ignore[no-untyped-def]
-    tokens, width = hidden_shape
-    return int(2 * tokens * width * weight_shape[0] * (1 + options[-2]))
+@register_flop_formula(_backward)
+def _backward_flops(hidden, weight, targets, bias, down, up, *options, out_shape=None, **_) -> int:  # type: ignore[no-untyped-def]
+    g, wanted = options[-4], options[-1]
+    again = head_flops(hidden, weight, up) * (len(g) == 1)
+    return again + gradient_flops(hidden, weight, up, wanted)
+
+
+def head_flops(hidden: torch.Size, weight: torch.Size, up: torch.Size | None) -> int:
+    """FLOPs of one product of hidden [T, D] and down [T, r] with weight [V, D] and up [V, r], from their shapes."""
+    return 2 * hidden[0] * weight[0] * (hidden[1] + (0 if up is None else up[1]))
+
+
+def gradient_flops(hidden: torch.Size, weight: torch.Size, up: torch.Size | None, wanted: list[bool]) -> int:
+    """FLOPs of the wanted gradients, given G."""
+    rank = 0 if up is None else up[1]
+    return 2 * hidden[0] * weight[0] * (hidden[1] * (wanted[0] + wanted[1]) + rank * (wanted[3] + wanted[4]))
 
 
 def linear_logps(
@@ -381,15 +249,20 @@ def linear_logps(
     weight: Tensor,
     targets: Tensor,
     bias: Tensor | None,
+    lora: tuple[Tensor, Tensor] | None,
     transform: Transform,
     *,
     logits_dtype: torch.dtype,
     chunk_bytes: int,
-) -> Tensor:
-    """Log-probs [T] of targets [T] under hidden [T, D] and weight [V, D]; differentiable once in hidden, weight, bias.
+    mode: str,
+    statistics: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probs [T] of targets [T]; with `statistics` also entropy [T] and [3, T], the rest of them.
 
-    Nothing is checked here: `mipo.fused.linear_logps` is the door.
+    Differentiable once, in all but the last. Nothing is checked here: `mipo.fused.linear_logps` is the door.
     """
-    with_gradient = torch.is_grad_enabled() and hidden.requires_grad
-    logps, _ = _forward_op(hidden, weight, targets, bias, *transform, logits_dtype, chunk_bytes, with_gradient)
-    return logps  # type: ignore[no-any-return]
+    down, up = lora or (None, None)
+    logps, entropy, others, *_ = _forward(
+        hidden, weight, targets, bias, down, up, *transform, logits_dtype, chunk_bytes, mode, statistics
+    )
+    return logps, entropy, others.detach()

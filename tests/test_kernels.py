@@ -1,7 +1,7 @@
-"""The fused LM head against fp64: in PyTorch rows, in the Triton interpreter, and on a GPU where there is one.
+"""The fused LM head: in PyTorch rows, in the Triton interpreter, and on a GPU where there is one.
 
-Run as a script this file does every check in its own process and prints one JSON object, name to traceback or null.
-So the interpreter, which must be chosen before triton is imported, never meets the other tests.
+What it must compute is in `kernel_checks.py`. Here is how often (FLOPs), in how much memory, and how it fits in: bf16,
+autocast, torch.compile, the Triton compiler.
 """
 
 import json
@@ -9,229 +9,56 @@ import os
 import re
 import subprocess
 import sys
-import traceback
+import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from contextlib import nullcontext
 from pathlib import Path
 
+import kernel_checks
 import pytest
 import torch
+from kernel_checks import (
+    CASES,
+    CHECKS,
+    FP32_RTOL,
+    GROUPS,
+    HEAD,
+    Case,
+    arguments,
+    leaves,
+    make,
+    relative_error,
+    upstream,
+)
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from mipo.fused import linear_logps
-from mipo.kernels import linear_logps as kernel
-from mipo.loss import token_logps
+from mipo.fused import linear_logps, linear_preference_loss
+from mipo.kernels import linear_logps as logps_kernel
+from mipo.kernels import linear_preference_loss as loss_kernel
+from mipo.kernels import rows
+from mipo.loss import preference_loss, token_logps
 
-# Largest error over largest true value. Fp32 has 6e-8; a log-sum-exp and a product of a few hundred terms lose 1 to 8
-# times that, and 4 times as much again is room for another BLAS.
-FP32_RTOL = 2e-6
 # dH is rounded to bf16 as a product and again when it is scaled, and dW is a product of two rounded factors, G and
 # g * H, where eager rounds g * G once. So one more rounding is allowed, half an ulp of bf16, root mean square.
 BF16_EXTRA_ROUNDING = 2.0**-9
 
 
-@dataclass(frozen=True)
-class Case:
-    """An LM head; `spread` is the standard deviation of its logits, `rows` the tokens that fit a chunk."""
-
-    tokens: int = 11
-    width: int = 17
-    vocabulary: int = 301
-    bias: bool = False
-    softcap: float | None = None
-    scale: float = 1.0
-    temperature: float = 1.0
-    spread: float = 2.0
-    rows: int = 4
-
-
-CASES = {
-    "plain": Case(),
-    "one-chunk": Case(rows=1000),
-    "one-token": Case(tokens=1),
-    "token-by-token": Case(rows=1),
-    "one-word": Case(vocabulary=1),
-    "aligned": Case(width=16, vocabulary=256),
-    "bias": Case(bias=True),
-    "softcap": Case(softcap=5.0),
-    "scale": Case(scale=0.25),
-    "negative-scale": Case(scale=-1.5),
-    "temperature": Case(temperature=0.7),
-    "everything": Case(bias=True, softcap=5.0, scale=1.7, temperature=1.3),
-    "peaky": Case(spread=30.0),
-    "flat": Case(spread=1e-3),
-}
-
-
-def make(case: Case, device: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    random = torch.Generator().manual_seed(0)
-    hidden = torch.randn(case.tokens, case.width, generator=random)
-    weight = torch.randn(case.vocabulary, case.width, generator=random) * case.spread / case.width**0.5
-    bias = torch.randn(case.vocabulary, generator=random) if case.bias else None
-    targets = torch.randint(case.vocabulary, (case.tokens,), generator=random)
-    hidden, weight = hidden.to(device, dtype), weight.to(device, dtype)
-    return hidden, weight, targets.to(device), None if bias is None else bias.to(device, dtype)
-
-
-def options(case: Case) -> dict[str, float | None]:
-    return {"softcap": case.softcap, "scale": case.scale, "temperature": case.temperature}
-
-
-def chunk_bytes(case: Case) -> int:
-    return case.rows * 4 * (-(-case.vocabulary // 16) * 16)
-
-
-def upstream(logps: Tensor) -> Tensor:
-    return torch.linspace(-2, 3, logps.numel(), dtype=logps.dtype, device=logps.device)
-
-
-def relative_error(ours: Tensor, truth: Tensor) -> float:
-    assert ours.shape == truth.shape
-    # A vocabulary of one word has only zeros for truth.
-    return float((ours.double() - truth).abs().max() / truth.abs().max().clamp_min(1e-3))
-
-
-def rms_error(ours: Tensor, truth: Tensor) -> float:
-    return float((ours.double() - truth).norm() / truth.norm())
-
-
-def check_against_fp64(case: Case, wanted: tuple[str, ...], device: str) -> None:
-    """Log-probs, and the gradients of the wanted inputs while the others are frozen."""
-    hidden, weight, targets, bias = make(case, device)
-    inputs = {"hidden": hidden, "weight": weight, "bias": bias}
-    ours = {k: v if v is None else v.clone().requires_grad_(k in wanted) for k, v in inputs.items()}
-    true = {k: v if v is None else v.double().requires_grad_(k in wanted) for k, v in inputs.items()}
-    logps = linear_logps(**ours, targets=targets, **options(case), chunk_bytes=chunk_bytes(case))
-    truth = token_logps(**true, targets=targets, **options(case))
-    assert relative_error(logps.detach(), truth.detach()) < FP32_RTOL
-    assert logps.requires_grad == bool(wanted)
-    if wanted:
-        gradients = torch.autograd.grad(logps, [ours[k] for k in wanted], upstream(logps))
-        true_gradients = torch.autograd.grad(truth, [true[k] for k in wanted], upstream(truth))
-        for name, gradient, true_gradient in zip(wanted, gradients, true_gradients, strict=True):
-            assert relative_error(gradient, true_gradient) < FP32_RTOL, name
-
-
-def check_several_blocks(device: str) -> None:
-    """The row kernel alone on rows of three blocks: BLAS errors on 16,389 terms would hide its own."""
-    random = torch.Generator().manual_seed(0)
-    logits = torch.randn(5, 2 * kernel.BLOCK + 5, generator=random).to(device) * 4
-    bias = torch.randn(logits.shape[1], generator=random).to(device)
-    targets = torch.tensor([0, 1, kernel.BLOCK, 2 * kernel.BLOCK, 2 * kernel.BLOCK + 4], device=device)
-    truth = logits.double().requires_grad_()
-    z = 30 * torch.tanh(0.5 * (truth + bias) / 30) / 0.7
-    true_logps = z.log_softmax(1).gather(1, targets[:, None])[:, 0]
-    (true_g,) = torch.autograd.grad(-true_logps.sum(), truth)
-    logps = kernel.rewrite_rows(logits, targets, bias, kernel.Transform(0.5, 30.0, 0.7), logits)
-    assert relative_error(logps, true_logps.detach()) < FP32_RTOL
-    assert relative_error(logits, true_g) < FP32_RTOL
-
-
-def check_same_bits_twice(device: str) -> None:
-    case = CASES["everything"]
-    runs = []
-    for _ in range(2):
-        hidden, weight, targets, bias = make(case, device)
-        inputs = [x.requires_grad_() for x in (hidden, weight, bias)]
-        logps = linear_logps(hidden, weight, targets, bias, **options(case), chunk_bytes=chunk_bytes(case))
-        runs.append((logps, *torch.autograd.grad(logps, inputs, upstream(logps))))
-    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
-
-
-def check_retained_graph(device: str) -> None:
-    """Walking the graph twice adds the same gradient twice."""
-    hidden, weight, targets, _ = make(CASES["plain"], device)
-    hidden.requires_grad_(), weight.requires_grad_()
-    logps = linear_logps(hidden, weight, targets, chunk_bytes=chunk_bytes(CASES["plain"]))
-    logps.backward(upstream(logps), retain_graph=True)
-    once = hidden.grad.clone(), weight.grad.clone()
-    logps.backward(upstream(logps))
-    assert torch.equal(hidden.grad, 2 * once[0])
-    assert torch.equal(weight.grad, 2 * once[1])
-
-
-def check_forbidden_words(device: str) -> None:
-    """A bias of -inf over a whole block forbids its words and leaves the rest as if they did not exist."""
-    hidden, weight, targets, _ = make(Case(tokens=3, width=3, vocabulary=8192 + 50), device)
-    targets = 8192 + targets % 50
-    bias = torch.zeros(len(weight), device=device)
-    bias[:8192] = -torch.inf
-    hidden.requires_grad_()
-    logps = linear_logps(hidden, weight, targets, bias)
-    (gradient,) = torch.autograd.grad(logps, hidden, upstream(logps))
-    rest = hidden.detach().double().requires_grad_()
-    truth = token_logps(rest, weight[8192:].double(), targets - 8192)
-    (true_gradient,) = torch.autograd.grad(truth, rest, upstream(truth))
-    assert relative_error(logps.detach(), truth.detach()) < FP32_RTOL
-    assert relative_error(gradient, true_gradient) < FP32_RTOL
-
-
-def check_nothing_beyond_the_row(device: str) -> None:
-    """Rows lie in a wider buffer, and what stands beside them is neither read nor written."""
-    hidden, weight, targets, bias = make(CASES["everything"], device)
-    transform = kernel.Transform(1.7, 5.0, 1.3)
-    buffer = torch.full((len(hidden), 320), torch.nan, device=device)
-    logits = buffer[:, : len(weight)]
-    torch.mm(hidden, weight.t(), out=logits)
-    logps = kernel.rewrite_rows(logits, targets, bias, transform, logits)
-    assert logps.isfinite().all()
-    assert logits.isfinite().all()
-    assert buffer[:, len(weight) :].isnan().all()
-
-
-def check_unknown_words(device: str) -> None:
-    """Where nobody may look at the targets first, a target outside the vocabulary gives NaN and reads no memory."""
-    hidden, weight, targets, bias = make(CASES["bias"], device)
-    targets[3], targets[4] = -100, len(weight)
-    logits = hidden @ weight.t()
-    if kernel.runs_triton(logits):
-        logps = kernel.rewrite_rows(logits, targets, bias, kernel.Transform(1.0, None, 1.0), logits)
-        assert logps.isnan().nonzero().flatten().tolist() == [3, 4]
-        assert logits.isfinite().all()
-
-
-def inputs_of(case: Case) -> tuple[str, ...]:
-    return ("hidden", "weight", "bias") if case.bias else ("hidden", "weight")
-
-
-CHECKS: dict[str, Callable[[str], None]] = {
-    f"{name}-{'+'.join(wanted) or 'nothing'}": partial(check_against_fp64, case, wanted)
-    for name, case in CASES.items()
-    # Each gradient alone only where everything is on: what is left out does not depend on the options.
-    for wanted in [(), inputs_of(case), *([(k,) for k in inputs_of(case)] if name == "everything" else [])]
-} | {
-    "several-blocks": check_several_blocks,
-    "same-bits-twice": check_same_bits_twice,
-    "retained-graph": check_retained_graph,
-    "forbidden-words": check_forbidden_words,
-    "nothing-beyond-the-row": check_nothing_beyond_the_row,
-    "unknown-words": check_unknown_words,
-}
-
-
-def outcome(check: Callable[[str], None]) -> str | None:
-    try:
-        check("cpu")
-    except Exception:
-        return traceback.format_exc()
-    return None
-
-
 @pytest.fixture(autouse=True)
 def pytorch_rows_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     # In this process the interpreter stays away, also where somebody has exported TRITON_INTERPRET.
-    runs_triton = kernel.runs_triton
-    monkeypatch.setattr(kernel, "runs_triton", lambda logits: logits.is_cuda and runs_triton(logits))
+    runs_triton = rows.runs_triton
+    monkeypatch.setattr(rows, "runs_triton", lambda logits: logits.is_cuda and runs_triton(logits))
 
 
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, str | None]:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    run = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, kernel_checks.__file__, "--json"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
 
@@ -242,7 +69,7 @@ def test_pytorch_rows(name: str) -> None:
 
 
 # The interpreter of Triton 3.6 fails with numpy 2.4; its compiler is tested below all the same.
-INTERPRETS = kernel.triton is not None and not kernel.triton.__version__.startswith("3.6.")
+INTERPRETS = rows.triton is not None and not rows.triton.__version__.startswith("3.6.")
 
 
 @pytest.mark.skipif(not INTERPRETS, reason="needs the interpreter of Triton 3.7 or newer")
@@ -257,34 +84,55 @@ def test_triton_rows_on_a_gpu(name: str) -> None:
     CHECKS[name]("cuda")
 
 
+def rms_error(ours: Tensor, truth: Tensor) -> float:
+    return float((ours.double() - truth).norm() / truth.norm())
+
+
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 
 
+def eager_logps(case: Case, inputs: dict[str, Tensor], targets: Tensor) -> Tensor:
+    """What a model's own head and a softmax in fp32 give."""
+    logits = torch.nn.functional.linear(inputs["hidden"], inputs["weight"], inputs.get("bias"))
+    if "up" in inputs:
+        logits = logits + inputs["down"] @ inputs["up"].t()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * case.scale
+    if case.softcap is not None:
+        logits = case.softcap * torch.tanh(logits / case.softcap)
+    return (logits / case.temperature).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+
+
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("mode", ["M1", "M2", "M3", "M4"])
 @pytest.mark.parametrize("name", ["plain", "one-chunk", "everything", "peaky"])
-def test_bf16_is_no_worse_than_eager(name: str, device: str) -> None:
+def test_bf16_is_no_worse_than_eager(name: str, mode: str, device: str) -> None:
     case = CASES[name]
-    tensors = [x for x in make(case, device, torch.bfloat16) if x is not None]
-    targets = tensors.pop(2)  # the others: hidden, weight and perhaps bias
+    inputs, targets = make(case, device, torch.bfloat16)
+    wanted = tuple(x for x in case.inputs if mode != "M1" or x not in HEAD)
+    lengths, ref_logps = torch.tensor([[3, 2], [4, 2]]), torch.full((2, 2), -20.0, device=device)
+    chunk_bytes = case.chunk_bytes // 2
 
-    def run(fn: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
-        inputs = [x.to(dtype).requires_grad_() for x in tensors]
-        hidden, weight, *bias = inputs
-        logps = fn(hidden, weight, targets, bias[0] if bias else None)
-        return [logps.detach(), *torch.autograd.grad(logps, inputs, upstream(logps))]
+    def loss(logps: Tensor) -> Tensor:
+        sums = torch.stack([part.sum() for part in logps.split(lengths.flatten().tolist())]).view(2, 2)
+        return preference_loss(sums, ref_logps.to(sums)).mean()
 
-    def ours(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> Tensor:
-        return linear_logps(hidden, weight, targets, bias, **options(case), chunk_bytes=chunk_bytes(case) // 2)
+    def run(dtype: torch.dtype, ours: bool) -> list[Tensor]:
+        given = leaves(inputs, wanted, dtype)
+        head, options = {**arguments(given), **case.options}, {"chunk_bytes": chunk_bytes}
+        if not ours:
+            logps = eager_logps(case, given, targets)
+            out = loss(logps) if mode == "M2" else logps
+        elif mode == "M2":
+            found = linear_preference_loss(
+                **head, targets=targets, lengths=lengths, ref_logps=ref_logps, statistics=True, **options
+            )
+            logps, out = found.statistics.logps, found.loss
+        else:
+            logps = out = linear_logps(**head, targets=targets, mode=mode, **options)
+        return [logps.detach(), *torch.autograd.grad(out, [given[x] for x in wanted], upstream(out))]
 
-    def eager(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> Tensor:
-        logits = torch.nn.functional.linear(hidden, weight, bias).to(torch.promote_types(hidden.dtype, torch.float32))
-        logits = logits * case.scale
-        if case.softcap is not None:
-            logits = case.softcap * torch.tanh(logits / case.softcap)
-        return (logits / case.temperature).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
-
-    runs = zip(run(ours, torch.bfloat16), run(eager, torch.bfloat16), run(eager, torch.float64), strict=True)
-    for quantity, (mine, theirs, truth) in zip(("logps", "hidden", "weight", "bias"), runs, strict=False):
+    runs = zip(run(torch.bfloat16, True), run(torch.bfloat16, False), run(torch.float64, False), strict=True)
+    for quantity, (mine, theirs, truth) in zip(("logps", *wanted), runs, strict=True):
         extra = FP32_RTOL if quantity == "logps" else BF16_EXTRA_ROUNDING
         assert rms_error(mine, truth) <= rms_error(theirs, truth) + extra, quantity
 
@@ -292,217 +140,371 @@ def test_bf16_is_no_worse_than_eager(name: str, device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_without_gradients_bf16_inputs_keep_fp32_logits(device: str) -> None:
     case = CASES["everything"]
-    hidden, weight, targets, bias = make(case, device, torch.bfloat16)
-    logps = linear_logps(hidden, weight, targets, bias, **options(case))
-    truth = token_logps(hidden.double(), weight.double(), targets, bias=bias.double(), **options(case))
+    inputs, targets = make(case, device, torch.bfloat16)
+    logps = linear_logps(**arguments(inputs), targets=targets, **case.options)
+    truth = token_logps(**arguments(leaves(inputs, (), torch.float64)), targets=targets, **case.options)
     assert relative_error(logps, truth) < FP32_RTOL
 
 
+@pytest.mark.parametrize("mode", ["M1", "M3", "M4"])
 @pytest.mark.parametrize("staging", [torch.bfloat16, torch.float32])
-def test_staging_the_logits_is_a_choice(staging: torch.dtype) -> None:
-    hidden, weight, targets, _ = make(CASES["plain"], "cpu", torch.bfloat16)
-    hidden.requires_grad_()
-    logps = linear_logps(hidden, weight, targets, logits_dtype=staging)
-    error = relative_error(logps.detach(), token_logps(hidden.double(), weight.double(), targets).detach())
-    assert (error < FP32_RTOL) == (staging == torch.float32)
-    (gradient,) = torch.autograd.grad(logps.sum(), hidden)
+def test_staging_the_logits_is_a_choice(staging: torch.dtype, mode: str) -> None:
+    inputs, targets = make(CASES["plain"], "cpu", torch.bfloat16)
+    given = leaves(inputs, ("hidden",))
+    logps = linear_logps(**arguments(given), targets=targets, logits_dtype=staging, mode=mode, chunk_bytes=9000)
+    truth = token_logps(**arguments(leaves(inputs, (), torch.float64)), targets=targets)
+    assert (relative_error(logps.detach(), truth) < FP32_RTOL) == (staging == torch.float32)
+    (gradient,) = torch.autograd.grad(logps.sum(), given["hidden"])
     assert gradient.dtype == torch.bfloat16
 
 
-def test_gradcheck() -> None:
-    case = Case(tokens=4, width=3, vocabulary=7, bias=True, softcap=5.0, scale=1.7, temperature=1.3)
-    hidden, weight, targets, bias = make(case, "cpu", torch.float64)
-    inputs = [x.requires_grad_() for x in (hidden, weight, bias)]
-    assert torch.autograd.gradcheck(
-        lambda h, w, b: linear_logps(h, w, targets, b, **options(case), chunk_bytes=128), inputs
-    )
+@pytest.mark.parametrize("mode", ["M1", "M3", "M4"])
+def test_gradcheck_of_the_log_probs(mode: str) -> None:
+    case = Case(tokens=4, width=3, vocabulary=7, bias=True, rank=1, softcap=5.0, scale=1.7, temperature=1.3)
+    inputs, targets = make(case, "cpu", torch.float64)
+    given = leaves(inputs, ("hidden", "down") if mode == "M1" else case.inputs)
+
+    def function(*tensors: Tensor) -> Tensor:
+        named = dict(zip(case.inputs, tensors, strict=True))
+        return linear_logps(**arguments(named), targets=targets, **case.options, mode=mode, chunk_bytes=128)
+
+    assert torch.autograd.gradcheck(function, tuple(given.values()))
 
 
-def test_second_derivatives_are_refused() -> None:
-    hidden, weight, targets, _ = make(CASES["plain"], "cpu")
-    hidden.requires_grad_()
-    (gradient,) = torch.autograd.grad(linear_logps(hidden, weight, targets).sum(), hidden, create_graph=True)
-    with pytest.raises(RuntimeError, match="first derivatives only"):
+@pytest.mark.parametrize("lengths", [[[2, 1], [1, 2]], [[1, 1, 2], [1, 0, 1]]])
+def test_gradcheck_of_the_loss(lengths: list[list[int]]) -> None:
+    case = Case(tokens=6, width=3, vocabulary=7, bias=True, rank=1, softcap=5.0, scale=1.7, temperature=1.3)
+    inputs, targets = make(case, "cpu", torch.float64)
+    counted = torch.tensor(lengths)
+    ref_logps = -counted.double() * 2
+
+    def function(*tensors: Tensor) -> Tensor:
+        named = dict(zip(case.inputs, tensors, strict=True))
+        return linear_preference_loss(
+            **arguments(named), targets=targets, lengths=counted, ref_logps=ref_logps, **case.options, chunk_bytes=512
+        ).loss
+
+    assert torch.autograd.gradcheck(function, tuple(leaves(inputs, case.inputs).values()))
+
+
+@pytest.mark.parametrize("mode", ["M1", "M2", "M3", "M4"])
+def test_second_derivatives_are_refused(mode: str) -> None:
+    inputs, targets = make(CASES["plain"], "cpu")
+    given = leaves(inputs, ("hidden",) if mode == "M1" else ("hidden", "weight"))
+    if mode == "M2":
+        lengths, ref_logps = torch.tensor([[5, 6]]), torch.full((1, 2), -20.0)
+        value = linear_preference_loss(**arguments(given), targets=targets, lengths=lengths, ref_logps=ref_logps).loss
+    else:
+        value = linear_logps(**arguments(given), targets=targets, mode=mode).sum()
+
+    def twice() -> None:
+        (gradient,) = torch.autograd.grad(value, given["hidden"], create_graph=True)
         gradient.sum().backward()
 
-
-# One product of all the hidden states with the head, in FLOPs.
-F = 2 * CASES["plain"].tokens * CASES["plain"].width * CASES["plain"].vocabulary
-
-
-def count_flops(fn: Callable[[], object]) -> float:
-    with FlopCounterMode(display=False) as counter:
-        fn()
-    return counter.get_total_flops() / F
+    with pytest.raises(RuntimeError, match="first derivatives only"):
+        twice()
 
 
-@pytest.mark.parametrize(("with_gradient", "expected"), [(False, 1), (True, 2)])
-def test_forward_flops_counted_product_by_product(with_gradient: bool, expected: int) -> None:
-    hidden, weight, targets, _ = make(CASES["plain"], "cpu")
-    arguments = (
-        hidden,
-        weight,
-        targets,
-        None,
-        1.0,
-        None,
-        1.0,
-        torch.float32,
-        chunk_bytes(CASES["plain"]),
-        with_gradient,
-    )
-    assert count_flops(lambda: kernel.forward_chunks(*arguments)) == expected
+# FLOPs
 
 
-def test_weight_gradient_flops_counted_product_by_product() -> None:
-    hidden, weight, targets, _ = make(CASES["plain"], "cpu")
-    g = torch.ones(len(hidden))
-    arguments = (
-        hidden,
-        weight,
-        targets,
-        None,
-        g,
-        1.0,
-        None,
-        1.0,
-        torch.float32,
-        chunk_bytes(CASES["plain"]),
-        True,
-        False,
-    )
-    assert count_flops(lambda: kernel.weight_gradient(*arguments)) == 2
-
-
-@pytest.mark.parametrize(("trained", "expected"), [("", 1), ("h", 2), ("w", 3), ("hw", 4)])
-def test_flops_of_a_step(trained: str, expected: int) -> None:
-    """What the ops tell FlopCounterMode, forward and backward: F, 2F with a frozen head, 4F with a trained one."""
-    hidden, weight, targets, _ = make(CASES["plain"], "cpu")
-    hidden.requires_grad_("h" in trained), weight.requires_grad_("w" in trained)
+def plain_step(wanted: tuple[str, ...], mode: str, chunk_rows: int = 6) -> Callable[[], object]:
+    """Forward and backward; in mode M2 of a group of 5 tokens and one of 6."""
+    case = CASES["plain"]
+    inputs, targets = make(case, "cpu")
+    given = leaves(inputs, wanted)
+    chunk_bytes = Case(rows=chunk_rows).chunk_bytes
+    if mode == "M2":
+        lengths, ref_logps = torch.tensor([[3, 2], [4, 2]]), torch.full((2, 2), -20.0)
+        return lambda: linear_preference_loss(
+            **given, targets=targets, lengths=lengths, ref_logps=ref_logps, chunk_bytes=chunk_bytes
+        ).loss.backward()
 
     def step() -> None:
-        logps = linear_logps(hidden, weight, targets, chunk_bytes=chunk_bytes(CASES["plain"]))
-        if trained:
+        logps = linear_logps(**given, targets=targets, mode=mode, chunk_bytes=chunk_bytes)
+        if wanted:
             logps.sum().backward()
 
-    assert count_flops(step) == expected
+    return step
 
 
-class LargestTensor(TorchDispatchMode):
-    elements = 0
+class LookInside(TorchDispatchMode):
+    """Runs the Python function below each of mipo's operators, so that other modes see what it is made of."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        inside = {
+            torch.ops.mipo.linear_logps: logps_kernel.forward,
+            torch.ops.mipo.linear_logps_backward: logps_kernel.backward,
+            torch.ops.mipo.linear_preference_loss: loss_kernel.forward,
+        }
+        return inside.get(func.overloadpacket, func)(*args, **(kwargs or {}))
+
+
+def flops(step: Callable[[], object], inside: TorchDispatchMode | nullcontext) -> float:
+    """In units of one product of the hidden states with the head."""
+    case = CASES["plain"]
+    with FlopCounterMode(display=False) as counter, inside:
+        step()
+    return counter.get_total_flops() / (2 * case.tokens * case.width * case.vocabulary)
+
+
+@pytest.mark.parametrize(
+    ("mode", "wanted", "expected"),
+    [
+        ("M0", "", 1),
+        ("M1", "hidden", 2),
+        ("M2", "hidden weight", 3),
+        ("M2", "weight", 2),
+        ("M3", "hidden weight", 3),
+        ("M3", "weight", 2),
+        ("M4", "hidden weight", 4),
+        ("M4", "hidden", 3),
+    ],
+)
+@pytest.mark.parametrize("inside", [LookInside, nullcontext], ids=["product by product", "as declared"])
+def test_flops_of_a_step(mode: str, wanted: str, expected: int, inside: Callable[[], TorchDispatchMode]) -> None:
+    assert flops(plain_step(tuple(wanted.split()), mode), inside()) == expected
+
+
+def test_only_a_group_longer_than_a_chunk_is_projected_twice() -> None:
+    """The operator declares 3F; the products of a group that is longer than its chunk add F for its tokens."""
+    chunks = loss_kernel.chunks_of_groups(torch.tensor([[2, 2], [1, 1], [3, 2]]), 4)
+    assert list(chunks) == [(slice(0, 1), slice(0, 4)), (slice(1, 2), slice(4, 6)), (slice(2, 3), slice(6, 11))]
+    assert flops(plain_step(("hidden", "weight"), "M2", chunk_rows=5), LookInside()) == pytest.approx(3 + 6 / 11)
+
+
+# Memory
+
+
+class PeakMemory(TorchDispatchMode):
+    """Bytes of the storages that come into being, at most at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        before = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
         out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor):
-            self.elements = max(self.elements, out.numel())
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor) and (storage := x.untyped_storage())._cdata not in self.known | before:
+                self.known.add(storage._cdata)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self.now)
         return out
 
+    def _forget(self, storage: int, size: int) -> None:
+        self.known.discard(storage)
+        self.now -= size
 
+
+def peak(step: Callable[[], object]) -> int:
+    with PeakMemory() as memory, LookInside():
+        step()
+    return memory.peak
+
+
+def test_peak_memory_is_seen() -> None:
+    def step() -> None:
+        a = torch.ones(1000)
+        b = a + 1
+        del a
+        c = b.view(10, 100).t()[:5]
+        assert c.sum() == 100
+
+    assert 8000 <= peak(step) <= 8000 + 64
+
+
+T, D, V = 256, 32, 1600
+ROW = V * 4  # bytes of a token's logits in fp32
+# State of the softmax, targets, log-probs and what else there is a few numbers of a token; temporaries of a row or two
+# in the PyTorch rows. Small beside any of the terms of the table at these sizes: a sixteenth of a chunk's logits.
+SMALL = 64 * T + 8 * ROW
+
+
+@pytest.mark.parametrize(
+    ("mode", "trained", "chunk_tokens", "expected"),
+    [
+        ("M0", "", 64, 64 * ROW),
+        ("M1", "hidden", 64, 64 * ROW + 4 * T * D),
+        ("M2", "hidden weight", 64, 64 * ROW + 4 * T * D + 4 * V * D),
+        ("M2", "hidden weight", T, T * ROW + 4 * T * D + 4 * V * D),
+        ("M3", "hidden weight", T, T * ROW + 8 * T * D + 4 * V * D),
+        ("M4", "hidden weight", 64, 64 * ROW + 12 * T * D + 4 * V * D),
+    ],
+)
+def test_peak_memory_is_what_the_table_says(
+    mode: str, trained: str, chunk_tokens: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients included, in fp32, where no product needs a wider sum; see kernels/README.md."""
+    monkeypatch.setattr(rows, "SLICE_BYTES", ROW)
+    inputs, targets = make(Case(tokens=T, width=D, vocabulary=V), "cpu")
+    given = leaves(inputs, tuple(trained.split()))
+    chunk_bytes = chunk_tokens * ROW
+
+    def step() -> None:
+        if mode == "M2":
+            lengths, ref_logps = torch.full((T // 16, 2), 8), torch.full((T // 16, 2), -60.0)
+            linear_preference_loss(
+                **given, targets=targets, lengths=lengths, ref_logps=ref_logps, chunk_bytes=chunk_bytes
+            ).loss.backward()
+        else:
+            logps = linear_logps(**given, targets=targets, mode=mode, chunk_bytes=chunk_bytes)
+            if trained:
+                logps.sum().backward()
+
+    assert expected <= peak(step) <= expected + SMALL
+
+
+@pytest.mark.parametrize("mode", ["M1", "M2", "M3", "M4"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_all_logits_never_exist_at_once(dtype: torch.dtype) -> None:
-    hidden, weight, targets, _ = make(Case(tokens=256, width=4, vocabulary=1600), "cpu", dtype)
-    options = (1.0, None, 1.0, dtype, 8 * 1600 * dtype.itemsize)
-    with LargestTensor() as largest:
-        kernel.forward_chunks(hidden, weight, targets, None, *options, True)
-        kernel.weight_gradient(hidden, weight, targets, None, torch.ones(256), *options, True, True)
-    assert largest.elements == 8 * 1600
+def test_all_logits_never_exist_at_once(mode: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is narrower or wider on the way: only M3 ever has a matrix of tokens by words."""
+    monkeypatch.setattr(rows, "SLICE_BYTES", ROW)
+    inputs, targets = make(Case(tokens=T, width=4, vocabulary=V), "cpu", dtype)
+    given = leaves(inputs, ("hidden",) if mode == "M1" else ("hidden", "weight"))
+
+    def step() -> None:
+        chunk_bytes = 8 * V * dtype.itemsize
+        if mode == "M2":
+            lengths, ref_logps = torch.full((T // 8, 2), 4), torch.full((T // 8, 2), -30.0)
+            out = linear_preference_loss(
+                **given, targets=targets, lengths=lengths, ref_logps=ref_logps, chunk_bytes=chunk_bytes
+            )
+            out.loss.backward()
+        else:
+            linear_logps(**given, targets=targets, mode=mode, chunk_bytes=chunk_bytes).sum().backward()
+
+    assert (peak(step) >= T * V * dtype.itemsize) == (mode == "M3")
 
 
 def test_a_frozen_head_keeps_one_matrix_for_the_backward() -> None:
-    hidden, weight, targets, _ = make(CASES["plain"], "cpu")
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x):
-        linear_logps(hidden.requires_grad_(), weight, targets)
-    assert kept == [hidden.shape]
+    inputs, targets = make(CASES["plain"], "cpu")
+    given, kept = leaves(inputs, ("hidden",)), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        linear_logps(**given, targets=targets)
+    assert sorted(kept) == [0, 3 * len(targets), given["hidden"].numel()]
 
 
-def test_no_tokens() -> None:
-    hidden, weight, targets, _ = make(Case(tokens=0), "cpu")
-    hidden.requires_grad_(), weight.requires_grad_()
-    logps = linear_logps(hidden, weight, targets)
+# How it fits in
+
+
+@pytest.mark.parametrize("mode", ["M1", "M3", "M4"])
+def test_no_tokens(mode: str) -> None:
+    case = Case(tokens=0, bias=True, rank=2)
+    inputs, targets = make(case, "cpu")
+    given = leaves(inputs, ("hidden",) if mode == "M1" else case.inputs)
+    logps = linear_logps(**arguments(given), targets=targets, mode=mode)
     logps.sum().backward()
     assert logps.shape == (0,)
-    assert hidden.grad.shape == (0, 17)
-    assert not weight.grad.any()
+    assert given["hidden"].grad.shape == (0, 17)
+    assert mode == "M1" or not any(given[x].grad.any() for x in HEAD)
 
 
 def test_leading_dimensions_are_kept() -> None:
-    hidden, weight, targets, _ = make(Case(tokens=24), "cpu")
+    inputs, targets = make(Case(tokens=24), "cpu")
+    hidden, weight = inputs["hidden"], inputs["weight"]
     logps = linear_logps(hidden.view(2, 3, 4, 17), weight, targets.view(2, 3, 4))
     assert torch.equal(logps, linear_logps(hidden, weight, targets).view(2, 3, 4))
 
 
-def test_autocast_computes_in_its_dtype() -> None:
-    hidden, weight, targets, _ = make(CASES["plain"], "cpu")
-    weight.requires_grad_()
+@pytest.mark.parametrize("rank", [0, 2])
+def test_autocast_computes_in_its_dtype(rank: int) -> None:
+    inputs, targets = make(Case(rank=rank), "cpu")
+    given = leaves(inputs, ("weight",))
     with torch.autocast("cpu", torch.bfloat16):
-        logps = linear_logps(hidden, weight, targets)
+        logps = linear_logps(**arguments(given), targets=targets)
     logps.sum().backward()
-    assert logps.dtype == weight.grad.dtype == torch.float32
-    assert torch.equal(logps, linear_logps(hidden.bfloat16(), weight.bfloat16(), targets))
+    assert logps.dtype == given["weight"].grad.dtype == torch.float32
+    narrow = {name: x.bfloat16() for name, x in given.items()}
+    assert torch.equal(logps, linear_logps(**arguments(narrow), targets=targets))
 
 
-def test_torch_compile_sees_one_node_each_way() -> None:
-    hidden, weight, targets, bias = make(CASES["bias"], "cpu")
-    inputs = [x.requires_grad_() for x in (hidden, weight, bias)]
-    compiled = torch.compile(linear_logps, fullgraph=True, backend="aot_eager")
-    ours, eager = compiled(hidden, weight, targets, bias), linear_logps(hidden, weight, targets, bias)
-    gradients = [torch.autograd.grad(x, inputs, upstream(x)) for x in (ours, eager)]
-    assert torch.equal(ours, eager)
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+@pytest.mark.parametrize("mode", ["M1", "M2", "M3", "M4"])
+def test_torch_compile_sees_one_node_each_way(mode: str) -> None:
+    case = Case(bias=True, rank=2)
+    inputs, targets = make(case, "cpu")
+    wanted = tuple(x for x in case.inputs if mode != "M1" or x not in HEAD)
+    lengths, ref_logps = torch.tensor([[3, 2], [4, 2]]), torch.full((2, 2), -20.0)
+
+    def step(given: dict[str, Tensor]) -> Tensor:
+        if mode == "M2":
+            return linear_preference_loss(
+                **arguments(given), targets=targets, lengths=lengths, ref_logps=ref_logps
+            ).loss
+        return linear_logps(**arguments(given), targets=targets, mode=mode)
+
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, example: list[Tensor]) -> Callable[..., object]:
+        def keep(graph: torch.fx.GraphModule, example: list[Tensor]) -> Callable[..., object]:
+            graphs.append([node.target for node in graph.graph.nodes if "mipo" in str(node.target)])
+            return graph
+
+        return torch._dynamo.backends.common.aot_autograd(fw_compiler=keep, bw_compiler=keep)(graph, example)
+
+    runs = []
+    for function in (torch.compile(step, fullgraph=True, backend=backend), step):
+        given = leaves(inputs, wanted)
+        out = function(given)
+        runs.append([out, *torch.autograd.grad(out, [given[x] for x in wanted], upstream(out))])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+    forward, backward = graphs
+    assert len(forward) == 1
+    assert len(backward) == {"M1": 2, "M2": 0}.get(mode, 1)  # M1 scales the rows of hidden and of down
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_ops_are_what_they_declare(dtype: torch.dtype) -> None:
-    hidden, weight, targets, bias = make(CASES["bias"], "cpu", dtype)
-    weight.requires_grad_()
-    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+@pytest.mark.parametrize("mode", ["M0", "M1", "M3", "M4"])
+def test_the_operators_of_the_log_probs_are_what_they_declare(mode: str, dtype: torch.dtype) -> None:
+    case = Case(bias=True, rank=2)
+    inputs, targets = make(case, "cpu", dtype)
+    wanted = {"M0": (), "M1": ("hidden", "down")}.get(mode, case.inputs)
+    h, w, b, down, up = leaves(inputs, wanted).values()
     options = (1.0, None, 1.0, torch.float32, 4096)
-    forward, backward = torch.ops.mipo.linear_logps.default, torch.ops.mipo.linear_logps_weight_gradient.default
-    torch.library.opcheck(forward, (hidden, weight, targets, bias, *options, True), test_utils=checks)
-    g = torch.ones(len(hidden))
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    forward, backward = torch.ops.mipo.linear_logps.default, torch.ops.mipo.linear_logps_backward.default
+    torch.library.opcheck(forward, (h, w, targets, b, down, up, *options, mode, True), test_utils=checks)
+    h, w, b, down, up = inputs.values()
+    state, kept = logps_kernel.forward(h, w, targets, b, down, up, *options, mode, True)[3:5]
+    if mode in ("M3", "M4"):
+        rest = (state, kept, torch.ones(len(h)), None, [True] * 5)
+        torch.library.opcheck(backward, (h, w, targets, b, down, up, *options, *rest), test_utils=checks[::2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["pairs", "ragged"])
+def test_the_operator_of_the_loss_is_what_it_declares(name: str, dtype: torch.dtype) -> None:
+    lengths = torch.tensor(GROUPS[name])
+    case = Case(tokens=int(lengths.sum()), bias=True, rank=2)
+    inputs, targets = make(case, "cpu", dtype)
+    h, w, b, down, up = leaves(inputs, case.inputs).values()
+    options = (1.0, None, 1.0, torch.float32, 9 * ROW, True, lengths, torch.full(lengths.shape, -9.0))
+    loss = ("sigmoid", [1.0], 0.1, 0.0, 0.05, [True] * 5)
     torch.library.opcheck(
-        backward,
-        (hidden, weight.detach(), targets, bias, g, *options, True, True),
-        test_utils=("test_schema", checks[2]),
+        torch.ops.mipo.linear_preference_loss.default,
+        (h, w, targets, b, down, up, *options, *loss),
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"hidden": torch.zeros(11, 16)}, ValueError, r"hidden \[\.\.\., D\] and weight \[V, D\] with one D"),
-        ({"weight": torch.zeros(17, 301)}, ValueError, "not transposed"),
-        ({"targets": torch.zeros(10, dtype=torch.int64)}, ValueError, "one target per hidden state"),
-        ({"targets": torch.zeros(11, dtype=torch.int32)}, TypeError, r"int64 targets.*\.long\(\)"),
-        ({"targets": torch.full((11,), -100)}, ValueError, r"\[0, 301\).*-100"),
-        ({"targets": torch.full((11,), 301)}, ValueError, r"from 301 to 301"),
-        ({"bias": torch.zeros(300)}, ValueError, r"bias of shape \[301\]"),
-        ({"weight": torch.zeros(301, 17, dtype=torch.bfloat16)}, TypeError, "one floating dtype.*bfloat16"),
-        ({"softcap": 0.0}, ValueError, "positive softcap or None"),
-        ({"scale": 0.0}, ValueError, "finite scale other than 0"),
-        ({"temperature": 0.0}, ValueError, "positive temperature"),
-        ({"chunk_bytes": 0}, ValueError, "positive chunk_bytes"),
-        ({"logits_dtype": torch.float16}, TypeError, "logits_dtype to be torch.float32"),
-    ],
-)
-def test_what_is_wrong_is_said(change: dict[str, object], error: type[Exception], message: str) -> None:
-    hidden, weight, targets, _ = make(CASES["plain"], "cpu")
-    with pytest.raises(error, match=message):
-        linear_logps(**{"hidden": hidden, "weight": weight, "targets": targets} | change)
-
-
-# The widest use of registers is a trained head with everything on; the narrowest type makes the widest vectors.
+# The widest use of registers has everything on; the narrowest type makes the widest vectors.
+FLAGS = ("HAS_BIAS", "HAS_SOFTCAP", "FOLD", "RESUME", "STATISTICS", "WRITE_G", "ENTROPY")
 COMPILED = [
-    ("bf16", "bf16", {"HAS_BIAS": True, "HAS_SOFTCAP": True, "WRITE_G": True}),
-    ("bf16", "bf16", {"HAS_BIAS": False, "HAS_SOFTCAP": False, "WRITE_G": True}),
-    ("fp32", "bf16", {"HAS_BIAS": True, "HAS_SOFTCAP": True, "WRITE_G": True}),
-    ("fp32", "fp32", {"HAS_BIAS": False, "HAS_SOFTCAP": False, "WRITE_G": False}),
+    ("bf16", "bf16", {"HAS_BIAS", "HAS_SOFTCAP", "FOLD", "STATISTICS", "WRITE_G"}),  # M1 to M3
+    ("bf16", "bf16", {"FOLD", "WRITE_G"}),
+    ("fp32", "bf16", {"HAS_BIAS", "HAS_SOFTCAP", "FOLD", "STATISTICS", "WRITE_G"}),
+    ("fp32", "fp32", {"FOLD"}),  # M0
+    ("bf16", "bf16", {"HAS_BIAS", "HAS_SOFTCAP", "FOLD", "RESUME", "STATISTICS"}),  # M4, forward and backward
+    ("bf16", "bf16", {"HAS_BIAS", "HAS_SOFTCAP", "RESUME", "WRITE_G"}),
+    ("bf16", "bf16", {"HAS_BIAS", "HAS_SOFTCAP", "RESUME", "STATISTICS", "WRITE_G", "ENTROPY"}),
 ]
 
 
 @pytest.mark.skipif(
-    kernel.triton is None or os.environ.get("TRITON_INTERPRET") == "1", reason="needs the Triton compiler"
+    rows.triton is None or os.environ.get("TRITON_INTERPRET") == "1", reason="needs the Triton compiler"
 )
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_the_row_kernel_compiles_without_spills(
@@ -511,29 +513,32 @@ def test_the_row_kernel_compiles_without_spills(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     # Triton 3.9 warns that this default will change.
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
-    for z, g, flags in COMPILED:
-        registers, spills = compile_row_kernel(capability, z, g, flags, tmp_path)
-        assert spills == 0
+    for z, g, on in COMPILED:
+        registers, spills = compile_row_kernel(capability, z, g, on, tmp_path)
+        assert spills == 0, on
         # A program's threads share the 65,536 registers of a multiprocessor.
-        assert registers * 32 * kernel.NUM_WARPS <= 65536
+        assert registers * 32 * rows.NUM_WARPS <= 65536
 
 
-def compile_row_kernel(capability: int, z: str, g: str, flags: dict[str, bool], folder: Path) -> tuple[int, int]:
+def compile_row_kernel(capability: int, z: str, g: str, on: set[str], folder: Path) -> tuple[int, int]:
     """Registers per thread and bytes spilled, from the ptxas that Triton brings."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.backends.nvidia.compiler import get_ptxas
     from triton.compiler import ASTSource
 
-    signature = {"z_ptr": f"*{z}", "g_ptr": f"*{g}", "targets_ptr": "*i64", "bias_ptr": "*bf16", "logps_ptr": "*fp32"}
-    signature |= dict.fromkeys(("z_stride", "g_stride", "n_cols"), "i32")
+    signature = {"z_ptr": f"*{z}", "g_ptr": f"*{g}", "targets_ptr": "*i64", "bias_ptr": "*bf16"}
+    signature |= dict.fromkeys(("state_ptr", "weights_ptr"), "*fp32")
+    signature |= dict.fromkeys(("z_stride", "g_stride", "first", "n_cols"), "i32")
     signature |= dict.fromkeys(("scale", "softcap", "inv_t"), "fp32")
-    signature |= dict.fromkeys((*flags, "BLOCK"), "constexpr")
-    # As the launcher would find them: aligned pointers, strides and vocabulary, in multiples of 16.
-    aligned = {(i,): [["tt.divisibility", 16]] for i in range(8)}
-    source = ASTSource(kernel._row_kernel, signature, {**flags, "BLOCK": kernel.BLOCK}, aligned)
+    signature |= dict.fromkeys((*FLAGS, "STATE", "BLOCK"), "constexpr")
+    # As the launcher would find them: aligned pointers, strides and words, in multiples of 16.
+    aligned = {(i,): [["tt.divisibility", 16]] for i in range(10)}
+    constants = {flag: flag in on for flag in FLAGS}
+    constants |= {"STATE": 7 if "STATISTICS" in on else 3, "BLOCK": rows.BLOCK}
+    source = ASTSource(rows._row_kernel, signature, constants, aligned)
     target = GPUTarget("cuda", capability, 32)
-    compiled = triton.compile(source, target=target, options={"num_warps": kernel.NUM_WARPS})
+    compiled = triton.compile(source, target=target, options={"num_warps": rows.NUM_WARPS})
     ptx = folder / f"{capability}-{z}-{g}.ptx"
     ptx.write_text(compiled.asm["ptx"])
     architecture = re.search(r"\.target (\w+)", compiled.asm["ptx"])[1]
@@ -542,8 +547,3 @@ def compile_row_kernel(capability: int, z: str, g: str, flags: dict[str, bool], 
     registers = int(re.search(r"Used (\d+) registers", report)[1])
     spills = sum(map(int, re.findall(r"(\d+) bytes spill", report)))
     return registers, spills
-
-
-if __name__ == "__main__":
-    assert kernel.runs_triton(torch.empty(1)), "TRITON_INTERPRET=1 must be set before triton is imported"
-    json.dump({name: outcome(check) for name, check in CHECKS.items()}, sys.stdout)

@@ -8,22 +8,22 @@ import pytest
 ROOT = Path(__file__).parents[1]
 HOUSE = ROOT / "python" / "mipo"
 ORDER = [
-    "lazy", "files", "_native", "kernels", "sources", "prompts", "contrast", "responses", "pairs", "tokens", "loss",
-    "fused", "trainer", "evaluation", "findings", "plots", "report", "recipe", "stages", "run", "demo", "doctor", "cli",
+    "lazy", "files", "_native", "kernels", "sources", "prompts", "contrast", "responses", "pairs", "tokens", "logps",
+    "loss", "heads", "fused", "trl_head", "trainer", "evaluation", "findings", "plots", "report", "recipe", "stages",
+    "run", "demo", "doctor", "cli",
 ]  # fmt: skip
-LEAVES = {"lazy": set(), "files": set(), "loss": {"torch"}}
 
 
-def imported(path: Path) -> set[str]:
-    """Every module that a file imports, anywhere in it, also for types."""
+def imported(path: Path, relative: bool = False) -> set[str]:
+    """Every module that a file imports, anywhere in it, also for types; a relative one begins with a dot."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: imports are absolute"
-            names.add(node.module)
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+            assert node.level == 0 or (relative and node.level == 1), f"{path}: imports are absolute"
+            module = "." * node.level + (node.module or "")
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
     return names
 
 
@@ -48,17 +48,19 @@ def test_the_check_sees_a_wrong_import(tmp_path):
     assert rooms_of(wrong) == {"run", "cli"}
 
 
-def test_kernels_know_torch_and_triton_alone():
+def test_kernels_know_torch_triton_and_each_other_alone():
     for path in (ROOT / "kernels").glob("*.py"):
-        tops = {name.split(".")[0] for name in imported(path)}
+        tops = {name.split(".")[0] for name in imported(path, relative=True)}
         assert tops <= {"torch", "triton", "math", "collections", "dataclasses", "typing", "contextlib", "functools",
-                        "__future__", "os"}, path  # fmt: skip
+                        "itertools", "__future__", "os", ""}, path  # fmt: skip
     assert not (ROOT / "kernels" / "__init__.py").exists(), "it would shadow Hugging Face's package `kernels`"
 
 
 def test_the_definition_of_the_loss_needs_only_torch():
-    tops = {name.split(".")[0] for name in imported(HOUSE / "loss.py")}
-    assert tops <= {"torch", "math", "typing", "collections", "__future__"}
+    for room, others in (("logps", set()), ("loss", {"logps"})):
+        tops = {name.split(".")[0] for name in imported(HOUSE / f"{room}.py")}
+        assert tops <= {"torch", "math", "typing", "collections", "__future__", "mipo"}
+        assert rooms_of(HOUSE / f"{room}.py") == others
 
 
 def test_a_world_needs_only_the_standard_library():

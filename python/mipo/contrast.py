@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from mipo import _native
 from mipo.lazy import lazy
 from mipo.prompts import compose, first_equal, is_messages, numbered
 
@@ -18,7 +17,10 @@ if TYPE_CHECKING:
     import numpy as np
     import polars as pl
     from numpy.typing import NDArray
+
+    from mipo import _native
 else:
+    _native = lazy("mipo._native")
     np = lazy("numpy")
     pl = lazy("polars")
 

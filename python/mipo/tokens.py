@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mipo import _native, files
+from mipo import files
 from mipo.lazy import lazy
 from mipo.prompts import is_messages, key, plain, render
 
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     import polars as pl
     import pyarrow as pa
     from numpy.typing import NDArray
+
+    from mipo import _native
 else:
+    _native = lazy("mipo._native")
     np = lazy("numpy")
     pl = lazy("polars")
     pa = lazy("pyarrow")

@@ -1,0 +1,221 @@
+"""The products with an LM head, in pieces that fit a byte budget: logits out of hidden states, gradients back in.
+
+This file knows torch and the rows. It does not know when a gradient is wanted, nor what for: that is a mode, and each
+fused operation has its own. Costs and limits are in README.md beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .rows import SLICE_BYTES, Transform, fold_rows, gradient_rows, new_state, slices
+
+# Rows of logits start on 16 elements, whatever the vocabulary: cuBLAS and vector stores need aligned rows.
+ALIGNMENT = 16
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Hidden states, an LM head, perhaps with a product of low rank added, and the bytes their logits may take."""
+
+    hidden: Tensor  # [T, D]
+    weight: Tensor  # [V, D]
+    targets: Tensor  # [T]
+    bias: Tensor | None  # [V]
+    down: Tensor | None  # [T, r]
+    up: Tensor | None  # [V, r]
+    transform: Transform
+    logits_dtype: torch.dtype
+    chunk_bytes: int
+
+    @property
+    def tokens(self) -> slice:
+        """All tokens."""
+        return slice(0, len(self.hidden))
+
+    @property
+    def words(self) -> slice:
+        """The whole vocabulary."""
+        return slice(0, len(self.weight))
+
+    @property
+    def separate(self) -> bool:
+        """Whether G needs a buffer of its own: it is multiplied with the weight, so it has the weight's dtype."""
+        return self.logits_dtype != self.weight.dtype
+
+    @property
+    def wide(self) -> torch.dtype:
+        """The dtype of sums."""
+        return torch.promote_types(self.logits_dtype, torch.float32)
+
+    def capacity(self, with_gradient: bool) -> int:
+        """How many tokens fit the budget with all their logits; at least one."""
+        return max(1, self.chunk_bytes // (aligned(len(self.weight)) * self._logit_bytes(with_gradient)))
+
+    def chunks(self, with_gradient: bool) -> Iterator[slice]:
+        """Even runs of tokens, each with all its logits within the budget."""
+        return _even(len(self.hidden), self.capacity(with_gradient))
+
+    def word_slices(self, tokens: int, with_gradient: bool) -> list[slice]:
+        """Even runs of words such that the logits of this many tokens are within the budget; 16 words at least."""
+        size = self.chunk_bytes // (max(1, tokens) * self._logit_bytes(with_gradient))
+        return list(_even(len(self.weight), size // ALIGNMENT * ALIGNMENT or ALIGNMENT, ALIGNMENT))
+
+    def buffer(self, tokens: int, words: int, dtype: torch.dtype) -> Tensor:
+        """Uninitialised [tokens, words] whose rows are aligned."""
+        return self.hidden.new_empty(tokens, aligned(words), dtype=dtype)[:, :words]
+
+    def buffers(self, tokens: int, words: int) -> tuple[Tensor, Tensor]:
+        """For logits and their G: one and the same where the dtypes allow it."""
+        logits = self.buffer(tokens, words, self.logits_dtype)
+        return logits, self.buffer(tokens, words, self.weight.dtype) if self.separate else logits
+
+    def state(self, statistics: bool) -> Tensor:
+        """Room for the state of every token's softmax."""
+        return new_state(self.targets, self.wide, statistics)
+
+    def fold(self, tokens: slice, words: slice, logits: Tensor, state: Tensor, g: Tensor | None = None) -> None:
+        """Projects tokens on words into the buffer `logits`, and folds them into `state` [T, …]; fills `g` if given."""
+        logits = self._project(tokens, words, logits)
+        g = None if g is None else g[: len(logits), : logits.shape[1]]
+        fold_rows(
+            logits, self.targets[tokens], self._bias(words), self.transform, state[tokens], first=words.start, g=g
+        )
+
+    def gradient(
+        self, tokens: slice, words: slice, logits: Tensor, state: Tensor, g: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        """Projects again, into `logits`, and gives G of these tokens and words, in `g`, from the finished state."""
+        logits = self._project(tokens, words, logits)
+        g = g[: len(logits), : logits.shape[1]]
+        gradient_rows(
+            logits,
+            self.targets[tokens],
+            self._bias(words),
+            self.transform,
+            state[tokens],
+            first=words.start,
+            g=g,
+            weights=None if weights is None else weights[tokens],
+        )
+        return g
+
+    def _logit_bytes(self, with_gradient: bool) -> int:
+        return self.logits_dtype.itemsize + (with_gradient and self.separate) * self.weight.itemsize
+
+    def _bias(self, words: slice) -> Tensor | None:
+        return None if self.bias is None else self.bias[words]
+
+    def _project(self, tokens: slice, words: slice, buffer: Tensor) -> Tensor:
+        out = buffer[: tokens.stop - tokens.start, : words.stop - words.start]
+        product(out, self.hidden[tokens], self.weight[words].t())
+        if self.down is not None and self.up is not None:
+            product(out, self.down[tokens], self.up[words].t(), add=True)
+        return out
+
+
+class Gradients:
+    """Gradients of hidden, weight, bias, down and up, summed over chunks of tokens; None where not wanted."""
+
+    def __init__(self, projection: Projection, wanted: list[bool], chunks: int) -> None:
+        p = self.projection = projection
+        self.chunks = self.left = chunks
+        # One chunk is one product, rounded once by the GEMM; several are summed in fp32.
+        dtype = p.weight.dtype if chunks == 1 else torch.promote_types(p.weight.dtype, torch.float32)
+        # No chunk at all, no first product: the sum is 0.
+        empty = torch.zeros_like if chunks == 0 else torch.empty_like
+        self.hidden = torch.empty_like(p.hidden) if wanted[0] else None
+        self.weight = empty(p.weight, dtype=dtype) if wanted[1] else None
+        self.bias = torch.zeros_like(p.weight[:, 0], dtype=p.wide) if wanted[2] else None
+        self.down = torch.empty_like(p.down) if wanted[3] and p.down is not None else None
+        self.up = empty(p.up, dtype=dtype) if wanted[4] and p.up is not None else None
+
+    def add(self, tokens: slice, words: list[slice], g_of: Callable[[slice], Tensor], upstream: Tensor) -> None:
+        """One chunk: `g_of` gives G [n, words] of a slice of words, `upstream` [n] is dL/dlogps of its tokens."""
+        p, first = self.projection, self.left == self.chunks
+        scaled_hidden = scaled_rows(p.hidden[tokens], upstream) if self.weight is not None else None
+        scaled_down = scaled_rows(p.down[tokens], upstream) if self.up is not None and p.down is not None else None
+        # Without slices dH is one product, rounded once; with them it is summed in fp32.
+        dh, dd = (
+            None
+            if whole is None
+            else whole[tokens]
+            if len(words) == 1
+            else whole.new_zeros(len(upstream), whole.shape[1], dtype=torch.promote_types(whole.dtype, torch.float32))
+            for whole in (self.hidden, self.down)
+        )
+        for columns in words:
+            g = g_of(columns)
+            if self.weight is not None and scaled_hidden is not None:
+                product(self.weight[columns], g.t(), scaled_hidden, add=not first)
+            if self.up is not None and scaled_down is not None:
+                product(self.up[columns], g.t(), scaled_down, add=not first)
+            if self.bias is not None:
+                _add_column_sums(self.bias[columns], g, -upstream)
+            if dh is not None:
+                product(dh, g, p.weight[columns], add=len(words) > 1)
+            if dd is not None and p.up is not None:
+                product(dd, g, p.up[columns], add=len(words) > 1)
+        for whole, part in ((self.hidden, dh), (self.down, dd)):
+            if whole is not None and part is not None:
+                torch.mul(part, -upstream[:, None], out=whole[tokens])
+        self.left -= 1
+
+    def finished(self) -> list[Tensor]:
+        """Hidden [T, D], weight [V, D], bias [V], down [T, r], up [V, r]; [0] where not wanted."""
+        assert self.left == 0, "every chunk is added once"
+        p, nothing = self.projection, self.projection.hidden.new_empty(0)
+        gradients = (self.hidden, self.weight, self.bias, self.down, self.up)
+        inputs = (p.hidden, p.weight, p.weight, p.hidden, p.weight)
+        return [nothing if x is None else x.to(like.dtype) for x, like in zip(gradients, inputs, strict=True)]
+
+
+def product(out: Tensor, a: Tensor, b: Tensor, *, add: bool = False) -> None:
+    """Out [n, m] = a [n, k] b [k, m], or += with `add`; each element rounded once, to the dtype of `out`."""
+    if out.dtype == a.dtype:
+        torch.addmm(out, a, b, out=out) if add else torch.mm(a, b, out=out)
+    elif out.is_cuda:
+        if add:
+            torch.addmm(out, a, b, out_dtype=out.dtype, out=out)
+        else:
+            torch.mm(a, b, out_dtype=out.dtype, out=out)
+    else:
+        _product_on_a_cpu(out, a, b, add)
+
+
+def _product_on_a_cpu(out: Tensor, a: Tensor, b: Tensor, add: bool) -> None:
+    # A CPU has no product of narrow factors into a wide sum: the larger factor is widened piece by piece.
+    if a.numel() >= b.numel():
+        wide = b.to(out.dtype)
+        for rows in slices(len(a), SLICE_BYTES // (out.itemsize * a.shape[1])):
+            product(out[rows], a[rows].to(out.dtype), wide, add=add)
+    else:
+        wide = a.to(out.dtype)
+        for columns in slices(b.shape[1], SLICE_BYTES // (out.itemsize * len(b))):
+            product(out[:, columns], wide, b[:, columns].to(out.dtype), add=add)
+
+
+def scaled_rows(rows: Tensor, upstream: Tensor) -> Tensor:
+    """Rows [n, d] times minus their upstream [n], multiplied in the wider dtype and rounded once."""
+    return torch.mul(rows, -upstream[:, None], out=torch.empty_like(rows))
+
+
+def _add_column_sums(total: Tensor, g: Tensor, row_weights: Tensor) -> None:
+    for rows in slices(len(g), SLICE_BYTES // (total.itemsize * g.shape[1])):
+        total.addmv_(g[rows].t().to(total.dtype), row_weights[rows])
+
+
+def _even(n: int, size: int, multiple: int = 1) -> Iterator[slice]:
+    """As few runs of at most `size` as possible, of nearly one length, which is a multiple of `multiple`."""
+    count = -(-n // size)
+    length = -(-n // max(1, count))
+    return slices(n, -(-length // multiple) * multiple)
+
+
+def aligned(words: int) -> int:
+    """The width of a row of so many words in a buffer."""
+    return -(-words // ALIGNMENT) * ALIGNMENT
