@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import kernel_checks
 import pytest
 import torch
+from counting import LookInside, peak
 from kernel_checks import (
     CASES,
     CHECKS,
@@ -32,7 +32,6 @@ from kernel_checks import (
 )
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from mipo.fused import linear_logps, linear_preference_loss
@@ -228,18 +227,6 @@ def plain_step(wanted: tuple[str, ...], mode: str, chunk_rows: int = 6) -> Calla
     return step
 
 
-class LookInside(TorchDispatchMode):
-    """Runs the Python function below each of mipo's operators, so that other modes see what it is made of."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        inside = {
-            torch.ops.mipo.linear_logps: logps_kernel.forward,
-            torch.ops.mipo.linear_logps_backward: logps_kernel.backward,
-            torch.ops.mipo.linear_preference_loss: loss_kernel.forward,
-        }
-        return inside.get(func.overloadpacket, func)(*args, **(kwargs or {}))
-
-
 def flops(step: Callable[[], object], inside: TorchDispatchMode | nullcontext) -> float:
     """In units of one product of the hidden states with the head."""
     case = CASES["plain"]
@@ -274,36 +261,6 @@ def test_only_a_group_longer_than_a_chunk_is_projected_twice() -> None:
 
 
 # Memory
-
-
-class PeakMemory(TorchDispatchMode):
-    """Bytes of the storages that come into being, at most at one time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        before = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-        out = func(*args, **(kwargs or {}))
-        for x in tree_leaves(out):
-            if isinstance(x, Tensor) and (storage := x.untyped_storage())._cdata not in self.known | before:
-                self.known.add(storage._cdata)
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
-        self.peak = max(self.peak, self.now)
-        return out
-
-    def _forget(self, storage: int, size: int) -> None:
-        self.known.discard(storage)
-        self.now -= size
-
-
-def peak(step: Callable[[], object]) -> int:
-    with PeakMemory() as memory, LookInside():
-        step()
-    return memory.peak
 
 
 def test_peak_memory_is_seen() -> None:

@@ -5,6 +5,7 @@ It does not know models or trainers: select the hidden states of the response to
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
@@ -106,28 +107,10 @@ def linear_logps(
     Raises:
         TypeError, ValueError: on shapes, dtypes or options other than these.
     """
-    hidden, weight, bias, lora = _autocast(hidden, weight, bias, lora)
-    check_head(hidden, weight, targets, bias=bias, softcap=softcap, scale=scale, temperature=temperature, lora=lora)
-    logits_dtype = _logits_dtype(logits_dtype, hidden, weight, bias, lora)
-    head_trained = _trained(weight, bias, lora[1] if lora else None)
-    budget = _budget(chunk_bytes, hidden, weight, head_trained)
-    if mode is None and head_trained:
-        mode = "M3" if _logit_bytes(hidden, weight, logits_dtype) <= budget else "M4"
-    mode = _checked_mode(mode, head_trained, _trained(hidden, lora[0] if lora else None))
-    logps, entropy, others = logps_kernel.linear_logps(
-        hidden.reshape(-1, hidden.shape[-1]),
-        weight,
-        targets.reshape(-1),
-        bias,
-        None if lora is None else (lora[0].reshape(-1, lora[0].shape[-1]), lora[1]),
-        Transform(scale, softcap, temperature),
-        logits_dtype=logits_dtype,
-        chunk_bytes=budget,
-        mode=mode,
-        statistics=statistics,
-    )
+    head = _head(hidden, weight, targets, bias, lora, Transform(scale, softcap, temperature), chunk_bytes, logits_dtype)
+    logps, entropy, others = head.score(mode, statistics)
     if not statistics:
-        return logps.reshape(targets.shape)  # type: ignore[no-any-return]
+        return logps.reshape(targets.shape)
     return _statistics(logps, entropy, others, targets.shape)
 
 
@@ -196,38 +179,28 @@ def linear_preference_loss(
     Raises:
         TypeError, ValueError: on shapes, dtypes or options other than these.
     """
-    hidden, weight, bias, lora = _autocast(hidden, weight, bias, lora)
-    check_head(hidden, weight, targets, bias=bias, softcap=softcap, scale=scale, temperature=temperature, lora=lora)
+    head = _head(hidden, weight, targets, bias, lora, Transform(scale, softcap, temperature), chunk_bytes, logits_dtype)
     lengths = _checked_lengths(lengths.cpu(), ref_logps, targets)
     options = {"beta": beta, "label_smoothing": label_smoothing, "discopop_tau": discopop_tau}
     names, weights = check_losses(loss_type, loss_weights, **options, negatives=lengths.shape[1] - 1)
-    logits_dtype = _logits_dtype(logits_dtype, hidden, weight, bias, lora)
-    ref_logps = ref_logps.to(torch.promote_types(logits_dtype, torch.float32))
-    head_trained = _trained(weight, bias, lora[1] if lora else None)
-    of_a_batch = BATCH_LOSSES.intersection(names)
-    if mode == "M2" and (of_a_batch or not head_trained):
-        why = (
-            f"{', '.join(sorted(of_a_batch))} are losses of a batch" if of_a_batch else "the head requires no gradient"
-        )
-        raise ValueError(f"expected another mode than M2, or None to have it chosen: {why}")
-    if mode != "M2" and (mode or of_a_batch or not head_trained):
-        scored = linear_logps(
-            hidden, weight, targets, bias, softcap, scale, temperature, lora=lora, statistics=True, mode=mode,
-            chunk_bytes=chunk_bytes, logits_dtype=logits_dtype,
+    ref_logps = ref_logps.to(torch.promote_types(head.logits_dtype, torch.float32))
+    if _is_inside(mode, names, head):
+        loss, losses, sums, logps, entropy, others = loss_kernel.linear_preference_loss(
+            head.hidden, head.weight, targets, lengths, ref_logps, head.bias, head.lora, head.transform, **options,
+            loss_types=names, loss_weights=weights, logits_dtype=head.logits_dtype, chunk_bytes=head.budget,
+            statistics=statistics,
         )  # fmt: skip
-        logps, on_device = _response_sums(scored.logps, lengths), lengths.to(hidden.device, non_blocking=True)
+    else:
+        logps, entropy, others = head.score(mode, statistics)
+        on_device = lengths.to(logps.device, non_blocking=True)
+        # Unlike an index_add, in the same order every time, so with the same bits.
+        sums = torch.segment_reduce(logps, "sum", lengths=on_device.flatten(), unsafe=True).view_as(lengths)
         losses = preference_loss(
-            logps, ref_logps, mask=on_device > 0, loss_type=names, loss_weights=weights, lengths=on_device, **options
+            sums, ref_logps, mask=on_device > 0, loss_type=names, loss_weights=weights, lengths=on_device, **options
         )
-        seen = TokenStatistics(*(x.detach() for x in scored)) if statistics else None
-        return PreferenceOutput(losses.mean(), losses.detach(), logps.detach(), seen)
-    loss, losses, logps, token_logps, entropy, others = loss_kernel.linear_preference_loss(
-        hidden, weight, targets, lengths, ref_logps, bias, lora, Transform(scale, softcap, temperature), **options,
-        loss_types=names, loss_weights=weights, logits_dtype=logits_dtype,
-        chunk_bytes=_budget(chunk_bytes, hidden, weight, head_trained), statistics=statistics,
-    )  # fmt: skip
-    seen = _statistics(token_logps, entropy, others, targets.shape) if statistics else None
-    return PreferenceOutput(loss, losses, logps, seen)
+        loss = losses.mean()
+    found = _statistics(logps.detach(), entropy.detach(), others, targets.shape) if statistics else None
+    return PreferenceOutput(loss, losses.detach(), sums.detach(), found)
 
 
 class FusedPreferenceLoss(nn.Module):
@@ -277,61 +250,95 @@ class FusedPreferenceLoss(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items() if value is not None)
 
 
-def _autocast(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, lora: Lora | None
-) -> tuple[Tensor, Tensor, Tensor | None, Lora | None]:
+@dataclass(frozen=True)
+class _Head:
+    """A checked problem: what the kernels take, in the dtype that they compute in."""
+
+    hidden: Tensor  # [T, D]
+    weight: Tensor  # [V, D]
+    targets: Tensor  # [T]
+    bias: Tensor | None  # [V]
+    lora: Lora | None  # [T, r], [V, r]
+    transform: Transform
+    logits_dtype: torch.dtype
+    budget: int  # bytes of logits
+
+    @property
+    def trained(self) -> bool:
+        """Whether the head requires a gradient, and not only what comes into it."""
+        return _trained(self.weight, self.bias, self.lora[1] if self.lora else None)
+
+    def score(self, mode: Mode | None, statistics: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probs [T], entropy [T] and [3, T] other statistics."""
+        scored: tuple[Tensor, Tensor, Tensor] = logps_kernel.linear_logps(
+            self.hidden, self.weight, self.targets, self.bias, self.lora, self.transform,
+            logits_dtype=self.logits_dtype, chunk_bytes=self.budget, mode=self._mode(mode), statistics=statistics,
+        )  # fmt: skip
+        return scored
+
+    def _mode(self, mode: Mode | None) -> Mode:
+        """The named mode, or the cheapest that gives what is trained its gradient."""
+        able: tuple[Mode, ...]
+        if self.trained:
+            separate = self.logits_dtype != self.weight.dtype
+            logit_bytes = self.logits_dtype.itemsize + separate * self.weight.itemsize
+            fits = len(self.hidden) * len(self.weight) * logit_bytes <= self.budget
+            able, what = ("M3", "M4") if fits else ("M4", "M3"), "the head requires"
+        elif _trained(self.hidden, self.lora[0] if self.lora else None):
+            able, what = ("M1", "M3", "M4"), "hidden requires"
+        else:
+            able, what = ("M0", "M1", "M3", "M4"), "nothing requires"
+        if mode is not None and mode not in able:
+            raise ValueError(f"expected mode None or one of {', '.join(sorted(able))}, got {mode!r}: {what} a gradient")
+        return mode or able[0]
+
+
+def _head(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    lora: Lora | None,
+    transform: Transform,
+    chunk_bytes: int | None,
+    logits_dtype: torch.dtype | None,
+) -> _Head:
     device = hidden.device.type
-    if not torch.is_autocast_enabled(device):
-        return hidden, weight, bias, lora
-    dtype = torch.get_autocast_dtype(device)
-    return (
-        hidden.to(dtype),
-        weight.to(dtype),
-        None if bias is None else bias.to(dtype),
-        None if lora is None else (lora[0].to(dtype), lora[1].to(dtype)),
-    )
-
-
-def _budget(chunk_bytes: int | None, hidden: Tensor, weight: Tensor, head_trained: bool) -> int:
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        lora = None if lora is None else (lora[0].to(dtype), lora[1].to(dtype))
+    scale, softcap, temperature = transform
+    check_head(hidden, weight, targets, bias=bias, softcap=softcap, scale=scale, temperature=temperature, lora=lora)
     if chunk_bytes is not None and chunk_bytes < 1:
         raise ValueError(f"expected a positive chunk_bytes, got {chunk_bytes}; leave it out to have it chosen")
-    if chunk_bytes is not None:
-        return chunk_bytes
-    return TILE_BYTES + 4 * hidden.numel() + head_trained * weight.numel() * weight.itemsize
-
-
-def _logits_dtype(
-    wanted: torch.dtype | None, hidden: Tensor, weight: Tensor, bias: Tensor | None, lora: Lora | None
-) -> torch.dtype:
+    if chunk_bytes is None:
+        head_trained = _trained(weight, bias, lora[1] if lora else None)
+        chunk_bytes = TILE_BYTES + 4 * hidden.numel() + head_trained * weight.numel() * weight.itemsize
     wide = torch.promote_types(hidden.dtype, torch.float32)
-    if wanted is None:
-        return hidden.dtype if _trained(hidden, weight, bias, *(lora or ())) else wide
-    if wanted not in (hidden.dtype, wide):
+    if logits_dtype is None:
+        logits_dtype = hidden.dtype if _trained(hidden, weight, bias, *(lora or ())) else wide
+    if logits_dtype not in (hidden.dtype, wide):
         raise TypeError(
-            f"expected logits_dtype to be {hidden.dtype}, the dtype of hidden, or float32, got {wanted}; "
+            f"expected logits_dtype to be {hidden.dtype}, the dtype of hidden, or float32, got {logits_dtype}; "
             "leave it out to have it chosen"
         )
-    return wanted
+    flat = None if lora is None else (lora[0].reshape(-1, lora[0].shape[-1]), lora[1])
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    return _Head(rows, weight, targets.reshape(-1), bias, flat, transform, logits_dtype, chunk_bytes)
 
 
 def _trained(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
-def _logit_bytes(hidden: Tensor, weight: Tensor, logits_dtype: torch.dtype) -> int:
-    """Of all tokens, with their G."""
-    separate = logits_dtype != weight.dtype
-    return hidden[..., 0].numel() * len(weight) * (logits_dtype.itemsize + separate * weight.itemsize)
-
-
-def _checked_mode(mode: Mode | None, head_trained: bool, hidden_trained: bool) -> Mode:
-    """The mode of `linear_logps`, or the cheapest one that gives what is trained its gradient."""
-    able: tuple[Mode, ...] = ("M3", "M4") if head_trained else ("M1", "M3", "M4")
-    able = able if head_trained or hidden_trained else ("M0", *able)
-    if mode is not None and mode not in able:
-        trained = "the head requires" if head_trained else "hidden requires" if hidden_trained else "nothing requires"
-        raise ValueError(f"expected mode None or one of {', '.join(able)}, got {mode!r}: {trained} a gradient")
-    return mode or able[0]
+def _is_inside(mode: Mode | None, names: Sequence[str], head: _Head) -> bool:
+    """Whether the loss is computed by the operator that also makes the gradients: M2."""
+    of_a_batch = sorted(BATCH_LOSSES.intersection(names))
+    if mode == "M2" and (of_a_batch or not head.trained):
+        why = f"{', '.join(of_a_batch)} need the whole batch" if of_a_batch else "the head requires no gradient"
+        raise ValueError(f"expected another mode than M2, or None to have it chosen: {why}")
+    return mode == "M2" or (mode is None and head.trained and not of_a_batch)
 
 
 def _checked_lengths(lengths: Tensor, ref_logps: Tensor, targets: Tensor) -> Tensor:
@@ -366,12 +373,6 @@ def _checked_lengths(lengths: Tensor, ref_logps: Tensor, targets: Tensor) -> Ten
             f"{impossible.nonzero().flatten().tolist()[:10]}; drop these groups"
         )
     return lengths
-
-
-def _response_sums(logps: Tensor, lengths: Tensor) -> Tensor:
-    """[G, K+1] from [T]; unlike an index_add in the same order, so with the same bits, on every device."""
-    on_device = lengths.flatten().to(logps.device, non_blocking=True)
-    return torch.segment_reduce(logps, "sum", lengths=on_device, unsafe=True).view_as(lengths)
 
 
 def _statistics(logps: Tensor, entropy: Tensor, others: Tensor, shape: torch.Size) -> TokenStatistics:
