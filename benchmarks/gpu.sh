@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Kernel tests on the GPU, then the benchmarks, then one table and a dated result file. Under 9 minutes.
+#
+#   benchmarks/gpu.sh                 on a machine with a CUDA GPU
+#   benchmarks/gpu.sh --self-check    everything tiny on the CPU, also chosen where there is no GPU; times mean nothing
+#
+# Needs the checkout, Python, torch and triton. Peers that are not installed are named and left out. PYTHON picks the
+# interpreter, MIPO_COMMIT names the commit where there is no .git, and with OUT set the result files are copied there.
+# Exit status: 0; 1 when the kernel tests are red (nothing is timed then) or a head of ours is wrong, fails or is absent.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+python=${PYTHON:-$root/.venv/bin/python}
+[[ -x $(command -v "$python") ]] || python=python3
+export PYTHONPATH="$root/python${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 OMP_WAIT_POLICY=PASSIVE
+parts=$(mktemp -d)
+trap 'rm -rf "$parts"' EXIT
+SECONDS=0
+status=0
+
+case ${1:-} in
+    "") ;;
+    --self-check) export CUDA_VISIBLE_DEVICES="" ;;
+    *) sed -n '2,9p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
+esac
+
+echo "== 1. The machine"
+"$python" benchmarks/record.py --machine "$parts/machine.json"
+
+if grep -q '"device": "cpu"' "$parts/machine.json"; then
+    echo "No GPU here or none wanted: a self-check on the CPU. Its times and ratios mean nothing."
+    tiny=(--tiny --rounds 1) steps=(--tiny --rounds 1) results=$parts/results
+    echo "== 2. Kernel tests: on a CPU they are part of 'make test' and not repeated here"
+else
+    results=$root/benchmarks/results
+    echo "== 2. Kernel tests on the GPU"
+    tests() {
+        timeout 100 "$python" tests/kernel_checks.py --device cuda || return
+        # The rest of the GPU's tests, bf16 among them, need pytest.
+        if "$python" -c 'import hypothesis, pytest' 2>/dev/null; then
+            timeout 100 "$python" -m pytest -q -x -p no:cacheprovider -k "gpu or cuda" tests/test_kernels.py
+        else
+            echo "left out: tests/test_kernels.py, since pytest or hypothesis is not installed"
+        fi
+    }
+    if ! tests; then
+        echo "The kernel tests are red or took longer than 100 s: nothing is timed." >&2
+        exit 1
+    fi
+    # What is left of 8.5 minutes, less 90 seconds for the training step.
+    left=$((420 - SECONDS))
+    tiny=(--seconds "$((left < 300 ? left : 300))") steps=(--seconds 60)
+fi
+
+echo "== 3. The head alone ($SECONDS s)"
+timeout "$((450 - SECONDS))" "$python" benchmarks/fused_head.py --out "$parts/fused_head.json" "${tiny[@]}" || status=1
+
+echo "== 4. A training step ($SECONDS s)"
+if "$python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("transformers") is None)'; then
+    timeout "$((530 - SECONDS))" "$python" benchmarks/train_step.py --out "$parts/train_step.json" "${steps[@]}" ||
+        status=1
+else
+    echo "left out: transformers is not installed"
+fi
+
+echo "== 5. The result ($SECONDS s)"
+"$python" benchmarks/record.py --into "$results" "$parts"/{machine,fused_head,train_step}.json
+((status == 0)) || echo "NOT GREEN: something of ours is wrong, failed or did not end; see above." >&2
+exit "$status"
