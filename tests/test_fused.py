@@ -373,6 +373,7 @@ WRONG_LOSS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"lengths": torch.tensor([[3, 2], [0, 5], [2, 2], [6, 0]])}, ValueError, r"missing in groups \[1, 3\]"),
     ({"ref_logps": torch.zeros(4, 2, dtype=torch.bfloat16)}, TypeError, "ref_logps in float32"),
     ({"ref_logps": torch.zeros(4, 2, requires_grad=True)}, ValueError, "without a gradient"),
+    ({"ref_logps": torch.zeros(4, 2, device="meta")}, TypeError, "ref_logps on cpu, got them on meta"),
     ({"hidden": torch.zeros(4, 5, 17), "targets": torch.zeros(4, 5, dtype=torch.int64)}, ValueError, "packed targets"),
     ({"beta": 0.0}, ValueError, "positive, finite beta"),
     ({"loss_type": "dpo"}, ValueError, "loss types among"),

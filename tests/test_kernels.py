@@ -286,8 +286,8 @@ SMALL = 64 * T + 8 * ROW
     [
         ("M0", "", 64, 64 * ROW),
         ("M1", "hidden", 64, 64 * ROW + 4 * T * D),
-        ("M2", "hidden weight", 64, 64 * ROW + 4 * T * D + 4 * V * D),
-        ("M2", "hidden weight", T, T * ROW + 4 * T * D + 4 * V * D),
+        ("M2", "hidden weight", 64, 64 * ROW + 4 * T * D + 4 * 64 * D + 4 * V * D),
+        ("M2", "hidden weight", T, T * ROW + 8 * T * D + 4 * V * D),
         ("M3", "hidden weight", T, T * ROW + 8 * T * D + 4 * V * D),
         ("M4", "hidden weight", 64, 64 * ROW + 12 * T * D + 4 * V * D),
     ],

@@ -43,6 +43,12 @@ def test_an_import_loads_nothing_heavy(module):
     assert not heavy & set(loaded)
 
 
+def test_the_fused_head_needs_torch_alone():
+    """A checkout on a machine without cargo, polars or transformers can run the kernels: benchmarks/gpu.sh does."""
+    loaded = python("import sys, mipo.fused; print(*sys.modules)").split()
+    assert not {"mipo._native", "polars", "pyarrow", "transformers", "trl", "datasets"} & set(loaded)
+
+
 def test_functions_stay_functions_whatever_is_imported_later():
     assert python("import mipo, mipo.prompts, mipo.pairs as p\nprint(callable(mipo.contrast), callable(mipo.pairs))")
     code = "import mipo\nfrom mipo.pairs import export\nfrom mipo.contrast import part\nprint(callable(mipo.pairs))"

@@ -9,7 +9,7 @@ import yaml
 from mipo import cli, recipe
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 BLOCKS = "".join(re.findall(r"```\n(.*?)```", README, flags=re.DOTALL)).replace("\\\n", "")
 COMMANDS = re.findall(r"^(?:accelerate launch -m )?(mipo [a-z]+ .*)$", BLOCKS, flags=re.MULTILINE)
