@@ -6,8 +6,12 @@ On the demo's own model and pairs written by its world, so that nothing here is 
 import dataclasses
 import json
 import math
+import multiprocessing
+import os
 import random
 import shutil
+import socket
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,9 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from counting import LookInside
+from peft import LoraConfig, get_peft_model
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
@@ -37,6 +44,14 @@ PADDING_ATOL = 1e-5
 # Twenty steps at 2e-4 carry the rounding of one machine's float32 products into the fifth digit; a border that is one
 # token off, another order of the rows or another schedule moves the curve by 1e-2.
 CURVE_ATOL = 5e-4
+# The same loss by another way, in float32: figures of up to 25, and weights after SGD's steps of 1e-2.
+FUSED_RTOL = 1e-5
+FUSED_ATOL = 1e-6
+# A norm of gradients, most of which cancel, by another way in float32.
+NORM_RTOL = 1e-4
+# Logits are rounded to bfloat16 alike, gradients of head and states once more than TRL's: 8 bits, at the end.
+BF16_RTOL = 1e-2
+BF16_FACTOR = 1.25
 
 
 def preferences(rows: int, negatives: tuple[int, ...]) -> pl.DataFrame:
@@ -206,11 +221,7 @@ def test_a_batch_holds_what_is_there_and_says_what() -> None:
 def test_the_loss_of_several_is_the_definition_s(
     ragged: PairStore, tokenizer: Any, tmp_path: Path, precompute: bool
 ) -> None:
-    reference, policy = load_model(DEMO), load_model(DEMO)
-    noise = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in policy.parameters():
-            weight += 0.01 * torch.randn(weight.shape, generator=noise)
+    reference, policy = load_model(DEMO), noisy()
     args = arguments(tmp_path, precompute_ref_log_probs=precompute, beta=0.3)
     made = MIPOTrainer(
         policy, ref_model=reference, args=args, train_dataset=ragged.to_trl(), processing_class=tokenizer
@@ -322,6 +333,274 @@ def test_held_out_groups_are_evaluated(ragged: PairStore, tokenizer: Any, tmp_pa
     assert figures["eval_rewards/margins"] == pytest.approx(0, abs=1e-5)
 
 
+# The loss made in the head
+
+
+def noisy() -> Any:
+    """A policy that has left its reference, so that margins are no rounding."""
+    policy, noise = load_model(DEMO), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in policy.parameters():
+            weight += 0.01 * torch.randn(weight.shape, generator=noise)
+    return policy
+
+
+def both(rows: Any, folder: Path, tokenizer: Any, **fields: Any) -> list[MIPOTrainer]:
+    """A trainer with the fused loss and one without it, of one policy."""
+    # SGD: a weight moves by its gradient, where Adam's first steps are the sign of it, however small.
+    sgd = {"optim": "sgd", "learning_rate": 0.05, "lr_scheduler_type": "constant", "lr_scheduler_kwargs": {}}
+    given = {name: fields.pop(name) for name in ("peft_config", "eval_dataset") if name in fields}
+    return [
+        MIPOTrainer(
+            noisy(), ref_model=None if "peft_config" in given else load_model(DEMO), train_dataset=rows,
+            args=arguments(folder, fused_loss=fused, **{**sgd, **fields}), processing_class=tokenizer, **given,
+        )
+        for fused in (True, False)
+    ]  # fmt: skip
+
+
+def assert_same_figures(row: dict[str, Any], other: dict[str, Any], rtol: float = FUSED_RTOL) -> None:
+    assert set(row) == set(other)
+    for name in set(row) - {f"eval_{name}" for name in ("runtime", "samples_per_second", "steps_per_second")}:
+        allowed = NORM_RTOL if name == "grad_norm" else rtol
+        assert row[name] == pytest.approx(other[name], rel=allowed, abs=rtol), name
+
+
+def assert_same(fused: MIPOTrainer, plain: MIPOTrainer) -> None:
+    logs = [[row for row in made.state.log_history if "loss" in row] for made in (fused, plain)]
+    assert len(logs[0]) == 3
+    assert min(row["grad_norm"] for row in logs[0]) > 0.05
+    for row, other in zip(*logs, strict=True):
+        assert_same_figures(row, other)
+    for (name, one), other in zip(fused.model.named_parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=FUSED_ATOL, rtol=0, msg=lambda said, n=name: f"{n}: {said}")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"loss_type": "ipo"},
+        {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.3]},
+        {"loss_type": "aot", "label_smoothing": 0.1},
+        {"precompute_ref_log_probs": False, "gradient_checkpointing": True},
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+    ],
+    ids=["sigmoid", "ipo", "mixture", "aot", "online", "accumulated"],
+)
+def test_the_fused_loss_of_pairs_is_trl_s(
+    fields: dict[str, Any], store: PairStore, tokenizer: Any, tmp_path: Path
+) -> None:
+    fused, plain = both(store.to_trl(), tmp_path, tokenizer, **fields)
+    for made in (fused, plain):
+        made.train()
+    assert_same(fused, plain)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"precompute_ref_log_probs": False}, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}],
+    ids=["precomputed", "online", "accumulated"],
+)
+def test_the_fused_loss_of_several_is_the_same(
+    fields: dict[str, Any], ragged: PairStore, tokenizer: Any, tmp_path: Path
+) -> None:
+    fused, plain = both(ragged.to_trl(), tmp_path, tokenizer, **fields)
+    for made in (fused, plain):
+        made.train()
+    assert_same(fused, plain)
+
+
+@pytest.mark.parametrize("rows", ["store", "ragged"])
+def test_lora_beside_the_head_trains_the_same(
+    rows: str, tokenizer: Any, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    table = request.getfixturevalue(rows).to_trl()
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", init_lora_weights=False)
+    fused, plain = both(table, tmp_path, tokenizer, peft_config=lora, learning_rate=1e-3, max_grad_norm=1e3)
+    for made in (fused, plain):
+        made.train()
+    assert_same(fused, plain)
+
+
+def packed_batch(made: MIPOTrainer) -> dict[str, Any]:
+    return made._prepare_inputs(made.data_collator([made.train_dataset[row] for row in range(4)]))
+
+
+@pytest.mark.parametrize("precompute", [True, False])
+@pytest.mark.parametrize("rows", ["store", "ragged"])
+def test_lora_on_the_head_is_trained(
+    rows: str, precompute: bool, tokenizer: Any, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Against PEFT's own layers, a row at a time: all of their logits, with the adapter and without it."""
+    table = request.getfixturevalue(rows).to_trl()
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "lm_head"], init_lora_weights=False)
+    args = arguments(tmp_path, fused_loss=True, precompute_ref_log_probs=precompute, beta=0.3)
+    made = MIPOTrainer(noisy(), args=args, train_dataset=table, processing_class=tokenizer, peft_config=lora)
+    batch = packed_batch(made)
+    made.compute_loss(made.model, batch).backward()
+    ours = {name: weight.grad for name, weight in made.model.named_parameters() if weight.requires_grad}
+    made.model.zero_grad()
+
+    def logps(row: dict[str, Any]) -> torch.Tensor:
+        several = row["rejected_ids"] if rows == "ragged" else [row["rejected_ids"]]
+        scores = []
+        for said in (row["chosen_ids"], *several):
+            ids, start = torch.tensor([[*row["prompt_ids"], *said]]), len(row["prompt_ids"])
+            every = made.model(input_ids=ids).logits[0, start - 1 : -1].log_softmax(-1)
+            scores.append(every.gather(-1, ids[0, start:, None]).sum())
+        return torch.stack(scores)[None]
+
+    groups = [made.train_dataset[row] for row in range(4)]
+    with torch.no_grad(), made.model.disable_adapter():
+        ref = [logps(row) for row in groups]
+    loss = torch.cat([preference_loss(logps(row), r, beta=0.3) for row, r in zip(groups, ref, strict=True)]).mean()
+    loss.backward()
+    assert sum("lm_head" in name for name in ours) == 2
+    for name, weight in made.model.named_parameters():
+        if weight.requires_grad:
+            torch.testing.assert_close(ours[name], weight.grad, atol=FUSED_ATOL, rtol=FUSED_RTOL)
+            assert float(weight.grad.abs().max()) > 50 * FUSED_ATOL, name
+
+
+def test_an_adapter_on_the_head_loads_again(store: PairStore, tokenizer: Any, tmp_path: Path) -> None:
+    lora = {"r": 4, "target_modules": ["lm_head"]}
+    args = arguments(tmp_path / "checkpoints", fused_loss=True, learning_rate=5e-3)
+    log = train(store, DEMO, tokenizer, tmp_path / "model", args=args, lora=lora)
+    assert losses(log)[0] == pytest.approx(math.log(2), abs=LOSS_ATOL)
+    ids = torch.tensor([[3, 58, 93, 39, 5, 4]])
+    with torch.inference_mode():
+        moved = load_model(str(tmp_path / "model"))(ids).logits - load_model(DEMO)(ids).logits
+    assert float(moved.abs().max()) > 1e-2
+
+
+def test_an_adapter_on_the_head_needs_the_fused_loss(store: PairStore, tokenizer: Any, tmp_path: Path) -> None:
+    given = {"train_dataset": store.to_trl(), "processing_class": tokenizer}
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["lm_head"])
+    with pytest.raises(ValueError, match="adapter to `lm_head` is not supported"):
+        MIPOTrainer(DEMO, args=arguments(tmp_path), peft_config=config, **given)
+    fused = arguments(tmp_path, fused_loss=True)
+    with pytest.raises(ValueError, match="pass ref_model, or call merge_and_unload"):
+        MIPOTrainer(get_peft_model(load_model(DEMO), config), args=fused, **given)
+    weighted = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["lm_head"], use_dora=True)
+    with pytest.raises(NotImplementedError, match="the Dora variant of LoRA"):
+        MIPOTrainer(DEMO, args=fused, peft_config=weighted, **given)
+
+
+@pytest.mark.parametrize("rows", ["store", "ragged"])
+def test_held_out_groups_are_evaluated_the_same(
+    rows: str, tokenizer: Any, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    table = request.getfixturevalue(rows).to_trl()
+    fused, plain = both(table, tmp_path, tokenizer, eval_dataset=table.select(range(5)))
+    assert_same_figures(fused.evaluate(), plain.evaluate())
+    assert_same_figures(*(made.evaluate(table.select(range(5, 9))) for made in (fused, plain)))
+
+
+@pytest.mark.parametrize("rows", ["store", "ragged"])
+def test_the_fused_loss_in_bfloat16_is_as_near_to_float32_as_trl_s(
+    rows: str, tokenizer: Any, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    table = request.getfixturevalue(rows).to_trl()
+    step = {"use_cpu": True, "max_steps": 1, "max_grad_norm": 1e3}
+    runs = [*both(table, tmp_path, tokenizer, bf16=True, **step), both(table, tmp_path, tokenizer, **step)[1]]
+    for made in runs:
+        made.train()
+    fused, plain, exact = (torch.cat([w.detach().flatten() for w in made.model.parameters()]) for made in runs)
+    assert float((fused - exact).norm()) < BF16_FACTOR * float((plain - exact).norm())
+    assert_same_figures(*(made.state.log_history[0] for made in runs[:2]), rtol=BF16_RTOL)
+
+
+def flops(made: MIPOTrainer, inside: bool) -> dict[Any, int]:
+    made.current_gradient_accumulation_steps = 1  # which train() sets
+    batch = made.data_collator([made.train_dataset[row] for row in range(4)])
+    in_place = {torch.ops.aten.addmm_: lambda out, left, right, out_shape=None, **_: 2 * math.prod([*left, right[1]])}
+    with (
+        FlopCounterMode(display=False, custom_mapping=in_place) as counter,
+        LookInside() if inside else nullcontext(),
+    ):
+        made.training_step(made.model, batch)
+    return counter.get_flop_counts()["Global"]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("rows", ["store", "ragged"])
+def test_a_step_projects_three_times_instead_of_four(
+    rows: str, frozen: bool, tokenizer: Any, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """3F, or 2F with a frozen head, where TRL's takes a product more. On a CPU, TRL's also projects the prompts."""
+    table = request.getfixturevalue(rows).to_trl()
+    lora = {"peft_config": LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")} if frozen else {}
+    fused, plain = both(table, tmp_path, tokenizer, **lora)
+    batch = fused.data_collator([fused.train_dataset[row] for row in range(4)])
+    rows_scored, tokens = batch["completion_mask"][:, 1:], len(batch["groups"].targets)
+    head = 2 * fused.model.get_output_embeddings().weight.numel()
+    ours, theirs = (sum(flops(made, inside=True).values()) for made in (fused, plain))
+    factor = 2 if frozen else 3
+    assert theirs - ours == (factor + 1) * head * rows_scored.numel() - factor * head * tokens
+    assert tokens == int(rows_scored.sum())
+    assert (torch.ops.mipo.linear_preference_loss in flops(fused, inside=False)) == (not frozen)
+
+
+def test_the_fused_loss_reads_a_ready_reference_alone(store: PairStore, tokenizer: Any, tmp_path: Path) -> None:
+    rows = store.to_trl()
+    rows = rows.add_column(room.REF[0], [-9.0] * len(rows)).add_column(room.REF[1], [-8.0] * len(rows))
+    fused, plain = both(rows, tmp_path, tokenizer, max_steps=1)
+    for made in (fused, plain):
+        made.train()
+        assert made.state.log_history[0]["rewards/margins"] > 0.1
+    assert_same_figures(*(made.state.log_history[0] for made in (fused, plain)))
+
+
+def test_what_the_fused_loss_has_not_is_refused_at_once(store: PairStore, tokenizer: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"fused_loss=True has no ld_alpha=0\.5"):
+        run(store.to_trl(), tmp_path, tokenizer, fused_loss=True, ld_alpha=0.5)
+    with pytest.raises(ValueError, match="expected label_smoothing 0 for sigmoid"):
+        run(store.to_trl(), tmp_path, tokenizer, fused_loss=True, label_smoothing=0.1)
+    with pytest.raises(ValueError, match="has no compute_metrics"):
+        MIPOTrainer(DEMO, args=arguments(tmp_path, fused_loss=True), train_dataset=store.to_trl(),
+                    processing_class=tokenizer, compute_metrics=print)  # fmt: skip
+
+
+def one_of_two(rank: int, port: int, folder: Path) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                   "MASTER_PORT": str(port)}  # fmt: skip
+    torch.set_num_threads(1)
+    tokenizer = load_tokenizer(DEMO)
+    for negatives in ((1,), (3, 1, 2)):
+        rows = tokenize(preferences(24, negatives), tokenizer)[0].to_trl()
+        fields = {"per_device_train_batch_size": 2, "use_cpu": True, "max_grad_norm": 1e3}
+        made = both(rows, folder / str(rank), tokenizer, **fields)[0]
+        made.train()
+        assert isinstance(made.model_wrapped, torch.nn.parallel.DistributedDataParallel)
+        if rank == 0:
+            log = [row for row in made.state.log_history if "loss" in row]
+            torch.save((log, made.model.state_dict()), folder / f"{len(negatives)}.pt")
+
+
+def test_two_processes_are_one_with_a_larger_batch(tmp_path: Path, tokenizer: Any) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    spawn = multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=one_of_two, args=(rank, port, tmp_path)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=120)
+        process.kill()
+    assert [process.exitcode for process in processes] == [0, 0]
+    for negatives in ((1,), (3, 1, 2)):
+        rows = tokenize(preferences(24, negatives), tokenizer)[0].to_trl()
+        alone = both(rows, tmp_path, tokenizer, max_grad_norm=1e3)[0]
+        alone.train()
+        log, weights = torch.load(tmp_path / f"{len(negatives)}.pt", weights_only=True)
+        for row, other in zip(log, alone.state.log_history, strict=False):
+            assert_same_figures(row, other)
+        for name, weight in alone.model.state_dict().items():
+            torch.testing.assert_close(weight, weights[name], atol=FUSED_ATOL, rtol=0)
+
+
 # The whole way
 
 
@@ -363,8 +642,6 @@ def test_lora_trains_an_adapter_that_loads_again(
 
 
 def test_a_lora_reference_is_the_model_without_it(ragged: PairStore, tokenizer: Any, tmp_path: Path) -> None:
-    from peft import LoraConfig
-
     for precompute in (True, False):
         args = arguments(tmp_path, precompute_ref_log_probs=precompute, learning_rate=5e-3)
         adapter = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
@@ -441,7 +718,8 @@ def test_tokens_of_another_tokenizer_are_refused(store: PairStore, tmp_path: Pat
         train(empty, DEMO, other, tmp_path / "model", args=arguments(tmp_path / "checkpoints"))
 
 
-def test_the_model_is_let_go_after_training(store: PairStore, tokenizer: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_model_is_let_go_after_training(store: PairStore, tokenizer: Any, tmp_path: Path, fused: bool) -> None:
     import gc
     import weakref
 
@@ -455,20 +733,27 @@ def test_the_model_is_let_go_after_training(store: PairStore, tokenizer: Any, tm
     gc.disable()
     try:
         room._save = remember
-        train(store, DEMO, tokenizer, tmp_path / "model", args=arguments(tmp_path / "checkpoints", max_steps=1))
+        train(
+            store,
+            DEMO,
+            tokenizer,
+            tmp_path / "model",
+            args=arguments(tmp_path / "checkpoints", max_steps=1, fused_loss=fused),
+        )
         assert models[0]() is None
     finally:
         room._save = plain
         gc.enable()
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("rows", ["store", "ragged"])
 def test_the_loss_curve_of_the_demo_s_model_is_kept(
-    rows: str, tokenizer: Any, tmp_path: Path, request: pytest.FixtureRequest
+    rows: str, fused: bool, tokenizer: Any, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """After a change that is meant to move it: delete the file, run this test twice, and say so in CHANGELOG.md."""
     table = request.getfixturevalue(rows).to_trl()
-    made = run(table, tmp_path, tokenizer, max_steps=20, beta=0.3, seed=0)
+    made = run(table, tmp_path, tokenizer, max_steps=20, beta=0.3, seed=0, fused_loss=fused)
     kept = json.loads(CURVE.read_text()) if CURVE.exists() else {}
     if rows not in kept:
         curve = [round(loss, 6) for loss in losses(made.state.log_history)]

@@ -354,7 +354,9 @@ def _checked_lengths(lengths: Tensor, ref_logps: Tensor, targets: Tensor) -> Ten
             f"expected ref_logps in float32 or float64, got {ref_logps.dtype}; sum the log-probs in float32"
         )
     if ref_logps.device != targets.device:
-        raise TypeError(f"expected ref_logps on {targets.device}, got them on {ref_logps.device}; move them there first")
+        raise TypeError(
+            f"expected ref_logps on {targets.device}, got them on {ref_logps.device}; move them there first"
+        )
     if ref_logps.requires_grad:
         raise ValueError("expected ref_logps without a gradient: the reference is not trained; call .detach() on them")
     if targets.ndim != 1:
