@@ -18,7 +18,7 @@ from .rows import Transform, logps_of, statistics_of
 
 def forward(
     hidden: Tensor,  # [T, D]
-    weight: Tensor,  # [V, D]
+    weight: Tensor,  # [V, D], of any floating dtype; its gradient has the same
     targets: Tensor,  # [T]
     bias: Tensor | None,  # [V]
     down: Tensor | None,  # [T, r]
@@ -36,7 +36,7 @@ def forward(
     Kept are G weight [T, D] and G up [T, r] in M1, G [T, V] in M3, and [0] otherwise. F FLOPs, in M1 2F; F = 2TDV.
     """
     transform = Transform(scale, softcap, temperature)
-    p = Projection(hidden, weight, targets, bias, down, up, transform, logits_dtype, chunk_bytes)
+    p = Projection.of(hidden, weight, targets, bias, down, up, transform, logits_dtype, chunk_bytes)
     state = p.state(statistics)
     kept, kept_low = {"M0": _logits_alone, "M1": _gradient_now, "M3": _keep_g, "M4": _slice_by_slice}[mode](p, state)
     entropy, others = statistics_of(state, len(weight)) if statistics else (state.new_empty(0), state.new_empty(0))
@@ -84,7 +84,7 @@ def _slice_by_slice(p: Projection, state: Tensor) -> tuple[Tensor, Tensor]:
 
 def backward(
     hidden: Tensor,  # [T, D]
-    weight: Tensor,  # [V, D]
+    weight: Tensor,  # [V, D], of any floating dtype; its gradient has the same
     targets: Tensor,  # [T]
     bias: Tensor | None,  # [V]
     down: Tensor | None,  # [T, r]
@@ -105,7 +105,7 @@ def backward(
     Without `g` the logits are projected again, F FLOPs more, in slices of words over all tokens at once.
     """
     transform = Transform(scale, softcap, temperature)
-    p = Projection(hidden, weight, targets, bias, down, up, transform, logits_dtype, chunk_bytes)
+    p = Projection.of(hidden, weight, targets, bias, down, up, transform, logits_dtype, chunk_bytes)
     gradients = Gradients(p, wanted, chunks=1 if len(hidden) else 0)
     weights = None
     if upstream_entropy is not None:
@@ -158,7 +158,7 @@ def _forward_fake(hidden, weight, targets, bias, down, up, *options):  # type: i
         state.new_empty(tokens if statistics else 0),
         state.new_empty((3, tokens) if statistics else (0,)),
         state,
-        weight.new_empty(kept),
+        hidden.new_empty(kept),
         hidden.new_empty(0) if down is None or mode != "M1" else torch.empty_like(down),
     )
 

@@ -163,7 +163,7 @@ def softmax_loss(ratios: Tensor, mask: Tensor, beta: float) -> tuple[Tensor, Ten
 
 def forward(
     hidden: Tensor,  # [T, D], packed: a group's responses one after another, the chosen one first
-    weight: Tensor,  # [V, D]
+    weight: Tensor,  # [V, D], of any floating dtype; its gradient has the same
     targets: Tensor,  # [T]
     bias: Tensor | None,  # [V]
     down: Tensor | None,  # [T, r]
@@ -189,7 +189,7 @@ def forward(
     two and F for the logits, F = 2TDV. A group longer than a chunk is projected twice, by slices of words.
     """
     transform = Transform(scale, softcap, temperature)
-    p = Projection(hidden, weight, targets, bias, down, up, transform, logits_dtype, chunk_bytes)
+    p = Projection.of(hidden, weight, targets, bias, down, up, transform, logits_dtype, chunk_bytes)
     chunks = list(chunks_of_groups(lengths, p.capacity(True)))
     sums = _Sums(lengths, ref_logps, loss_types.split(","), loss_weights, beta, label_smoothing, discopop_tau)
     state = p.state(statistics)

@@ -31,6 +31,25 @@ class Projection:
     transform: Transform
     logits_dtype: torch.dtype
     chunk_bytes: int
+    # That of the weight as it was given, and of its gradient. All products have the dtype of hidden.
+    weight_dtype: torch.dtype
+
+    @classmethod
+    def of(
+        cls,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        bias: Tensor | None,
+        down: Tensor | None,
+        up: Tensor | None,
+        transform: Transform,
+        logits_dtype: torch.dtype,
+        chunk_bytes: int,
+    ) -> Projection:
+        """With a copy of the weight in the dtype of hidden, where it has another, as under autocast."""
+        narrow = weight.to(hidden.dtype)
+        return cls(hidden, narrow, targets, bias, down, up, transform, logits_dtype, chunk_bytes, weight.dtype)
 
     @property
     def tokens(self) -> slice:
@@ -125,14 +144,16 @@ class Gradients:
         p = self.projection = projection
         self.chunks = self.left = chunks
         # One chunk is one product, rounded once by the GEMM; several are summed in fp32.
-        dtype = p.weight.dtype if chunks == 1 else torch.promote_types(p.weight.dtype, torch.float32)
+        dtype, low_dtype = (
+            x if chunks == 1 else torch.promote_types(x, torch.float32) for x in (p.weight_dtype, p.hidden.dtype)
+        )
         # No chunk at all, no first product: the sum is 0.
         empty = torch.zeros_like if chunks == 0 else torch.empty_like
         self.hidden = torch.empty_like(p.hidden) if wanted[0] else None
         self.weight = empty(p.weight, dtype=dtype) if wanted[1] else None
         self.bias = torch.zeros_like(p.weight[:, 0], dtype=p.wide) if wanted[2] else None
         self.down = torch.empty_like(p.down) if wanted[3] and p.down is not None else None
-        self.up = empty(p.up, dtype=dtype) if wanted[4] and p.up is not None else None
+        self.up = empty(p.up, dtype=low_dtype) if wanted[4] and p.up is not None else None
 
     def add(self, tokens: slice, words: list[slice], g_of: Callable[[slice], Tensor], upstream: Tensor) -> None:
         """One chunk: `g_of` gives G [n, words] of a slice of words, `upstream` [n] is dL/dlogps of its tokens."""
@@ -170,8 +191,8 @@ class Gradients:
         assert self.left == 0, "every chunk is added once"
         p, nothing = self.projection, self.projection.hidden.new_empty(0)
         gradients = (self.hidden, self.weight, self.bias, self.down, self.up)
-        inputs = (p.hidden, p.weight, p.weight, p.hidden, p.weight)
-        return [nothing if x is None else x.to(like.dtype) for x, like in zip(gradients, inputs, strict=True)]
+        dtypes = [p.hidden.dtype, p.weight_dtype, *[p.hidden.dtype] * 3]
+        return [nothing if x is None else x.to(dtype) for x, dtype in zip(gradients, dtypes, strict=True)]
 
 
 def product(out: Tensor, a: Tensor, b: Tensor, *, add: bool = False) -> None:

@@ -220,12 +220,29 @@ def test_the_module_is_the_function() -> None:
         FusedPreferenceLoss(loss_type="dpo")
 
 
+@pytest.mark.parametrize("rows", [9, 1000], ids=["chunks", "one chunk"])
+@pytest.mark.parametrize("mode", ["M2", "M3", "M4"])
+def test_autocast_does_not_round_the_gradient_of_a_float32_weight(mode: str, rows: int) -> None:
+    """Float32 weights and bf16 products, as TRL trains by default: dW is as good as the products, in float32."""
+    given = problem(rank=2, bias=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = linear_preference_loss(**given, mode=mode, chunk_bytes=Case(rows=rows).chunk_bytes // 2)
+    out.loss.backward()
+    assert given["weight"].grad.dtype == out.loss.dtype == torch.float32
+    assert not torch.equal(given["weight"].grad, given["weight"].grad.bfloat16().float())
+    narrow = {name: x.detach().bfloat16() if name in ("hidden", "weight", "bias") else x for name, x in given.items()}
+    narrow["lora"] = tuple(x.bfloat16() for x in given["lora"])
+    narrow["weight"].requires_grad_()
+    again = linear_preference_loss(**narrow, mode=mode, chunk_bytes=Case(rows=rows).chunk_bytes // 2)
+    again.loss.backward()
+    assert torch.equal(out.loss, again.loss)
+    assert torch.equal(given["weight"].grad.bfloat16(), narrow["weight"].grad)
+
+
 def test_autocast_computes_in_its_dtype() -> None:
     given = problem(rank=2, bias=True)
     with torch.autocast("cpu", torch.bfloat16):
         out = linear_preference_loss(**given)
-    out.loss.backward()
-    assert given["weight"].grad.dtype == out.loss.dtype == torch.float32
     narrow = {name: x.detach().bfloat16() if name in ("hidden", "weight", "bias") else x for name, x in given.items()}
     narrow["lora"] = tuple(x.bfloat16() for x in given["lora"])
     narrow["weight"].requires_grad_()

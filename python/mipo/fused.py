@@ -84,7 +84,7 @@ def linear_logps(
 
     Args:
         hidden: [..., D], floating: final hidden states, position t already aligned with the token it predicts.
-        weight: [V, D], the dtype of `hidden`, or any under autocast.
+        weight: [V, D], the dtype of `hidden`, or any under autocast; its gradient is never rounded to a narrower one.
         targets: [...], int64, in [0, V). On a CPU others raise; on a GPU, where looking would wait, they give NaN.
         bias: [V], the dtype of `weight`.
         softcap: > 0, logits; `None` means none.
@@ -252,7 +252,7 @@ class FusedPreferenceLoss(nn.Module):
 
 @dataclass(frozen=True)
 class _Head:
-    """A checked problem: what the kernels take, in the dtype that they compute in."""
+    """A checked problem: what the kernels take. They compute in the dtype of hidden."""
 
     hidden: Tensor  # [T, D]
     weight: Tensor  # [V, D]
@@ -280,8 +280,8 @@ class _Head:
         """The named mode, or the cheapest that gives what is trained its gradient."""
         able: tuple[Mode, ...]
         if self.trained:
-            separate = self.logits_dtype != self.weight.dtype
-            logit_bytes = self.logits_dtype.itemsize + separate * self.weight.itemsize
+            separate = self.logits_dtype != self.hidden.dtype
+            logit_bytes = self.logits_dtype.itemsize + separate * self.hidden.itemsize
             fits = len(self.hidden) * len(self.weight) * logit_bytes <= self.budget
             able, what = ("M3", "M4") if fits else ("M4", "M3"), "the head requires"
         elif _trained(self.hidden, self.lora[0] if self.lora else None):
@@ -306,15 +306,19 @@ def _head(
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        hidden, bias = hidden.to(dtype), None if bias is None else bias.to(dtype)
         lora = None if lora is None else (lora[0].to(dtype), lora[1].to(dtype))
+        # The weight stays as it is: cast by the kernel, its gradient is not rounded to autocast's dtype on the way.
+        cast = torch.empty_like(weight, dtype=dtype, device="meta")
+    else:
+        cast = weight
     scale, softcap, temperature = transform
-    check_head(hidden, weight, targets, bias=bias, softcap=softcap, scale=scale, temperature=temperature, lora=lora)
+    check_head(hidden, cast, targets, bias=bias, softcap=softcap, scale=scale, temperature=temperature, lora=lora)
     if chunk_bytes is not None and chunk_bytes < 1:
         raise ValueError(f"expected a positive chunk_bytes, got {chunk_bytes}; leave it out to have it chosen")
     if chunk_bytes is None:
         head_trained = _trained(weight, bias, lora[1] if lora else None)
-        chunk_bytes = TILE_BYTES + 4 * hidden.numel() + head_trained * weight.numel() * weight.itemsize
+        chunk_bytes = TILE_BYTES + 4 * hidden.numel() + head_trained * weight.numel() * hidden.itemsize
     wide = torch.promote_types(hidden.dtype, torch.float32)
     if logits_dtype is None:
         logits_dtype = hidden.dtype if _trained(hidden, weight, bias, *(lora or ())) else wide

@@ -81,7 +81,8 @@ class TRLHead:
         outputs: tuple[str, ...],
     ) -> Scores:
         dtype = _dtype(hidden)
-        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+        if not torch.is_autocast_enabled(hidden.device.type):  # which linear_logps deals with itself
+            weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         options: dict[str, Any] = {
             "softcap": softcap, "scale": scale, "temperature": temperature, "chunk_bytes": self.chunk_bytes,
             "logits_dtype": self.logits_dtype or dtype,
