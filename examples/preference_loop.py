@@ -21,7 +21,7 @@ lengths = torch.tensor([[len(answer) for answer in answer_ids]])  # [groups, 1 +
 
 with torch.no_grad():  # the reference is the model before training
     hidden, targets = response_states(model, ids, said)  # the response tokens of all rows: [T, D] and [T]
-    logps = linear_logps(hidden, targets=targets, **Head.of(model)(hidden))
+    logps = linear_logps(hidden, targets=targets, logits_dtype=hidden.dtype, **Head.of(model)(hidden))
     ref_logps = torch.stack([part.sum() for part in logps.split(lengths.flatten().tolist())]).view_as(lengths)
 optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
 for step in range(10):

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from .projection import Gradients, Projection, aligned, scaled_rows
-from .rows import Transform, logps_of, statistics_of
+from .projection import Gradients, Projection, scaled_rows
+from .rows import Transform, aligned, logps_of, statistics_of
 
 
 def forward(
@@ -55,7 +55,7 @@ def _gradient_now(p: Projection, state: Tensor) -> tuple[Tensor, Tensor]:
     kept, kept_low = torch.empty_like(p.hidden), p.hidden.new_empty(0) if p.down is None else torch.empty_like(p.down)
     for tokens in p.chunks(with_gradient=True):
         p.fold(tokens, p.words, logits, state, g)
-        rows = g[: tokens.stop - tokens.start]
+        rows = g[: tokens.stop - tokens.start, p.words]
         torch.mm(rows, p.weight, out=kept[tokens])
         if p.up is not None:
             torch.mm(rows, p.up, out=kept_low[tokens])
@@ -63,15 +63,14 @@ def _gradient_now(p: Projection, state: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _keep_g(p: Projection, state: Tensor) -> tuple[Tensor, Tensor]:
-    whole = p.hidden.new_empty(len(p.hidden), aligned(len(p.weight)))
-    g = whole[:, : len(p.weight)]
+    g = p.buffer(len(p.hidden), len(p.weight), p.hidden.dtype)
     if p.separate:
         logits = p.buffer(min(len(g), p.capacity(True)), len(p.weight), p.logits_dtype)
         for tokens in p.chunks(with_gradient=True):
             p.fold(tokens, p.words, logits, state, g[tokens])
     elif len(g):
         p.fold(p.tokens, p.words, g, state, g)
-    return whole, p.hidden.new_empty(0)
+    return g, p.hidden.new_empty(0)
 
 
 def _slice_by_slice(p: Projection, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,15 +143,16 @@ def refuse_second_order(*_: Any) -> None:
 
 _forward = register("mipo::linear_logps", forward)
 _backward = register("mipo::linear_logps_backward", backward)
-_scaled_rows = register("mipo::scaled_rows", scaled_rows)
+scaled_rows_op = register("mipo::scaled_rows", scaled_rows)
 
 
 @torch.library.register_fake("mipo::linear_logps")
 def _forward_fake(hidden, weight, targets, bias, down, up, *options):  # type: ignore[no-untyped-def]
     logits_dtype, _, mode, statistics = options[-4:]
-    tokens = len(hidden)
+    # Not len(): it makes a number of what torch.compile wants to keep open.
+    (tokens, width), words = hidden.shape, weight.shape[0]
     state = hidden.new_empty(tokens, 7 if statistics else 3, dtype=torch.promote_types(logits_dtype, torch.float32))
-    kept = {"M1": (tokens, hidden.shape[1]), "M3": (tokens, aligned(len(weight)))}.get(mode, (0,))
+    kept = {"M1": (tokens, width), "M3": (tokens, aligned(words))}.get(mode, (0,))
     return (
         state.new_empty(tokens),
         state.new_empty(tokens if statistics else 0),
@@ -204,8 +204,8 @@ def _differentiate(ctx: Any, *upstreams: Tensor | None) -> tuple[Tensor | None, 
         wanted = [False] * 5
     elif ctx.mode == "M1" and upstream_entropy is None:
         assert not any(wanted[i] for i in (1, 2, 4)), "M1 is for a frozen head"
-        down = _scaled_rows(kept_low, upstream) if wanted[3] else kept_low
-        gradients = (_scaled_rows(kept, upstream), kept, kept, down, kept)
+        down = scaled_rows_op(kept_low, upstream) if wanted[3] else kept_low
+        gradients = (scaled_rows_op(kept, upstream), kept, kept, down, kept)
     else:
         if upstream is None:
             upstream = torch.zeros_like(state[:, 0])

@@ -8,6 +8,7 @@ are in README.md beside it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -17,7 +18,14 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from torch.utils.flop_counter import register_flop_formula
 
-from .linear_logps import gradient_flops, gradients_like, head_flops, refuse_second_order, register
+from .linear_logps import (
+    gradient_flops,
+    gradients_like,
+    head_flops,
+    refuse_second_order,
+    register,
+    scaled_rows_op,
+)
 from .projection import Gradients, Projection
 from .rows import Transform, logps_of, statistics_of
 
@@ -80,10 +88,9 @@ def _sigmoid_norm(pairs: Pairs) -> Differentiated:
 
 
 def _exo_pair(pairs: Pairs) -> Differentiated:
-    x = _margin(pairs)
-    # KL((q, 1 - q), (1 - e, e)) with q = sigmoid(x) and the label smoothing e.
-    keep = torch.tensor(pairs.label_smoothing, dtype=x.dtype, device=x.device)
-    kept, flipped = logsigmoid(x) - torch.log1p(-keep), logsigmoid(-x) - keep.log()
+    x, e = _margin(pairs), pairs.label_smoothing
+    # KL((q, 1 - q), (1 - e, e)) with q = sigmoid(x).
+    kept, flipped = logsigmoid(x) - math.log1p(-e), logsigmoid(-x) - math.log(e)
     return _of_margin(pairs, torch.sigmoid(x) * kept + torch.sigmoid(-x) * flipped, _bell(x) * (kept - flipped))
 
 
@@ -212,7 +219,7 @@ def _at_once(
     logits, g = p.buffers(most, len(p.weight))
     p.fold(tokens, p.words, logits, state, g)
     upstream = sums.add(groups, logps_of(state[tokens]))
-    gradients.add(tokens, [p.words], lambda words: g[: len(upstream)], upstream)
+    gradients.add(tokens, [p.words], lambda words: g[: len(upstream), words], upstream)
 
 
 def _by_slices_of_words(
@@ -224,6 +231,25 @@ def _by_slices_of_words(
         p.fold(tokens, words, logits, state)
     upstream = sums.add(groups, logps_of(state[tokens]))
     gradients.add(tokens, slices, lambda words: p.gradient(tokens, words, logits, state, g), upstream)
+
+
+def checked_lengths(lengths: Tensor, tokens: int) -> Tensor:
+    """The lengths [G, K+1] of responses, on the CPU; ValueError unless they share out so many tokens and form groups.
+
+    An operator, so that it looks at the numbers also where torch.compile has traced everything around it.
+    """
+    if int(lengths.sum()) != tokens or int(lengths.min()) < 0:
+        raise ValueError(
+            f"expected lengths that add up to the {tokens} tokens, got {int(lengths.sum())}, the least "
+            f"{int(lengths.min())}; count the response tokens that are in targets"
+        )
+    impossible = (lengths[:, 0] == 0) | (lengths[:, 1:].sum(1) == 0)
+    if bool(impossible.any()):
+        raise ValueError(
+            "expected a chosen response (column 0) and at least one rejected one in every group, missing in groups "
+            f"{impossible.nonzero().flatten().tolist()[:10]}; drop these groups"
+        )
+    return lengths.clone()
 
 
 def chunks_of_groups(lengths: Tensor, capacity: int) -> Iterator[tuple[slice, slice]]:
@@ -280,6 +306,12 @@ class _Sums:
 
 
 _forward = register("mipo::linear_preference_loss", forward)
+checked_lengths_op = register("mipo::checked_lengths", checked_lengths)
+
+
+@torch.library.register_fake("mipo::checked_lengths")
+def _checked_lengths_fake(lengths, tokens):  # type: ignore[no-untyped-def]
+    return torch.empty_like(lengths)
 
 
 @torch.library.register_fake("mipo::linear_preference_loss")
@@ -290,9 +322,9 @@ def _forward_fake(hidden, weight, targets, bias, down, up, *options):  # type: i
         ref_logps.new_empty(()),
         torch.empty_like(ref_logps[:, 0]),
         torch.empty_like(ref_logps),
-        wide.new_empty(len(hidden)),
-        wide.new_empty(len(hidden) if statistics else 0),
-        wide.new_empty((3, len(hidden)) if statistics else (0,)),
+        wide.new_empty(hidden.shape[0]),
+        wide.new_empty(hidden.shape[0] if statistics else 0),
+        wide.new_empty((3, hidden.shape[0]) if statistics else (0,)),
         *gradients_like(hidden, weight, bias, down, up, options[-1]),
     )
 
@@ -305,9 +337,15 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _differentiate(ctx: Any, upstream: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     if any(x is not None for x in others):
         refuse_second_order()
-    # Not in place: the graph may be retained and walked again.
-    dh, dw, db, dd, du = (x * upstream if x.numel() and upstream is not None else None for x in ctx.saved_tensors)
+    dh, dw, db, dd, du = (None if upstream is None or not x.numel() else _times(x, upstream) for x in ctx.saved_tensors)
     return dh, dw, None, db, dd, du, *[None] * 14
+
+
+def _times(gradient: Tensor, upstream: Tensor) -> Tensor:
+    """The gradient, rounded once, and not in place: the graph may be retained and walked again."""
+    rows = gradient if gradient.ndim == 2 else gradient[:, None]
+    # x * upstream would round the upstream to the dtype of x first, on a GPU.
+    return scaled_rows_op(rows, -upstream.expand(rows.shape[0])).view_as(gradient)
 
 
 torch.library.register_autograd("mipo::linear_preference_loss", _differentiate, setup_context=_save)

@@ -12,10 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .rows import SLICE_BYTES, Transform, fold_rows, gradient_rows, new_state, slices
-
-# Rows of logits start on 16 elements, whatever the vocabulary: cuBLAS and vector stores need aligned rows.
-ALIGNMENT = 16
+from .rows import SLICE_BYTES, Transform, aligned, fold_rows, gradient_rows, new_state, slices
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,8 @@ class Projection:
         chunk_bytes: int,
     ) -> Projection:
         """With a copy of the weight in the dtype of hidden, where it has another, as under autocast."""
-        narrow = weight.to(hidden.dtype)
+        narrow, bias = weight.to(hidden.dtype), None if bias is None else bias.contiguous()
+        targets = targets.contiguous()
         return cls(hidden, narrow, targets, bias, down, up, transform, logits_dtype, chunk_bytes, weight.dtype)
 
     @property
@@ -82,11 +80,11 @@ class Projection:
     def word_slices(self, tokens: int, with_gradient: bool) -> list[slice]:
         """Even runs of words such that the logits of this many tokens are within the budget; 16 words at least."""
         size = self.chunk_bytes // (max(1, tokens) * self._logit_bytes(with_gradient))
-        return list(_even(len(self.weight), size // ALIGNMENT * ALIGNMENT or ALIGNMENT, ALIGNMENT))
+        return list(_even(len(self.weight), size // 16 * 16 or 16, 16))
 
     def buffer(self, tokens: int, words: int, dtype: torch.dtype) -> Tensor:
-        """Uninitialised [tokens, words] whose rows are aligned."""
-        return self.hidden.new_empty(tokens, aligned(words), dtype=dtype)[:, :words]
+        """Uninitialised [tokens, words and what aligns the rows]."""
+        return self.hidden.new_empty(tokens, aligned(words), dtype=dtype)
 
     def buffers(self, tokens: int, words: int) -> tuple[Tensor, Tensor]:
         """For logits and their G: one and the same where the dtypes allow it."""
@@ -100,9 +98,15 @@ class Projection:
     def fold(self, tokens: slice, words: slice, logits: Tensor, state: Tensor, g: Tensor | None = None) -> None:
         """Projects tokens on words into the buffer `logits`, and folds them into `state` [T, …]; fills `g` if given."""
         logits = self._project(tokens, words, logits)
-        g = None if g is None else g[: len(logits), : logits.shape[1]]
         fold_rows(
-            logits, self.targets[tokens], self._bias(words), self.transform, state[tokens], first=words.start, g=g
+            logits,
+            self.targets[tokens],
+            self._bias(words),
+            self.transform,
+            state[tokens],
+            words=words.stop - words.start,
+            first=words.start,
+            g=None if g is None else g[: logits.shape[0], : logits.shape[1]],
         )
 
     def gradient(
@@ -110,18 +114,19 @@ class Projection:
     ) -> Tensor:
         """Projects again, into `logits`, and gives G of these tokens and words, in `g`, from the finished state."""
         logits = self._project(tokens, words, logits)
-        g = g[: len(logits), : logits.shape[1]]
+        n = words.stop - words.start
         gradient_rows(
             logits,
             self.targets[tokens],
             self._bias(words),
             self.transform,
             state[tokens],
+            words=n,
             first=words.start,
-            g=g,
+            g=g[: logits.shape[0], : logits.shape[1]],
             weights=None if weights is None else weights[tokens],
         )
-        return g
+        return g[: logits.shape[0], :n]
 
     def _logit_bytes(self, with_gradient: bool) -> int:
         return self.logits_dtype.itemsize + (with_gradient and self.separate) * self.weight.itemsize
@@ -130,10 +135,11 @@ class Projection:
         return None if self.bias is None else self.bias[words]
 
     def _project(self, tokens: slice, words: slice, buffer: Tensor) -> Tensor:
-        out = buffer[: tokens.stop - tokens.start, : words.stop - words.start]
-        product(out, self.hidden[tokens], self.weight[words].t())
+        n = words.stop - words.start
+        out = buffer[: tokens.stop - tokens.start, : aligned(n)]
+        product(out[:, :n], self.hidden[tokens], self.weight[words].t())
         if self.down is not None and self.up is not None:
-            product(out, self.down[tokens], self.up[words].t(), add=True)
+            product(out[:, :n], self.down[tokens], self.up[words].t(), add=True)
         return out
 
 
@@ -144,9 +150,10 @@ class Gradients:
         p = self.projection = projection
         self.chunks = self.left = chunks
         # One chunk is one product, rounded once by the GEMM; several are summed in fp32.
-        dtype, low_dtype = (
-            x if chunks == 1 else torch.promote_types(x, torch.float32) for x in (p.weight_dtype, p.hidden.dtype)
-        )
+        # cuBLAS gives products in their factors' dtype or in fp32.
+        wide = torch.promote_types(p.hidden.dtype, torch.float32)
+        dtype = p.weight_dtype if chunks == 1 and p.weight_dtype == p.hidden.dtype else wide
+        low_dtype = p.hidden.dtype if chunks == 1 else wide
         # No chunk at all, no first product: the sum is 0.
         empty = torch.zeros_like if chunks == 0 else torch.empty_like
         self.hidden = torch.empty_like(p.hidden) if wanted[0] else None
@@ -176,7 +183,7 @@ class Gradients:
             if self.up is not None and scaled_down is not None:
                 product(self.up[columns], g.t(), scaled_down, add=not first)
             if self.bias is not None:
-                _add_column_sums(self.bias[columns], g, -upstream)
+                product(self.bias[columns][None], -upstream[None].to(g.dtype), g, add=True)
             if dh is not None:
                 product(dh, g, p.weight[columns], add=len(words) > 1)
             if dd is not None and p.up is not None:
@@ -225,18 +232,8 @@ def scaled_rows(rows: Tensor, upstream: Tensor) -> Tensor:
     return torch.mul(rows, -upstream[:, None], out=torch.empty_like(rows))
 
 
-def _add_column_sums(total: Tensor, g: Tensor, row_weights: Tensor) -> None:
-    for rows in slices(len(g), SLICE_BYTES // (total.itemsize * g.shape[1])):
-        total.addmv_(g[rows].t().to(total.dtype), row_weights[rows])
-
-
 def _even(n: int, size: int, multiple: int = 1) -> Iterator[slice]:
     """As few runs of at most `size` as possible, of nearly one length, which is a multiple of `multiple`."""
     count = -(-n // size)
     length = -(-n // max(1, count))
     return slices(n, -(-length // multiple) * multiple)
-
-
-def aligned(words: int) -> int:
-    """The width of a row of so many words in a buffer."""
-    return -(-words // ALIGNMENT) * ALIGNMENT

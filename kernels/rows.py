@@ -46,7 +46,9 @@ class Transform(NamedTuple):
 
 
 def _jit(function: Callable[..., Any]) -> Any:
-    return function if triton is None else triton.jit(function)
+    # Where a chunk of tokens begins must not decide what is compiled; only logits, their gradient and bias are wide.
+    narrow = [x for x in ("targets_ptr", "state_ptr", "weights_ptr") if x in function.__code__.co_varnames]
+    return function if triton is None else triton.jit(function, do_not_specialize_on_alignment=narrow)
 
 
 @_jit
@@ -56,17 +58,17 @@ def _capped_tanh(a, softcap):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _load_scaled(z_ptr, bias_ptr, offsets, mask, scale, HAS_BIAS: tl.constexpr):  # type: ignore[no-untyped-def]
-    a = tl.load(z_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+def _load_scaled(z_ptr, bias_ptr, offsets, there, inside, scale, HAS_BIAS: tl.constexpr):  # type: ignore[no-untyped-def]
+    a = tl.load(z_ptr + offsets, mask=there, other=0.0).to(tl.float32)
     if HAS_BIAS:
-        a += tl.load(bias_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+        a += tl.load(bias_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
     return a * scale
 
 
 @_jit
 def _row_kernel(  # type: ignore[no-untyped-def]
-    z_ptr,  # [rows, n_cols] raw logits of the words from `first` on
-    g_ptr,  # [rows, n_cols] gradient out; may be z_ptr
+    z_ptr,  # [rows, width] raw logits of the words from `first` on
+    g_ptr,  # [rows, width] gradient out; may be z_ptr
     targets_ptr,  # [rows] int64
     bias_ptr,  # [n_cols], from `first` on
     state_ptr,  # [rows, STATE] fp32
@@ -75,6 +77,7 @@ def _row_kernel(  # type: ignore[no-untyped-def]
     g_stride,
     first,
     n_cols,
+    width,  # n_cols or more: a multiple of 16 can be read and written by the vector
     scale,
     softcap,
     inv_t,
@@ -110,10 +113,10 @@ def _row_kernel(  # type: ignore[no-untyped-def]
             earlier = tl.load(state + 6)
 
     if FOLD:
-        for start in range(0, n_cols, BLOCK):
+        for start in range(0, width, BLOCK):
             offsets = start + tl.arange(0, BLOCK)  # [BLOCK]
             inside = offsets < n_cols
-            z = _load_scaled(z_row, bias_ptr, offsets, inside, scale, HAS_BIAS)
+            z = _load_scaled(z_row, bias_ptr, offsets, offsets < width, inside, scale, HAS_BIAS)
             if HAS_SOFTCAP:
                 z = softcap * _capped_tanh(z, softcap)
             z = tl.where(inside, z * inv_t, -float("inf"))
@@ -131,7 +134,7 @@ def _row_kernel(  # type: ignore[no-untyped-def]
 
         # A target outside the vocabulary reads nothing, and its log-prob is NaN.
         known = (target >= 0) & (target < n_cols)
-        z_target = _load_scaled(z_row, bias_ptr, target, known, scale, HAS_BIAS)
+        z_target = _load_scaled(z_row, bias_ptr, target, known, known, scale, HAS_BIAS)
         if HAS_SOFTCAP:
             z_target = softcap * _capped_tanh(z_target, softcap)
         z_target = z_target * inv_t
@@ -157,10 +160,10 @@ def _row_kernel(  # type: ignore[no-untyped-def]
             weight_entropy = tl.load(weights_ptr + row * 2 + 1)
             log_s = tl.log(s)
             entropy = log_s - shifted * inv_s
-        for start in range(0, n_cols, BLOCK):
+        for start in range(0, width, BLOCK):
             offsets = start + tl.arange(0, BLOCK)  # [BLOCK]
             inside = offsets < n_cols
-            z = _load_scaled(z_row, bias_ptr, offsets, inside, scale, HAS_BIAS)
+            z = _load_scaled(z_row, bias_ptr, offsets, offsets < width, inside, scale, HAS_BIAS)
             bend = slope
             if HAS_SOFTCAP:
                 t = _capped_tanh(z, softcap)
@@ -171,7 +174,7 @@ def _row_kernel(  # type: ignore[no-untyped-def]
             g = p - tl.where(offsets == target, 1.0, 0.0)
             if ENTROPY:
                 g = weight * g + weight_entropy * p * tl.where(p > 0, z - log_s + entropy, 0.0)
-            tl.store(g_row + offsets, (g * bend).to(g_ptr.dtype.element_ty), mask=inside)
+            tl.store(g_row + offsets, (g * bend).to(g_ptr.dtype.element_ty), mask=offsets < width)
 
 
 def new_state(targets: Tensor, dtype: torch.dtype, statistics: bool) -> Tensor:
@@ -207,19 +210,23 @@ def fold_rows(
     transform: Transform,
     state: Tensor,
     *,
+    words: int,
     first: int = 0,
     g: Tensor | None = None,
 ) -> None:
-    """Folds raw logits [rows, n] of the words from `first` on into `state`; words before `first` came in before.
+    """Folds raw logits [rows, width] of the words from `first` on into `state`; words before `first` came in before.
 
-    With `g` [rows, n], which may be `logits` itself, the words must be the whole vocabulary; it is filled with
-    G = (softmax(z) - onehot(target)) dz/da, the gradient of minus the log-prob with respect to the raw logit a.
+    The first `words` columns count; the others are there for the vector loads, and overwritten. Targets [rows] and bias
+    [words] are contiguous. With `g` [rows, width], which may be `logits` itself, the words must be the whole
+    vocabulary; it is filled with G = (softmax(z) - onehot(target)) dz/da, the gradient of minus the log-prob with
+    respect to the raw logit a.
     """
-    assert g is None or first == 0
+    assert g is None or (first == 0 and g.shape == logits.shape)
     if runs_triton(logits):
-        _launch(logits, targets, bias, transform, state, first, g, None, FOLD=True, RESUME=first > 0)
+        _launch(logits, targets, bias, transform, state, words, first, g, None, FOLD=True, RESUME=first > 0)
     else:
-        _fold_torch(logits, targets, bias, transform, state, first, g)
+        g = None if g is None else g[:, :words]
+        _fold_torch(logits[:, :words], targets, bias, transform, state, first, g)
 
 
 def gradient_rows(
@@ -229,19 +236,20 @@ def gradient_rows(
     transform: Transform,
     state: Tensor,
     *,
+    words: int,
     first: int,
     g: Tensor,
     weights: Tensor | None = None,
 ) -> None:
-    """Fills `g` [rows, n], which may be `logits`, with G of the words from `first` on, given the finished state.
+    """Fills `g` [rows, width], which may be `logits`, with G of the words from `first` on, given the finished state.
 
     With weights [rows, 2], of log-prob and entropy, it is minus the gradient of their weighted sum instead, and the
     state must have statistics.
     """
     if runs_triton(logits):
-        _launch(logits, targets, bias, transform, state, first, g, weights, FOLD=False, RESUME=True)
+        _launch(logits, targets, bias, transform, state, words, first, g, weights, FOLD=False, RESUME=True)
     else:
-        _gradient_torch(logits, targets, bias, transform, state, first, g, weights)
+        _gradient_torch(logits[:, :words], targets, bias, transform, state, first, g[:, :words], weights)
 
 
 def _launch(
@@ -250,37 +258,40 @@ def _launch(
     bias: Tensor | None,
     transform: Transform,
     state: Tensor,
+    words: int,
     first: int,
     g: Tensor | None,
     weights: Tensor | None,
     **what: bool,
 ) -> None:
-    n_cols = logits.shape[1]
     out = logits if g is None else g
-    _row_kernel[(len(logits),)](
-        logits,
-        out,
-        targets,
-        logits if bias is None else bias,
-        state,
-        state if weights is None else weights,
-        logits.stride(0),
-        out.stride(0),
-        first,
-        n_cols,
-        transform.scale,
-        transform.softcap or 1.0,
-        1.0 / transform.temperature,
-        HAS_BIAS=bias is not None,
-        HAS_SOFTCAP=transform.softcap is not None,
-        STATISTICS=state.shape[1] == 7,
-        WRITE_G=g is not None,
-        ENTROPY=weights is not None,
-        STATE=state.shape[1],
-        BLOCK=min(BLOCK, triton.next_power_of_2(n_cols)),
-        num_warps=NUM_WARPS if n_cols >= BLOCK else 4,
-        **what,
-    )
+    # Triton launches on the current device, which need not be that of the logits.
+    with torch.cuda.device_of(logits):
+        _row_kernel[(len(logits),)](
+            logits,
+            out,
+            targets,
+            logits if bias is None else bias,
+            state,
+            state if weights is None else weights,
+            logits.stride(0),
+            out.stride(0),
+            first,
+            words,
+            logits.shape[1],
+            transform.scale,
+            transform.softcap or 1.0,
+            1.0 / transform.temperature,
+            HAS_BIAS=bias is not None,
+            HAS_SOFTCAP=transform.softcap is not None,
+            STATISTICS=state.shape[1] == 7,
+            WRITE_G=g is not None,
+            ENTROPY=weights is not None,
+            STATE=state.shape[1],
+            BLOCK=min(BLOCK, triton.next_power_of_2(logits.shape[1])),
+            num_warps=NUM_WARPS if words >= BLOCK else 4,
+            **what,
+        )
 
 
 def _fold_torch(
@@ -293,8 +304,9 @@ def _fold_torch(
     g: Tensor | None,
 ) -> None:
     if first == 0:
-        empty = [torch.finfo(state.dtype).min, 0.0, float("nan"), 0.0, 0.0, 0.0, float("-inf")]
-        state.copy_(state.new_tensor(empty[: state.shape[1]]).expand_as(state))
+        state.zero_()
+        for column, value in ((PEAK, torch.finfo(state.dtype).min), (TARGET, torch.nan), (EARLIER, -torch.inf)):
+            state[:, column : column + 1].fill_(value)
     n = logits.shape[1]
     words = torch.arange(n, device=logits.device)
     for rows in _row_slices(logits, state.dtype):
@@ -321,7 +333,7 @@ def _fold_torch(
             now[SQUARES].mul_(shrink * shrink).add_(e.square().sum(1))
         if g is not None:
             e /= now[TOTAL][:, None]
-            e.scatter_add_(1, target[:, None], e.new_full((len(e), 1), -1.0))
+            e.scatter_add_(1, target.clamp(0, n - 1)[:, None], -known[:, None].to(e.dtype))
             g[rows] = e.mul_(slope)
 
 
@@ -359,6 +371,11 @@ def _final_logits(a: Tensor, bias: Tensor | None, transform: Transform) -> tuple
         t = torch.tanh(a / softcap)
         a, slope = softcap * t, slope * (1 - t * t)
     return a / temperature, slope
+
+
+def aligned(words: int) -> int:
+    """The width of a row of so many words in a buffer: a multiple of 16, for cuBLAS and for loads by the vector."""
+    return -(-words // 16) * 16
 
 
 def _row_slices(logits: Tensor, dtype: torch.dtype) -> Iterator[slice]:

@@ -18,11 +18,14 @@ from torch import Tensor
 
 from mipo.fused import Mode, linear_logps, linear_preference_loss
 from mipo.kernels import rows
-from mipo.loss import preference_loss, sequence_logps, token_statistics
+from mipo.loss import BATCH_LOSSES, preference_loss, sequence_logps, token_statistics
 
 # Largest error over largest true value. Fp32 has 6e-8; a log-sum-exp and a product of a few hundred terms lose 1 to 8
 # times that, and 4 times as much again is room for another BLAS.
 FP32_RTOL = 2e-6
+# dH is rounded to bf16 as a product and again when it is scaled, and dW is a product of two rounded factors, G and
+# g * H, where eager rounds g * G once. So one more rounding is allowed, half an ulp of bf16, root mean square.
+BF16_EXTRA_ROUNDING = 2.0**-9
 INPUTS = ("hidden", "weight", "bias", "down", "up")
 HEAD = ("weight", "bias", "up")
 
@@ -122,6 +125,10 @@ def relative_error(ours: Tensor, truth: Tensor) -> float:
     return float((ours.double() - truth).abs().max() / truth.abs().max().clamp_min(1e-3))
 
 
+def rms_error(ours: Tensor, truth: Tensor) -> float:
+    return float((ours.double() - truth).norm() / truth.norm())
+
+
 def assert_close(ours: Tensor, truth: Tensor, what: str, rtol: float = FP32_RTOL) -> None:
     error = relative_error(ours.detach(), truth.detach())
     assert error < rtol, f"{what}: relative error {error:.1e}"
@@ -171,7 +178,11 @@ def check_preference(
     rtol: float = FP32_RTOL,
     **options: object,
 ) -> None:
-    """The loss and the gradients of the wanted inputs while the others are frozen."""
+    """The loss and the gradients of the wanted inputs while the others are frozen; inside, in M2, where that may be."""
+    names = options.get("loss_type", "sigmoid")
+    names = [names] if isinstance(names, str) else names
+    inside = set(wanted) & set(HEAD) and not BATCH_LOSSES.intersection(names)
+    mode = "M2" if inside else None
     counted = torch.tensor(lengths)
     case = Case(**{**case.__dict__, "tokens": int(counted.sum())})
     inputs, targets = make(case, device)
@@ -187,7 +198,7 @@ def check_preference(
     )
     mine = linear_preference_loss(
         **arguments(ours), targets=targets, lengths=counted, ref_logps=ref_logps.float(), **case.options, **options,
-        chunk_bytes=case.chunk_bytes,
+        chunk_bytes=case.chunk_bytes, mode=mode,
     )  # fmt: skip
     assert_close(mine.loss, truth.mean(), "loss", rtol)
     assert_close(mine.losses, truth, "losses", rtol)
@@ -214,14 +225,15 @@ def check_several_blocks(device: str) -> None:
 
     # In slices of words whose borders are none of the blocks', and then at once, in place.
     border, state, g = 10_000, rows.new_state(targets, torch.float32, False), torch.empty_like(logits)
-    for first, end in ((0, border), (border, logits.shape[1])):
-        rows.fold_rows(logits[:, first:end], targets, bias[first:end], transform, state, first=first)
-    for first, end in ((0, border), (border, logits.shape[1])):
-        part = g[:, first:end]
-        rows.gradient_rows(logits[:, first:end], targets, bias[first:end], transform, state, first=first, g=part)
+    slices = [(first, end, bias[first:end]) for first, end in ((0, border), (border, logits.shape[1]))]
+    for first, end, part in slices:
+        rows.fold_rows(logits[:, first:end], targets, part, transform, state, words=end - first, first=first)
+    for first, end, part in slices:
+        given = {"words": end - first, "first": first, "g": g[:, first:end]}
+        rows.gradient_rows(logits[:, first:end], targets, part, transform, state, **given)
     assert_close(rows.logps_of(state), true_logps, "logps of slices")
     assert_close(g, true_g, "G of slices")
-    rows.fold_rows(logits, targets, bias, transform, state, g=logits)
+    rows.fold_rows(logits, targets, bias, transform, state, words=logits.shape[1], g=logits)
     assert_close(rows.logps_of(state), true_logps, "logps")
     assert_close(logits, true_g, "G")
 
@@ -241,8 +253,9 @@ def check_same_bits_twice(device: str) -> None:
             found += [logps, *torch.autograd.grad(logps, list(ours.values()), upstream(logps))]
         ref_logps = torch.full((2, 2), -20.0, device=device)
         out = linear_preference_loss(
-            **arguments(ours), targets=targets, lengths=lengths, ref_logps=ref_logps, chunk_bytes=case.chunk_bytes
-        )
+            **arguments(ours), targets=targets, lengths=lengths, ref_logps=ref_logps, chunk_bytes=case.chunk_bytes,
+            mode="M2",
+        )  # fmt: skip
         runs.append([*found, out.loss, *torch.autograd.grad(out.loss, list(ours.values()))])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
@@ -257,8 +270,9 @@ def check_retained_graph(device: str) -> None:
             ref_logps = torch.full((2, 2), -20.0, device=device)
             lengths = torch.tensor([[3, 2], [4, 2]])
             out = linear_preference_loss(
-                **arguments(ours), targets=targets, lengths=lengths, ref_logps=ref_logps, chunk_bytes=case.chunk_bytes
-            ).loss
+                **arguments(ours), targets=targets, lengths=lengths, ref_logps=ref_logps, chunk_bytes=case.chunk_bytes,
+                mode="M2",
+            ).loss  # fmt: skip
         else:
             out = linear_logps(**arguments(ours), targets=targets, mode=mode, chunk_bytes=case.chunk_bytes)
         out.backward(upstream(out), retain_graph=True)
@@ -286,18 +300,87 @@ def check_forbidden_words(device: str) -> None:
 
 
 def check_nothing_beyond_the_row(device: str) -> None:
-    """Rows lie in a wider buffer, and what stands beside them is neither read nor written."""
+    """Rows lie in a wider buffer; what is beside the words is not used, what is beside the rows not changed either."""
     case = CASES["everything"]
     inputs, targets = make(case, device)
     transform = rows.Transform(1.7, 5.0, 1.3)
     buffer = torch.full((case.tokens, 320), torch.nan, device=device)
-    logits = buffer[:, : case.vocabulary]
+    words = case.vocabulary
+    logits, room = buffer[:, :words], buffer[:, : rows.aligned(words)]
     state = rows.new_state(targets, torch.float32, True)
     torch.mm(inputs["hidden"], inputs["weight"].t(), out=logits)
-    rows.fold_rows(logits, targets, inputs["bias"], transform, state, g=logits)
+    rows.fold_rows(room, targets, inputs["bias"], transform, state, words=words, g=room)
     assert state.isfinite().all()
     assert logits.isfinite().all()
-    assert buffer[:, case.vocabulary :].isnan().all()
+    assert buffer[:, rows.aligned(words) :].isnan().all()
+
+
+def check_strided_arguments(device: str) -> None:
+    """Columns of a table of ids, and every second number of a bias, are what they say and not what lies beside them."""
+    case = CASES["everything"]
+    inputs, targets = make(case, device)
+    table = torch.stack([targets, targets.flip(0), targets * 0], 1)
+    wide = torch.stack([inputs["bias"], -inputs["bias"]], 1)
+    spread = inputs | {"bias": wide[:, 0], "hidden": torch.cat([inputs["hidden"]] * 2, 1)[:, : case.width]}
+    assert not any(x.is_contiguous() for x in (table[:, 0], spread["bias"], spread["hidden"]))
+    options = {**case.options, "chunk_bytes": case.chunk_bytes}
+    ours = linear_logps(**arguments(spread), targets=table[:, 0], **options)
+    assert torch.equal(ours, linear_logps(**arguments(inputs), targets=targets, **options))
+    lengths, ref_logps = torch.tensor([[3, 2], [4, 2]]), torch.full((2, 4), -20.0, device=device)
+    losses = [
+        linear_preference_loss(**arguments(given), targets=of, lengths=lengths, ref_logps=ref, **options).loss
+        for given, of, ref in ((spread, table[:, 0], ref_logps[:, ::2]), (inputs, targets, ref_logps[:, :2].clone()))
+    ]
+    assert torch.equal(*losses)
+
+
+def check_wide_rows_in_bf16(vocabulary: int, logits_dtype: torch.dtype, device: str) -> None:
+    """What a training step runs on a GPU: bf16, in place, every warp, many rows; against fp64 as eager bf16 is."""
+    if device == "cpu" and rows.runs_triton(torch.empty(1)):
+        return  # the interpreter's bf16 is wrong
+    case = Case(tokens=200, width=64, vocabulary=vocabulary, bias=True, rows=70)
+    inputs, targets = make(case, device, torch.bfloat16)
+    lengths, ref_logps = torch.full((10, 2), 10), torch.full((10, 2), -100.0, device=device)
+    found = {}
+    for mode in ("M2", "M3", "M4", "eager", "truth"):
+        given = leaves(inputs, case.inputs, torch.float64 if mode == "truth" else None)
+        if mode in ("eager", "truth"):
+            logits = torch.nn.functional.linear(given["hidden"], given["weight"], given["bias"])
+            logps = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+            sums = logps.gather(1, targets[:, None]).view(10, 2, 10).sum(2)
+            loss = preference_loss(sums, ref_logps.to(sums)).mean()
+        else:
+            loss = linear_preference_loss(
+                **arguments(given), targets=targets, lengths=lengths, ref_logps=ref_logps, mode=mode,
+                chunk_bytes=case.chunk_bytes // 2, logits_dtype=logits_dtype,
+            ).loss  # fmt: skip
+        # An upstream that bf16 does not hold: it must not be rounded before it is multiplied with.
+        found[mode] = torch.autograd.grad(loss, list(given.values()), torch.full_like(loss, 1 / 3))
+    for mode in ("M2", "M3", "M4"):
+        for name, ours, eager, truth in zip(case.inputs, found[mode], found["eager"], found["truth"], strict=True):
+            assert rms_error(ours, truth) <= rms_error(eager, truth) + BF16_EXTRA_ROUNDING, f"{mode}, {name}"
+
+
+def check_the_host_never_waits(device: str) -> None:
+    """On a GPU no step of forward or backward makes the host wait for it: lengths come from the CPU."""
+    if device == "cpu":
+        return
+    lengths, ref_logps = torch.tensor([[3, 2], [4, 2]]), torch.full((2, 2), -20.0, device=device)
+    case = CASES["everything"]
+    inputs, targets = make(case, device)
+    for again in (False, True):
+        torch.cuda.set_sync_debug_mode("error" if again else "default")  # compiling may wait
+        try:
+            for names in ("sigmoid", "exo_pair"):
+                for mode in ("M2", "M3", "M4"):
+                    ours = leaves(inputs, case.inputs)
+                    linear_preference_loss(
+                        **arguments(ours), targets=targets, lengths=lengths, ref_logps=ref_logps, mode=mode,
+                        loss_type=names, label_smoothing=0.1 if names == "exo_pair" else 0.0, statistics=True,
+                        chunk_bytes=case.chunk_bytes,
+                    ).loss.backward()  # fmt: skip
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def check_unknown_words(device: str) -> None:
@@ -305,11 +388,12 @@ def check_unknown_words(device: str) -> None:
     inputs, targets = make(CASES["bias"], device)
     targets[3], targets[4] = -100, len(inputs["weight"])
     logits = inputs["hidden"] @ inputs["weight"].t()
-    if rows.runs_triton(logits):
-        state = rows.new_state(targets, torch.float32, False)
-        rows.fold_rows(logits, targets, inputs["bias"], rows.Transform(1.0, None, 1.0), state, g=logits)
-        assert rows.logps_of(state).isnan().nonzero().flatten().tolist() == [3, 4]
-        assert logits.isfinite().all()
+    state = rows.new_state(targets, torch.float32, False)
+    rows.fold_rows(
+        logits, targets, inputs["bias"], rows.Transform(1.0, None, 1.0), state, words=logits.shape[1], g=logits
+    )
+    assert rows.logps_of(state).isnan().nonzero().flatten().tolist() == [3, 4]
+    assert logits.isfinite().all()
 
 
 def _logps_checks() -> dict[str, Callable[[str], None]]:
@@ -351,6 +435,12 @@ CHECKS: dict[str, Callable[[str], None]] = {
     "retained-graph": check_retained_graph,
     "forbidden-words": check_forbidden_words,
     "nothing-beyond-the-row": check_nothing_beyond_the_row,
+    "strided-arguments": check_strided_arguments,
+    "the-host-never-waits": check_the_host_never_waits,
+    **{
+        f"wide-rows-of-{vocabulary}-{dtype}": partial(check_wide_rows_in_bf16, vocabulary, dtype)
+        for vocabulary, dtype in ((16_400, torch.bfloat16), (16_389, torch.bfloat16), (16_400, torch.float32))
+    },
     "unknown-words": check_unknown_words,
 }
 

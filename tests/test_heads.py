@@ -191,6 +191,29 @@ def test_sharded_weights_are_gathered() -> None:
         dist.destroy_process_group()
 
 
+def test_a_trained_weight_sharded_by_itself_is_refused() -> None:
+    """Over two processes nobody would sum its gradient; the other process need not be there to be asked."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import distribute_tensor
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    model = llama()
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        whole = model.lm_head.weight.detach()
+        shard = distribute_tensor(whole, init_device_mesh("cpu", (2,)))
+        model.lm_head.weight = torch.nn.Parameter(shard)
+        with pytest.raises(
+            NotImplementedError, match="sharded by FSDP2 over 2 processes; shard the LM head with the root"
+        ):
+            Head.of(model)
+        with torch.no_grad():
+            assert Head.of(model).weight.shape == whole.shape
+    finally:
+        dist.destroy_process_group()
+
+
 def test_the_arguments_are_those_of_the_fused_head() -> None:
     for model in (made(CONFIGS["phi, bias"]()), made(CONFIGS["gemma2, softcap"]()), with_lora(llama())):
         hidden, targets = response_states(model, text(), said())

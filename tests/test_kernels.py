@@ -18,6 +18,7 @@ import pytest
 import torch
 from counting import LookInside, peak
 from kernel_checks import (
+    BF16_EXTRA_ROUNDING,
     CASES,
     CHECKS,
     FP32_RTOL,
@@ -28,6 +29,7 @@ from kernel_checks import (
     leaves,
     make,
     relative_error,
+    rms_error,
     upstream,
 )
 from torch import Tensor
@@ -39,10 +41,6 @@ from mipo.kernels import linear_logps as logps_kernel
 from mipo.kernels import linear_preference_loss as loss_kernel
 from mipo.kernels import rows
 from mipo.loss import preference_loss, token_logps
-
-# dH is rounded to bf16 as a product and again when it is scaled, and dW is a product of two rounded factors, G and
-# g * H, where eager rounds g * G once. So one more rounding is allowed, half an ulp of bf16, root mean square.
-BF16_EXTRA_ROUNDING = 2.0**-9
 
 
 @pytest.fixture(autouse=True)
@@ -83,10 +81,6 @@ def test_triton_rows_on_a_gpu(name: str) -> None:
     CHECKS[name]("cuda")
 
 
-def rms_error(ours: Tensor, truth: Tensor) -> float:
-    return float((ours.double() - truth).norm() / truth.norm())
-
-
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 
 
@@ -123,7 +117,7 @@ def test_bf16_is_no_worse_than_eager(name: str, mode: str, device: str) -> None:
             out = loss(logps) if mode == "M2" else logps
         elif mode == "M2":
             found = linear_preference_loss(
-                **head, targets=targets, lengths=lengths, ref_logps=ref_logps, statistics=True, **options
+                **head, targets=targets, lengths=lengths, ref_logps=ref_logps, statistics=True, mode=mode, **options
             )
             logps, out = found.statistics.logps, found.loss
         else:
@@ -180,8 +174,9 @@ def test_gradcheck_of_the_loss(lengths: list[list[int]]) -> None:
     def function(*tensors: Tensor) -> Tensor:
         named = dict(zip(case.inputs, tensors, strict=True))
         return linear_preference_loss(
-            **arguments(named), targets=targets, lengths=counted, ref_logps=ref_logps, **case.options, chunk_bytes=512
-        ).loss
+            **arguments(named), targets=targets, lengths=counted, ref_logps=ref_logps, **case.options, chunk_bytes=512,
+            mode="M2",
+        ).loss  # fmt: skip
 
     assert torch.autograd.gradcheck(function, tuple(leaves(inputs, case.inputs).values()))
 
@@ -192,7 +187,9 @@ def test_second_derivatives_are_refused(mode: str) -> None:
     given = leaves(inputs, ("hidden",) if mode == "M1" else ("hidden", "weight"))
     if mode == "M2":
         lengths, ref_logps = torch.tensor([[5, 6]]), torch.full((1, 2), -20.0)
-        value = linear_preference_loss(**arguments(given), targets=targets, lengths=lengths, ref_logps=ref_logps).loss
+        value = linear_preference_loss(
+            **arguments(given), targets=targets, lengths=lengths, ref_logps=ref_logps, mode=mode
+        ).loss
     else:
         value = linear_logps(**arguments(given), targets=targets, mode=mode).sum()
 
@@ -216,7 +213,7 @@ def plain_step(wanted: tuple[str, ...], mode: str, chunk_rows: int = 6) -> Calla
     if mode == "M2":
         lengths, ref_logps = torch.tensor([[3, 2], [4, 2]]), torch.full((2, 2), -20.0)
         return lambda: linear_preference_loss(
-            **given, targets=targets, lengths=lengths, ref_logps=ref_logps, chunk_bytes=chunk_bytes
+            **given, targets=targets, lengths=lengths, ref_logps=ref_logps, chunk_bytes=chunk_bytes, mode=mode
         ).loss.backward()
 
     def step() -> None:
@@ -305,7 +302,7 @@ def test_peak_memory_is_what_the_table_says(
         if mode == "M2":
             lengths, ref_logps = torch.full((T // 16, 2), 8), torch.full((T // 16, 2), -60.0)
             linear_preference_loss(
-                **given, targets=targets, lengths=lengths, ref_logps=ref_logps, chunk_bytes=chunk_bytes
+                **given, targets=targets, lengths=lengths, ref_logps=ref_logps, chunk_bytes=chunk_bytes, mode=mode
             ).loss.backward()
         else:
             logps = linear_logps(**given, targets=targets, mode=mode, chunk_bytes=chunk_bytes)
@@ -328,7 +325,7 @@ def test_all_logits_never_exist_at_once(mode: str, dtype: torch.dtype, monkeypat
         if mode == "M2":
             lengths, ref_logps = torch.full((T // 8, 2), 4), torch.full((T // 8, 2), -30.0)
             out = linear_preference_loss(
-                **given, targets=targets, lengths=lengths, ref_logps=ref_logps, chunk_bytes=chunk_bytes
+                **given, targets=targets, lengths=lengths, ref_logps=ref_logps, chunk_bytes=chunk_bytes, mode=mode
             )
             out.loss.backward()
         else:
@@ -389,7 +386,7 @@ def test_torch_compile_sees_one_node_each_way(mode: str) -> None:
     def step(given: dict[str, Tensor]) -> Tensor:
         if mode == "M2":
             return linear_preference_loss(
-                **arguments(given), targets=targets, lengths=lengths, ref_logps=ref_logps
+                **arguments(given), targets=targets, lengths=lengths, ref_logps=ref_logps, mode=mode
             ).loss
         return linear_logps(**arguments(given), targets=targets, mode=mode)
 
@@ -409,8 +406,36 @@ def test_torch_compile_sees_one_node_each_way(mode: str) -> None:
         runs.append([out, *torch.autograd.grad(out, [given[x] for x in wanted], upstream(out))])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
     forward, backward = graphs
-    assert len(forward) == 1
-    assert len(backward) == {"M1": 2, "M2": 0}.get(mode, 1)  # M1 scales the rows of hidden and of down
+    # The numbers of lengths, which tracing does not see, are looked at in a node of their own.
+    assert len(forward) == 1 + (mode == "M2")
+    # M1 scales the rows of hidden and of down, M2 multiplies all five gradients with the upstream of the loss.
+    assert len(backward) == {"M1": 2, "M2": 5}.get(mode, 1)
+
+
+@pytest.mark.parametrize("mode", ["M1", "M2", "M3", "M4"])
+def test_torch_compile_keeps_the_number_of_tokens_open(mode: str) -> None:
+    """Every batch has another number of response tokens: one graph for the first, one for all others."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, example: list[Tensor]) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph
+
+    @torch.compile(fullgraph=True, backend=backend)
+    def step(given: dict[str, Tensor], targets: Tensor, lengths: Tensor, ref_logps: Tensor) -> Tensor:
+        return linear_preference_loss(
+            **arguments(given), targets=targets, lengths=lengths, ref_logps=ref_logps, mode=mode
+        ).loss
+
+    torch._dynamo.reset()
+    for n in (3, 5, 8, 13):
+        inputs, targets = make(Case(tokens=2 * n + 1), "cpu")
+        given = leaves(inputs, ("hidden",) if mode == "M1" else ("hidden", "weight"))
+        step(given, targets, torch.tensor([[n, n + 1]]), torch.full((1, 2), -20.0)).backward()
+        assert given["hidden"].grad.isfinite().all()
+    assert len(graphs) <= 2
+    with pytest.raises(ValueError, match="add up to the 27 tokens, got 26"):
+        step(given, targets, torch.tensor([[13, 13]]), torch.full((1, 2), -20.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -486,11 +511,12 @@ def compile_row_kernel(capability: int, z: str, g: str, on: set[str], folder: Pa
 
     signature = {"z_ptr": f"*{z}", "g_ptr": f"*{g}", "targets_ptr": "*i64", "bias_ptr": "*bf16"}
     signature |= dict.fromkeys(("state_ptr", "weights_ptr"), "*fp32")
-    signature |= dict.fromkeys(("z_stride", "g_stride", "first", "n_cols"), "i32")
+    signature |= dict.fromkeys(("z_stride", "g_stride", "first", "n_cols", "width"), "i32")
     signature |= dict.fromkeys(("scale", "softcap", "inv_t"), "fp32")
     signature |= dict.fromkeys((*FLAGS, "STATE", "BLOCK"), "constexpr")
-    # As the launcher would find them: aligned pointers, strides and words, in multiples of 16.
-    aligned = {(i,): [["tt.divisibility", 16]] for i in range(10)}
+    # As the launcher would find them: aligned pointers, but for targets, state and weights; strides and words, in
+    # multiples of 16.
+    aligned = {(i,): [["tt.divisibility", 16]] for i in range(11) if i not in (2, 4, 5)}
     constants = {flag: flag in on for flag in FLAGS}
     constants |= {"STATE": 7 if "STATISTICS" in on else 3, "BLOCK": rows.BLOCK}
     source = ASTSource(rows._row_kernel, signature, constants, aligned)

@@ -12,6 +12,7 @@ import random
 import shutil
 import socket
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 import mipo.demo
+from mipo import preference_head
 from mipo import trainer as room
 from mipo.demo import world
+from mipo.fused import linear_preference_loss
 from mipo.loss import preference_loss
 from mipo.responses import load_model, load_tokenizer
 from mipo.tokens import PairStore, tokenize
@@ -526,7 +529,12 @@ def flops(made: MIPOTrainer, inside: bool) -> dict[Any, int]:
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("rows", ["store", "ragged"])
 def test_a_step_projects_three_times_instead_of_four(
-    rows: str, frozen: bool, tokenizer: Any, tmp_path: Path, request: pytest.FixtureRequest
+    rows: str,
+    frozen: bool,
+    tokenizer: Any,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """3F, or 2F with a frozen head, where TRL's takes a product more. On a CPU, TRL's also projects the prompts."""
     table = request.getfixturevalue(rows).to_trl()
@@ -539,7 +547,11 @@ def test_a_step_projects_three_times_instead_of_four(
     factor = 2 if frozen else 3
     assert theirs - ours == (factor + 1) * head * rows_scored.numel() - factor * head * tokens
     assert tokens == int(rows_scored.sum())
-    assert (torch.ops.mipo.linear_preference_loss in flops(fused, inside=False)) == (not frozen)
+    if not frozen:  # the same with the loss inside, as where the logits of a batch do not fit the budget
+        inside = partial(linear_preference_loss, mode="M2")
+        monkeypatch.setattr(preference_head, "linear_preference_loss", inside)
+        assert torch.ops.mipo.linear_preference_loss in flops(fused, inside=False)
+        assert sum(flops(fused, inside=True).values()) == ours
 
 
 def test_the_fused_loss_reads_a_ready_reference_alone(store: PairStore, tokenizer: Any, tmp_path: Path) -> None:

@@ -59,7 +59,8 @@ class Head:
         """The head of a causal LM of transformers, as it is or within PEFT's, DDP's or torch.compile's wrappers.
 
         A copy of the head that PEFT trains (`modules_to_save`) is the weight, and active LoRA layers on the head are
-        its adapters; disabled or merged ones are not. Weights that FSDP2 shards are gathered.
+        its adapters; disabled or merged ones are not. Frozen weights that FSDP2 shards are gathered; trained ones must
+        be whole already, as those of the root module are within its forward.
 
         Raises:
             TypeError: if this is no model of transformers.
@@ -126,8 +127,8 @@ def response_states(
 ) -> tuple[Tensor, Tensor]:
     """The hidden states that predict the response tokens, and these tokens: packed row after row, without padding.
 
-    The backbone is called by itself, so without what DDP or FSDP do around a whole model: with those, call this within
-    the model's own forward.
+    Selecting waits for the device. The backbone is called by itself, so without what DDP or FSDP do around a whole
+    model: with those, call this within the model's own forward.
 
     Args:
         model: as for `Head.of`.
@@ -246,7 +247,15 @@ def _class(module: nn.Module) -> type:
 
 
 def _gathered(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    if not isinstance(tensor, DTensor):
+        return tensor
+    if tensor.device_mesh.size() > 1 and tensor.requires_grad and torch.is_grad_enabled():
+        # Its backward would give each process its own gradient of its own shard: summed over the processes by nobody.
+        _refuse(
+            f"a trained weight sharded by FSDP2 over {tensor.device_mesh.size()} processes; shard the LM head with the "
+            "root module, not by itself, and read it within the model's forward, where it is whole"
+        )
+    return tensor.full_tensor()
 
 
 def _first(config: Any, names: tuple[str, ...]) -> float | None:

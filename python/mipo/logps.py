@@ -217,7 +217,7 @@ def _check_targets(targets: Tensor, vocabulary: int) -> None:
 def _check_options(softcap: float | None, scale: float, temperature: float) -> None:
     if softcap is not None and not 0 < softcap < math.inf:
         raise ValueError(f"expected a positive softcap or None, got {softcap}; for no softcap pass None")
-    if scale == 0 or not math.isfinite(scale):
+    if scale == 0 or not -math.inf < scale < math.inf:
         raise ValueError(f"expected a finite scale other than 0, got {scale}; for no scaling pass 1.0")
     if not 0 < temperature < math.inf:
         raise ValueError(f"expected a positive temperature, got {temperature}; for no temperature pass 1.0")
