@@ -196,6 +196,11 @@ def statistics_of(state: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
     return entropy, torch.stack(others)
 
 
+def block_of(state: Tensor) -> int:
+    """Words that a program reads at a time: fewer with statistics, so that two programs fit a multiprocessor then, too."""
+    return BLOCK // 4 if state.shape[1] == 7 else BLOCK
+
+
 def runs_triton(logits: Tensor) -> bool:
     """Whether rows like these go through the Triton kernel: on CUDA or ROCm, or under TRITON_INTERPRET=1; not fp64."""
     if triton is None or logits.dtype == torch.float64:
@@ -288,7 +293,7 @@ def _launch(
             WRITE_G=g is not None,
             ENTROPY=weights is not None,
             STATE=state.shape[1],
-            BLOCK=min(BLOCK, triton.next_power_of_2(logits.shape[1])),
+            BLOCK=min(block_of(state), triton.next_power_of_2(logits.shape[1])),
             num_warps=NUM_WARPS if words >= BLOCK else 4,
             **what,
         )
