@@ -197,7 +197,7 @@ def statistics_of(state: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
 
 
 def block_of(state: Tensor) -> int:
-    """Words that a program reads at a time: fewer with statistics, so that two programs fit a multiprocessor then, too."""
+    """Words a program reads at a time: fewer with statistics, so that two programs fit a multiprocessor then, too."""
     return BLOCK // 4 if state.shape[1] == 7 else BLOCK
 
 
