@@ -51,6 +51,9 @@ pub enum Error {
              give the code of the prompt text"
     )]
     NoDiffer,
+    /// No distance is within a tolerance below 0.
+    #[error("tolerance: expected a number of at least 0, got {0}; give the largest difference of two near values")]
+    Tolerance(String),
     /// Arrays that describe the same rows have different lengths.
     #[error("{name}: expected length {expected}, got {got}; give one entry for each {what}")]
     Length {

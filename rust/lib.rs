@@ -6,6 +6,12 @@ pub mod contrast;
 pub mod error;
 pub mod random;
 pub mod tokens;
+pub mod within;
+
+mod near;
+mod remainder;
+mod segment;
+mod sort;
 
 #[cfg(feature = "python")]
 mod python;

@@ -3,14 +3,16 @@
 use arrow_array::cast::AsArray;
 use arrow_array::{Array, ArrayRef};
 use numpy::ndarray::Array2;
-use numpy::{Element, IntoPyArray, PyArray1, PyArray2, PyReadonlyArray1, dtype};
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use numpy::{Element, IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, dtype};
+use pyo3::exceptions::{PyMemoryError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3_arrow::input::AnyArray;
 
+use crate::contrast::Draw;
 use crate::error::Error;
 use crate::tokens::{Groups, Table, Unfinished, View};
-use crate::{contrast, tokens};
+use crate::within::Near;
+use crate::{contrast, tokens, within};
 
 #[pymodule]
 mod _native {
@@ -20,6 +22,7 @@ mod _native {
 
 /// Counterparts of the rows start..stop of n: uint64 [stop - start, negatives].
 #[pyfunction]
+#[pyo3(signature = (n, negatives, seed, start, stop, balanced=true))]
 fn counterparts<'py>(
     py: Python<'py>,
     n: &Bound<'py, PyAny>,
@@ -27,6 +30,7 @@ fn counterparts<'py>(
     seed: &Bound<'py, PyAny>,
     start: &Bound<'py, PyAny>,
     stop: &Bound<'py, PyAny>,
+    balanced: bool,
 ) -> PyResult<Bound<'py, PyArray2<u64>>> {
     let (n, negatives, seed) = (
         natural("n", n)?,
@@ -34,18 +38,26 @@ fn counterparts<'py>(
         natural("seed", seed)?,
     );
     let (start, stop) = (natural("start", start)?, natural("stop", stop)?);
-    let flat = py.detach(|| contrast::counterparts(n, negatives, seed, start, stop))?;
-    matrix(py, flat, stop - start, negatives)
+    let draw = if balanced { Draw::Balanced } else { Draw::Independent };
+    contrast::length(n, negatives, start, stop)?;
+    let array = empty(py, stop - start, negatives)?;
+    let mut places = array.try_readwrite()?;
+    let out = places.as_slice_mut()?;
+    py.detach(|| contrast::fill(out, n, negatives, seed, start, draw));
+    drop(places);
+    Ok(array)
 }
 
-/// Counterparts with an equal match code and another code in every differ column: uint64 [n, negatives].
+/// Counterparts with an equal match code, another code in every differ column and a near value: uint64 [n, negatives].
 #[pyfunction]
+#[pyo3(signature = (match_codes, differ_codes, negatives, seed, near=None))]
 fn counterparts_within<'py>(
     py: Python<'py>,
     match_codes: &Bound<'py, PyAny>,
     differ_codes: Vec<Bound<'py, PyAny>>,
     negatives: &Bound<'py, PyAny>,
     seed: &Bound<'py, PyAny>,
+    near: Option<(Bound<'py, PyAny>, f64)>,
 ) -> PyResult<Bound<'py, PyArray2<u64>>> {
     let (negatives, seed) = (natural("negatives", negatives)?, natural("seed", seed)?);
     let match_codes = array::<u64>("match_codes", match_codes)?;
@@ -53,12 +65,20 @@ fn counterparts_within<'py>(
         .iter()
         .map(|codes| array::<u64>("differ_codes", codes))
         .collect::<PyResult<_>>()?;
+    let values = near
+        .as_ref()
+        .map(|(values, _)| array::<f64>("near", values))
+        .transpose()?;
     let rows = slice("match_codes", &match_codes)?;
     let columns: Vec<&[u64]> = columns
         .iter()
         .map(|codes| slice("differ_codes", codes))
         .collect::<PyResult<_>>()?;
-    let flat = py.detach(|| contrast::counterparts_within(rows, &columns, negatives, seed))?;
+    let values = values.as_ref().map(|values| slice("near", values)).transpose()?;
+    let near = values
+        .zip(near.as_ref())
+        .map(|(values, &(_, tolerance))| Near { values, tolerance });
+    let flat = py.detach(|| within::counterparts_within(rows, &columns, near, negatives, seed))?;
     matrix(py, flat, rows.len() as u64, negatives)
 }
 
@@ -174,6 +194,24 @@ fn to_python(py: Python<'_>, table: Table) -> PyTable {
         table.offsets.into_pyarray(py).unbind(),
         table.ids.into_pyarray(py).unbind(),
     )
+}
+
+/// NumPy's own memory, with nothing written into it yet.
+fn empty(py: Python<'_>, rows: u64, columns: u64) -> PyResult<Bound<'_, PyArray2<u64>>> {
+    let made = py.import("numpy")?.call_method1("empty", ((rows, columns), "uint64"));
+    let made = made.map_err(|error| {
+        let short = error.is_instance_of::<PyMemoryError>(py);
+        if short {
+            Error::Memory {
+                rows,
+                negatives: columns,
+            }
+            .into()
+        } else {
+            error
+        }
+    })?;
+    Ok(made.cast_into()?)
 }
 
 /// Hands the vector over without a copy.
