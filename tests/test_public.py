@@ -12,7 +12,7 @@ from mipo import cli
 OPTIONS = {
     "run": "--beside --control --dry-run --output --reuse --seed --until",
     "demo": "--control --output --seed",
-    "contrast": "--context --differ --kind --match --negatives --output --prompt --seed --split",
+    "contrast": "--context --differ --kind --match --near --negatives --output --prompt --seed --split",
     "generate": "--batch-size --context --counterparts --max-new-tokens --model --output --prompt --seed --split "
     "--temperature --top-p --trust-remote-code",
     "pairs": "--context --counterparts --output --prompt --responses --split",

@@ -21,30 +21,39 @@ class _ArrowArray(Protocol):
 class _ArrowStream(Protocol):
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
 
-def counterparts(n: int, negatives: int, seed: int, start: int, stop: int) -> NDArray[np.uint64]:
+def counterparts(n: int, negatives: int, seed: int, start: int, stop: int, balanced: bool = True) -> NDArray[np.uint64]:
     """Counterparts of the rows start..stop of n: uint64 [stop - start, negatives].
 
     Counterpart k of row i is π((π⁻¹(i) + s_k) mod n), with π a keyed permutation of 0..n and s_k distinct random shifts
     of 1..n, both pure functions of (seed, n). So no row is its own counterpart, those of a row are distinct, every row
     is used exactly `negatives` times, fewer negatives are the first of more, and a slice is the slice of the whole.
+    Not `balanced`, each row draws its own by itself, uniformly without replacement: the rest holds, the balance does
+    not.
 
     `n`: 2 to 2^63. `seed`: 0 to 2^64 - 1. Raises ValueError for a number outside these ranges, for negatives = 0 or
     negatives ≥ n and for a slice outside 0..n; TypeError for what is no integer; MemoryError for a result too large.
     """
 
 def counterparts_within(
-    match_codes: NDArray[np.uint64], differ_codes: Sequence[NDArray[np.uint64]], negatives: int, seed: int
+    match_codes: NDArray[np.uint64],
+    differ_codes: Sequence[NDArray[np.uint64]],
+    negatives: int,
+    seed: int,
+    near: tuple[NDArray[np.float64], float] | None = None,
 ) -> NDArray[np.uint64]:
     """Counterparts with an equal match code and another code in every differ column: uint64 [n, negatives].
 
-    `match_codes`: [n]. `differ_codes`: one or more columns [n]. The counterparts of a row are distinct. A row with
-    fewer than `negatives` admissible rows has 2^64 - 1 in all its places.
+    `match_codes`: [n]. `differ_codes`: one or more columns [n]. `near`: values [n], and the largest difference between
+    the value of a row and its counterpart's; a value that is not finite is near to none. The counterparts of a row are
+    distinct. A row with fewer than `negatives` admissible rows has 2^64 - 1 in all its places.
 
-    Where all rows of one match code can turn by the same shifts, every row is used exactly `negatives` times. Where
-    they cannot, because one differ code owns too many of the rows or because several columns must differ at once, a
-    row's counterparts are drawn uniformly without replacement from its admissible rows.
+    Every row is used exactly `negatives` times where the rows of one match code, or of a block of near values, can turn
+    by the same shifts, and where exchanges can mend the shifts. Where they cannot, because one differ code owns more
+    than half of the rows or some rows have no admissible ones, a row's counterparts are drawn uniformly without
+    replacement from its admissible rows.
 
-    Raises ValueError for negatives = 0, no differ column or columns of different lengths, TypeError for another dtype.
+    Raises ValueError for negatives = 0, no differ column, columns of different lengths or a tolerance below 0;
+    TypeError for another dtype.
     """
 
 def split(

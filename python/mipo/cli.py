@@ -28,6 +28,7 @@ HELP = {
     "match": "columns in which a counterpart equals its row (a task, a language)",
     "max_length": "longest prompt and response, in tokens; longer pairs are dropped by name",
     "max_new_tokens": "longest response, in tokens",
+    "near": "a column, and how far a counterpart's number in it may be; of texts the length counts, as prompt=50",
     "negatives": "K, how many other prompts",
     "output": "where the result goes",
     "prompt": "column with the prompt: text or chat messages",
@@ -325,7 +326,8 @@ def _plain(parameter: inspect.Parameter) -> bool:
     """Whether an option can say it: text, numbers, paths and lists of names."""
     if parameter.name in ("progress", "folder"):  # the name of a progress bar; --output says the folder
         return False
-    words = ("bool", "str", "int", "float", "Path", "Kind", "Format", "Sequence[str]", "Mapping[str, Path]", "None")
+    words = {"bool", "str", "int", "float", "Path", "Kind", "Format", "None"}
+    words |= {"Sequence[str]", "Mapping[str, Path]", "tuple[str, float]"}
     return all(part in words for part in _annotation(parameter).split(" | "))
 
 
@@ -340,6 +342,8 @@ def _option(parameter: inspect.Parameter) -> dict[str, Any]:
         return {"action": "store_true", "help": about}
     if kind.startswith("Mapping"):
         return {"action": "append", "type": _named_path, "metavar": "NAME=RUN", "help": about}
+    if kind.startswith("tuple"):
+        return {"type": _column_and_number, "metavar": "COLUMN=NUMBER", "help": about}
     if kind.startswith("Sequence"):
         return {"nargs": "*", "default": list(default), "metavar": "COLUMN", "help": about}
     shown = f"{about} (default {default})" if about and default is not None else about
@@ -353,6 +357,14 @@ def _named_path(text: str) -> tuple[str, Path]:
     if not equals:
         raise argparse.ArgumentTypeError(f"expected NAME=RUN, came {text!r}")
     return name, Path(path)
+
+
+def _column_and_number(text: str) -> tuple[str, float]:
+    column, _, number = text.rpartition("=")
+    try:
+        return column, float(number)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected COLUMN=NUMBER, came {text!r}") from None
 
 
 def _given(args: argparse.Namespace, function: Callable[..., Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ DEFAULTS: dict[str, Any] = {
         "holdout": None,  # rows; default a tenth, at most 512
         "holdout_by": None,  # a column of which no value is on both sides, as a user
     },
-    "contrast": {"kind": "random", "negatives": 1, "match": [], "differ": []},
+    "contrast": {"kind": "random", "negatives": 1, "match": [], "differ": [], "near": None},
     "responses": {"temperature": 0.1, "top_p": 0.9, "max_new_tokens": 512, "batch_size": 64},
     "tokens": {"max_length": 15_360},
     "trainer": {},  # any field of mipo.trainer.MIPOConfig
@@ -134,6 +134,7 @@ TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "lora": (dict, "settings as `r: 16`"),
     "prompts.holdout": (int, "a whole number of rows"),
     "contrast.negatives": (int, "a whole number"),
+    "contrast.near": (list, "[COLUMN, TOLERANCE]"),
     "responses.temperature": ((int, float), "a number, 0 for greedy"),
     "responses.top_p": ((int, float), "a number from 0 to 1"),
     "responses.max_new_tokens": (int, "a whole number of tokens"),
