@@ -8,6 +8,7 @@ pub mod random;
 pub mod tokens;
 pub mod within;
 
+mod exchange;
 mod near;
 mod remainder;
 mod segment;

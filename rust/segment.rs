@@ -1,17 +1,14 @@
-//! The rows of one segment: balanced counterparts by shifts, and by swaps where a shift meets a row that it may not.
+//! The rows of one segment: balanced counterparts by shifts, and by exchanges where a shift meets a row it may not.
 
 use rayon::prelude::*;
 
 use crate::contrast::{draw_shifts, source, turn};
+use crate::exchange::Exchange;
 use crate::random::{Scramble, Stream, key};
 use crate::within::{CODE_BITS, Left, ROW_BITS, Rule, row_of};
 
 /// From here on the rows of one segment are shared among threads.
 const SHARED: usize = 1 << 16;
-
-/// Partners that are tried for a swap at random, before those of a small segment are tried one after another.
-const TRIES: usize = 64;
-const SMALL: usize = 1_024;
 
 /// How the shifts of every segment are drawn.
 pub(crate) struct Shifts {
@@ -120,7 +117,7 @@ impl<'a> Segment<'a> {
         if bad.is_empty() {
             return self.write_shifted(write);
         }
-        self.write_swapped(&bad, write, left);
+        self.write_mended(&bad, write, left);
     }
 
     /// Whether each row can have K counterparts, and be the counterpart of K rows.
@@ -191,17 +188,18 @@ impl<'a> Segment<'a> {
         turn(place as u64, self.drawn[k] as u64, self.rows.len() as u64) as usize
     }
 
-    /// (place, k) of the shifted counterparts that are none.
-    fn bad(&self) -> Vec<(usize, usize)> {
-        let bad_of = |place: usize| {
-            (0..self.drawn.len())
-                .filter(move |&k| !self.admits(place, self.target(place, k)))
-                .map(move |k| (place, k))
+    /// Entries, place · K + k, of the shifted counterparts that are none.
+    fn bad(&self) -> Vec<usize> {
+        let negatives = self.drawn.len();
+        let is_bad = |entry: &usize| {
+            let place = entry / negatives;
+            !self.admits(place, self.target(place, entry % negatives))
         };
+        let entries = 0..self.rows.len() * negatives;
         if self.rows.len() < SHARED {
-            (0..self.rows.len()).flat_map(bad_of).collect()
+            entries.filter(is_bad).collect()
         } else {
-            (0..self.rows.len()).into_par_iter().flat_map_iter(bad_of).collect()
+            entries.into_par_iter().filter(is_bad).collect()
         }
     }
 
@@ -241,62 +239,23 @@ impl<'a> Segment<'a> {
         true
     }
 
-    /// Exchanges each bad counterpart with one of another row, so that both rows have a good one and every row is used
-    /// as often as before. Rows that find no partner are left.
-    fn write_swapped(&self, bad: &[(usize, usize)], write: &(impl Fn(usize, usize, u64) + Sync), left: &mut Vec<Left>) {
-        let (size, negatives) = (self.rows.len(), self.drawn.len());
-        let mut targets: Vec<usize> = (0..size)
-            .flat_map(|place| (0..negatives).map(move |k| (place, k)))
-            .map(|(place, k)| self.target(place, k))
-            .collect();
-        let mut stream = Stream::new(&[self.shifts.swaps, self.code]);
-        let (mut lost, mut misses, mut hits) = (Vec::new(), 0, 0);
-        for &(place, k) in bad {
-            let entry = place * negatives + k;
-            if self.admits(place, targets[entry]) {
-                continue;
-            }
-            // Where nearly nobody finds a partner, looking for more of them takes time and no row any further.
-            let hopeless = misses > TRIES + 2 * hits;
-            if !hopeless && self.swap(entry, &mut targets, &mut stream) {
-                hits += 1;
-            } else {
-                misses += 1;
-                lost.push(place);
-            }
-        }
-        lost.dedup();
+    /// Exchanges bad counterparts for good ones, so that every row is used as often as before. Rows for which that fails
+    /// are left.
+    fn write_mended(&self, bad: &[usize], write: &(impl Fn(usize, usize, u64) + Sync), left: &mut Vec<Left>) {
+        let negatives = self.drawn.len();
+        let targets = (0..self.rows.len() * negatives).map(|entry| self.target(entry / negatives, entry % negatives));
+        let admits = |place: usize, other: usize| self.admits(place, other);
+        let mut exchange = Exchange::new(targets.collect(), negatives, &admits);
+        let lost = exchange.mend(bad, &mut Stream::new(&[self.shifts.swaps, self.code]));
         left.extend(lost.iter().map(|&place| self.left(place)));
         let mut lost = lost.into_iter().peekable();
-        for (place, targets) in targets.chunks_exact(negatives).enumerate() {
+        for (place, targets) in exchange.targets.chunks_exact(negatives).enumerate() {
             if lost.next_if_eq(&place).is_none() {
                 for (k, &target) in targets.iter().enumerate() {
                     write(self.rows[place], k, self.rows[target] as u64);
                 }
             }
         }
-    }
-
-    fn swap(&self, entry: usize, targets: &mut [usize], stream: &mut Stream) -> bool {
-        let negatives = self.drawn.len();
-        let has =
-            |targets: &[usize], place: usize, other: usize| targets[place * negatives..][..negatives].contains(&other);
-        let place = entry / negatives;
-        let mut attempt = |partner: usize| {
-            let (mine, theirs, other) = (targets[entry], targets[partner], partner / negatives);
-            let good = self.admits(place, theirs)
-                && self.admits(other, mine)
-                && !has(targets, place, theirs)
-                && !has(targets, other, mine);
-            if good {
-                targets.swap(entry, partner);
-            }
-            good
-        };
-        let length = (self.rows.len() * negatives) as u64;
-        let found = (0..TRIES.min(length as usize)).any(|_| attempt(stream.below(length) as usize));
-        let start = stream.below(length);
-        found || (length as usize <= SMALL && (0..length).any(|partner| attempt(turn(start, partner, length) as usize)))
     }
 }
 

@@ -164,8 +164,8 @@ fn one_column_is_balanced_exactly_where_that_is_possible() {
 }
 
 #[test]
-fn several_columns_are_balanced_nearly_wherever_that_is_possible() {
-    let (mut state, mut possible, mut balanced) = (3, 0, 0);
+fn several_columns_are_balanced_exactly_where_that_is_possible() {
+    let (mut state, mut possible) = (3, 0);
     for case in 0..4_000 {
         let (_, columns, _) = table(&mut state, 14);
         let alike = vec![7; columns[0].len()];
@@ -176,15 +176,15 @@ fn several_columns_are_balanced_nearly_wherever_that_is_possible() {
         };
         let negatives = 1 + case % 3;
         let flat = table.check(negatives, case as u64);
-        if can_balance(&table, negatives) {
-            possible += 1;
-            balanced += usize::from(is_balanced(&flat, alike.len(), negatives));
-        }
+        let can = can_balance(&table, negatives);
+        assert_eq!(
+            is_balanced(&flat, alike.len(), negatives),
+            can,
+            "{columns:?}, negatives {negatives}"
+        );
+        possible += usize::from(can);
     }
-    println!("{balanced} of {possible}");
-    assert!(possible > 300);
-    // Swaps are augmenting paths of one step; at so few rows some tables need longer ones.
-    assert!(balanced * 100 >= possible * 95, "{balanced} of {possible}");
+    assert!(possible > 500);
 }
 
 #[test]
@@ -285,8 +285,6 @@ fn the_same_bytes_on_any_number_of_threads() {
     let users: Vec<u64> = (0..n).map(|row| row / 5).collect();
     let texts: Vec<u64> = (0..n).map(|row| row * row % 1_013).collect();
     let values: Vec<f64> = (0..n).map(|row| (row * 7 % 1_000) as f64).collect();
-    let draw = |near| move || counterparts_within(&[0; 150_000], &[&[1; 150_000]], near, 1, 1).map(|flat| flat.len());
-    assert_eq!(draw(None)(), Ok(150_000));
     let threads = |count| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(count).build().unwrap();
         pool.install(|| {
