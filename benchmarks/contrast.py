@@ -49,18 +49,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--small", action="store_true", help="tiny sizes: a self-check")
     parser.add_argument("--into", type=Path, default=HERE / "results", help="folder of the result file")
     parser.add_argument("--rounds", type=int, default=3, help="rounds at all but the largest size, which has one less")
-    parser.add_argument("--largest", type=int, default=LARGE, help="rows of the largest size")
+    parser.add_argument("--sizes", type=int, nargs="*", help="rows; the targets are judged at the last")
+    parser.add_argument(
+        "--draws", nargs="*", default=list(draws.DRAWS), choices=list(draws.DRAWS), help="which of them"
+    )
     args = parser.parse_args(arguments)
-    sizes = [1_000, 10_000] if args.small else [n for n in (10**6, 10**7, LARGE) if n <= args.largest]
+    sizes = args.sizes or ([1_000, 10_000] if args.small else [10**6, 10**7, LARGE])
     record: Row = {"made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "small": args.small}
-    record |= {"machine": machine(), "left_out": {}, "draws": [], "groups": []}
+    record |= {"machine": machine(), "draws": [], "groups": []}
+    record["left_out"] = {name: "not asked for" for name in draws.DRAWS if name not in args.draws}
     for n in sizes:
         rounds = max(1, args.rounds - (n == LARGE))
         for k in (1, 4):
-            record["draws"] += time_all(list(draws.DRAWS), n, k, rounds, record["left_out"])
+            record["draws"] += time_all(args.draws, n, k, rounds, record["left_out"])
     for shape in ("questions", "tasks"):
         names = [f"{name}:{shape}" for name in draws.GROUPED]
-        record["groups"] += time_all(names, sizes[min(1, len(sizes) - 1)], 1, args.rounds, record["left_out"])
+        record["groups"] += time_all(names, min(sizes[-1], 10**7), 1, args.rounds, record["left_out"])
     record["shards"] = shards(100_000 if args.small else 10**9)
     record["marginal"] = marginal.measure(**({"prompts": 64, "seeds": 20} if args.small else {}))
     record["targets"] = judge(record, sizes[-1])

@@ -173,6 +173,64 @@ def test_the_seed_decides_and_the_table_may_be_lazy_and_have_its_own_ids() -> No
     }
 
 
+# Near
+
+
+@given(
+    st.lists(st.text("ab é", max_size=12), min_size=2, max_size=14),
+    st.integers(0, 5),
+    st.booleans(),
+    st.integers(1, 2),
+    seeds,
+)
+@settings(max_examples=150, deadline=None)
+def test_near_a_text_is_near_its_length_in_characters(
+    texts: list[str], tolerance: int, messages: bool, negatives: int, seed: int
+) -> None:
+    negatives = min(negatives, len(texts) - 1)
+    lengths = [len(text) for text in texts]
+    prompts: list[Any] = [[{"role": "user", "content": text}] for text in texts] if messages else texts
+    drawn = contrast(pl.DataFrame({"prompt": prompts}), near=("prompt", tolerance), negatives=negatives, seed=seed)
+    for row, text in enumerate(texts):
+        found = drawn.filter(pl.col("prompt_id") == row)["counterpart_id"].drop_nulls().to_list()
+        admissible = {
+            other
+            for other, length in enumerate(lengths)
+            if not same(text, texts[other]) and abs(length - lengths[row]) <= tolerance
+        }
+        assert set(found) <= admissible
+        assert len(set(found)) == (negatives if len(admissible) >= negatives else 0)
+
+
+def test_near_goes_with_match_and_differ_and_is_balanced_where_that_is_possible() -> None:
+    n = 3_000
+    frame = pl.DataFrame(
+        {
+            "prompt": [f"{i}" for i in range(n)],
+            "task": [i % 3 for i in range(n)],
+            "user": [i * i % 40 for i in range(n)],
+            "words": [i * 7 % 101 for i in range(n)],
+        }
+    )
+    drawn = contrast(frame, match="task", differ="user", near=("words", 9.5), negatives=2, seed=4)
+    assert drawn["reason"].null_count() == 2 * n
+    assert drawn["counterpart_id"].value_counts()["count"].to_list() == [2] * n
+    own, other = frame[drawn["prompt_id"].to_list()], frame[drawn["counterpart_id"].to_list()]
+    assert (own["task"] == other["task"]).all()
+    assert (own["user"] != other["user"]).all()
+    assert (own["words"] - other["words"]).abs().max() <= 9.5
+    assert drawn.equals(contrast(frame.lazy(), match="task", differ="user", near=["words", 9.5], negatives=2, seed=4))
+
+
+def test_a_row_with_nobody_near_says_why() -> None:
+    frame = pl.DataFrame({"prompt": ["a", "b", "c", "d", "long " * 9], "v": [1.0, 2.0, None, float("nan"), 9.0]})
+    assert contrast(frame, near=("v", 1))["reason"].to_list() == [
+        None, None, "no number in v", "no number in v", "fewer than 1 row with another prompt, v within 1",
+    ]  # fmt: skip
+    reason = contrast(frame, near=("prompt", 2), negatives=2)["reason"].unique(maintain_order=True).to_list()
+    assert reason == [None, "fewer than 2 rows with another prompt, prompt within 2 characters"]
+
+
 # Parts
 
 PARTS = [
@@ -334,6 +392,11 @@ def test_counterparts_of_other_prompts_are_refused() -> None:
         ({"differ": ["nobody"]}, "needs the column 'nobody'"),
         ({"kind": "dropped", "negatives": 2}, "one counter-prompt a prompt, came negatives=2; use 1"),
         ({"kind": "partial", "differ": ["user"]}, "draws no other row"),
+        ({"kind": "dropped", "near": ("user", 1)}, "match, differ and near mean nothing"),
+        ({"near": ("nobody", 1)}, "needs the column 'nobody'"),
+        ({"near": ("user", -1)}, r"near: expected a column and a number of at least 0, .* came \('user', -1\)"),
+        ({"near": ("user", float("nan"))}, "near: expected a column and a number"),
+        ({"near": "prompt"}, "near: expected a column and a number"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(options: dict[str, Any], message: str) -> None:
@@ -354,6 +417,22 @@ def test_tables_that_cannot_be_drawn_from_are_refused() -> None:
         contrast(FRAME.clear())
     with pytest.raises(ValueError, match="prompt_id: expected 2 distinct whole numbers"):
         contrast(pl.DataFrame({"prompt": ["a", "b"], "prompt_id": [1, 1]}))
+
+
+def test_what_is_no_number_is_refused_as_near() -> None:
+    frame = pl.DataFrame({"prompt": ["a", "b"], "flag": [True, False], "large": [2**60, 1], "none": [None, None]})
+    with pytest.raises(ValueError, match="numbers, texts or messages, came 'flag' of Boolean"):
+        contrast(frame, near=("flag", 1))
+    with pytest.raises(ValueError, match=r"whole numbers up to 2\*\*53, came larger ones in 'large'"):
+        contrast(frame, near=("large", 1))
+    nothing = contrast(frame.with_columns(pl.col("none").cast(pl.Int64)), near=("none", 1))
+    assert nothing["reason"].to_list() == ["no number in none"] * 2
+
+
+def test_independent_counterparts_are_not_balanced() -> None:
+    found = counterparts(1_000, negatives=3, seed=2, balanced=False)
+    assert set(np.bincount(found.ravel().astype(np.int64))) > {3}
+    assert not (found == np.arange(1_000, dtype=np.uint64)[:, None]).any()
 
 
 def test_counterparts_of_a_shard_are_those_of_the_whole() -> None:

@@ -49,13 +49,40 @@ def test_counterparts_are_distinct_other_rows_and_every_row_is_used_equally(size
     assert (np.bincount(found.ravel().astype(np.int64), minlength=n) == negatives).all()
 
 
-@given(sizes(), seeds, st.data())
-def test_a_slice_is_the_slice_of_the_whole(size: tuple[int, int], seed: int, data: st.DataObject) -> None:
+@given(sizes(), seeds)
+def test_the_used_rows_are_k_copies_of_all_rows(size: tuple[int, int], seed: int) -> None:
+    """The rejected side has exactly the marginal of the responses."""
+    n, negatives = size
+    used = np.sort(_native.counterparts(n, negatives, seed, 0, n).ravel())
+    np.testing.assert_array_equal(used, np.repeat(np.arange(n, dtype=np.uint64), negatives))
+
+
+@given(sizes(), seeds, st.booleans(), st.data())
+def test_a_slice_is_the_slice_of_the_whole(
+    size: tuple[int, int], seed: int, balanced: bool, data: st.DataObject
+) -> None:
     n, negatives = size
     start, stop = sorted([data.draw(st.integers(0, n)), data.draw(st.integers(0, n))])
-    whole = _native.counterparts(n, negatives, seed, 0, n)
-    np.testing.assert_array_equal(_native.counterparts(n, negatives, seed, start, stop), whole[start:stop])
-    np.testing.assert_array_equal(_native.counterparts(n, 1, seed, 0, n), whole[:, :1])
+    whole = _native.counterparts(n, negatives, seed, 0, n, balanced)
+    np.testing.assert_array_equal(_native.counterparts(n, negatives, seed, start, stop, balanced), whole[start:stop])
+    np.testing.assert_array_equal(_native.counterparts(n, 1, seed, 0, n, balanced), whole[:, :1])
+
+
+@given(st.integers(2, 300) | st.integers(2, 20_000), seeds, st.data())
+def test_independent_counterparts_are_distinct_other_rows(n: int, seed: int, data: st.DataObject) -> None:
+    negatives = data.draw(st.integers(1, min(n - 1, 100)))
+    found = _native.counterparts(n, negatives, seed, 0, n, False)
+    assert not (found == np.arange(n, dtype=np.uint64)[:, None]).any()
+    assert (np.diff(np.sort(found, axis=1)) > 0).all()
+    assert found.max() < n
+
+
+def test_the_result_is_memory_of_numpys_own() -> None:
+    found = _native.counterparts(10_000, 2, 0, 0, 10_000)
+    assert found.flags.owndata
+    assert found.flags.writeable
+    assert found.flags.c_contiguous
+    assert _native.counterparts(10, 2, 0, 5, 5).shape == (0, 2)
 
 
 @pytest.mark.parametrize("n", range(2, 13))
@@ -122,11 +149,39 @@ def test_constrained_counterparts_are_admissible_or_absent(
             assert set(others.tolist()) <= set(admissible)
 
 
+@given(columns(), st.data(), st.integers(1, 3), seeds)
+@settings(max_examples=400)
+def test_near_counterparts_are_near_or_absent(
+    codes: tuple[Rows, list[Rows]], data: st.DataObject, negatives: int, seed: int
+) -> None:
+    alike, unlike = codes
+    number = st.sampled_from([0.0, -0.0, 1.0, 2.5, 3.0, -7.0, 1e300, np.nan, np.inf, -np.inf]) | st.floats(-9, 9)
+    values = np.array(data.draw(st.lists(number, min_size=len(alike), max_size=len(alike))), dtype=np.float64)
+    tolerance = data.draw(st.sampled_from([0.0, 0.5, 3.0, 1e9]))
+    found = _native.counterparts_within(alike, unlike, negatives, seed, (values, tolerance))
+    for row, others in enumerate(found):
+        admissible = [
+            other
+            for other in range(len(alike))
+            if alike[row] == alike[other]
+            and all(column[row] != column[other] for column in unlike)
+            and np.isfinite(values[[row, other]]).all()
+            and abs(values[row] - values[other]) <= tolerance
+        ]
+        if len(admissible) < negatives:
+            assert (others == ABSENT).all()
+        else:
+            assert len(set(others.tolist())) == negatives
+            assert set(others.tolist()) <= set(admissible)
+
+
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=40), st.integers(1, 3), seeds)
-def test_one_differ_column_is_balanced_where_shifts_fit(runs: list[int], negatives: int, seed: int) -> None:
+def test_one_differ_column_is_balanced_where_no_value_owns_more_than_half(
+    runs: list[int], negatives: int, seed: int
+) -> None:
     users = np.repeat(np.arange(len(runs), dtype=np.uint64), runs)
     found = _native.counterparts_within(np.zeros_like(users), [users], negatives, seed)
-    if len(users) - 2 * max(runs) + 1 >= negatives:
+    if 2 * max(runs) <= len(users) and len(users) - max(runs) >= negatives:
         assert (np.bincount(found.ravel().astype(np.int64), minlength=len(users)) == negatives).all()
 
 
