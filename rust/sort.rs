@@ -14,7 +14,7 @@ const SHARED: usize = 1 << 18;
 
 /// Sorts `records`, which must be distinct, from the highest bit down: one pass for every eight bits in which they
 /// differ, until the parts are small. Takes as much memory again.
-pub(crate) fn sort(records: &mut Vec<u128>) {
+pub(crate) fn sort(records: &mut [u128]) {
     if records.len() <= SMALL {
         records.sort_unstable();
         return;
