@@ -132,6 +132,30 @@ pub enum Error {
         /// The tokenizers library's own words.
         reason: String,
     },
+    /// Runs of nothing.
+    #[error("{name}: expected at least 1, got 0; it says how many successive {what} are compared")]
+    NoNgram {
+        /// The argument.
+        name: &'static str,
+        /// What a run is made of.
+        what: &'static str,
+    },
+    /// A share that no two texts, or any two texts, would reach.
+    #[error("{name}: expected a share above 0 and up to 1, got {got}; give one as 0.8")]
+    Share {
+        /// The argument.
+        name: &'static str,
+        /// The share that came.
+        got: String,
+    },
+    /// Rows and characters are counted in 32 bits here.
+    #[error(
+        "texts: expected fewer than 2^32 - 1 texts and bytes in a text, got {got}; split the rows into several sets"
+    )]
+    TooLong {
+        /// Texts, or bytes in one.
+        got: usize,
+    },
     /// A missing text.
     #[error("texts: expected a text in every row, got a null in row {row}; drop the row or fill it")]
     Null {

@@ -12,12 +12,12 @@ use crate::contrast::Draw;
 use crate::error::Error;
 use crate::tokens::{Groups, Table, Unfinished, View};
 use crate::within::Near;
-use crate::{contrast, tokens, within};
+use crate::{contrast, duplicates, overlap, tokens, within};
 
 #[pymodule]
 mod _native {
     #[pymodule_export]
-    use super::{Encoder, Split, counterparts, counterparts_within, split};
+    use super::{Encoder, Split, clusters, counterparts, counterparts_within, overlaps, split};
 }
 
 /// Counterparts of the rows start..stop of n: uint64 [stop - start, negatives].
@@ -80,6 +80,53 @@ fn counterparts_within<'py>(
         .map(|(values, &(_, tolerance))| Near { values, tolerance });
     let flat = py.detach(|| within::counterparts_within(rows, &columns, near, negatives, seed))?;
     matrix(py, flat, rows.len() as u64, negatives)
+}
+
+/// The first row of each text's cluster of near-duplicates: uint64 [texts].
+#[pyfunction]
+fn clusters<'py>(
+    py: Python<'py>,
+    texts: &Bound<'py, PyAny>,
+    size: usize,
+    threshold: f64,
+) -> PyResult<Bound<'py, PyArray1<u64>>> {
+    let chunks = chunks(texts)?;
+    let clusters = py.detach(|| duplicates::clusters(&strings(&chunks)?, size, threshold))?;
+    Ok(clusters.into_pyarray(py))
+}
+
+/// Of each text: the held-out row that it occurs as, the share in common, whether they are equal.
+type PyOverlaps<'py> = (
+    Bound<'py, PyArray1<u64>>,
+    Bound<'py, PyArray1<f64>>,
+    Bound<'py, PyArray1<bool>>,
+);
+
+/// What each text has in common with a held-out text of the same group: uint64, float64 and bool [texts].
+#[pyfunction]
+fn overlaps<'py>(
+    py: Python<'py>,
+    texts: (Bound<'py, PyAny>, Bound<'py, PyAny>),
+    held_out: (Bound<'py, PyAny>, Bound<'py, PyAny>),
+    words: u32,
+    share: f64,
+) -> PyResult<PyOverlaps<'py>> {
+    let (groups, held_out_groups) = (
+        array::<u64>("groups", &texts.1)?,
+        array::<u64>("held_out_groups", &held_out.1)?,
+    );
+    let (groups, held_out_groups) = (slice("groups", &groups)?, slice("held_out_groups", &held_out_groups)?);
+    let (texts, held_out) = (chunks(&texts.0)?, chunks(&held_out.0)?);
+    let compare = || {
+        let (texts, held_out) = (strings(&texts)?, strings(&held_out)?);
+        overlap::overlaps((&texts, groups), (&held_out, held_out_groups), words, share)
+    };
+    let found = py.detach(compare)?;
+    Ok((
+        found.held_out.into_pyarray(py),
+        found.shares.into_pyarray(py),
+        found.equal.into_pyarray(py),
+    ))
 }
 
 /// A tokenizer that neither cuts nor pads, whatever its tokenizer.json says.

@@ -1,4 +1,4 @@
-"""mipo's native half, in Rust: counterparts of rows, and token ids. Knows row numbers, codes and ids, no prompts.
+"""mipo's native half, in Rust: counterparts of rows, texts that are alike, token ids. Knows rows and codes, no prompts.
 
 Arrays come in as they lie: contiguous, of the dtype named, or a TypeError (dtype) or ValueError (gaps) says how to
 convert them. Results own their memory, which is handed over without a copy. Every function runs on all threads (set
@@ -11,7 +11,7 @@ from typing import Protocol, final, type_check_only
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Encoder", "Split", "counterparts", "counterparts_within", "split"]
+__all__ = ["Encoder", "Split", "clusters", "counterparts", "counterparts_within", "overlaps", "split"]
 
 @type_check_only
 class _ArrowArray(Protocol):
@@ -54,6 +54,32 @@ def counterparts_within(
 
     Raises ValueError for negatives = 0, no differ column, columns of different lengths or a tolerance below 0;
     TypeError for another dtype.
+    """
+
+def clusters(texts: _ArrowArray | _ArrowStream, size: int, threshold: float) -> NDArray[np.uint64]:
+    """The first row of each text's cluster of near-duplicates: uint64 [texts].
+
+    Texts are near-duplicates if their sets of runs of `size` characters (a shorter text is one run) have a Jaccard
+    similarity of at least `threshold`; a cluster is what chains of near-duplicates hold together. Every pair that can
+    reach the threshold is compared, by 58 bits of a hash of each run.
+
+    `texts`: an Arrow array of strings. Raises ValueError for size < 1, a threshold outside (0, 1] and a null;
+    TypeError for another type.
+    """
+
+def overlaps(
+    texts: tuple[_ArrowArray | _ArrowStream, NDArray[np.uint64]],
+    held_out: tuple[_ArrowArray | _ArrowStream, NDArray[np.uint64]],
+    words: int,
+    share: float,
+) -> tuple[NDArray[np.uint64], NDArray[np.float64], NDArray[np.bool_]]:
+    """What each text has in common with a held-out text of its group: (held-out row, share, whether equal), [texts].
+
+    `texts`, `held_out`: (texts, groups). The held-out row is the first that is equal, else the first of those of whose
+    words the largest share, at least `share`, lies in runs of `words` words that the text has too; else 2^64 - 1.
+
+    Raises ValueError for words < 1, a share outside (0, 1], a null, or groups that are not one a text; TypeError for
+    another type.
     """
 
 def split(
