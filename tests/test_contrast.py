@@ -12,7 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mipo import contrast, counterparts
-from mipo.contrast import _normalised, counter_prompts, part
+from mipo.contrast import counter_prompts, part
+from mipo.prompts import normalised
 
 seeds = st.integers(0, 2**64 - 1)
 # The same few words again and again, as people write them: other case, width, spaces, composition, ligatures.
@@ -74,14 +75,14 @@ def test_equal_texts_never_face_each_other(texts: list[str], kind: Any, seed: in
 
 def test_normalising_makes_equal_whatever_python_folds_to_the_same() -> None:
     every = [chr(c) for c in range(0x20000) if not 0xD800 <= c <= 0xDFFF]
-    made = _normalised(pl.Series(every)).to_list()
+    made = normalised(pl.Series(every)).to_list()
     found: dict[str, set[str]] = {}
     for character, ours in zip(every, made, strict=True):
         folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", character).casefold())
         found.setdefault(re.sub(r"[^\S\x1c-\x1f]+", " ", folded).strip(" "), set()).add(ours)
     assert {folded: ours for folded, ours in found.items() if len(ours) > 1} == {}
     plain = [chr(c) for c in range(0x21, 0x7F) if not chr(c).isupper()]
-    assert _normalised(pl.Series(plain)).to_list() == plain
+    assert normalised(pl.Series(plain)).to_list() == plain
 
 
 @given(st.lists(st.text(max_size=6), min_size=2, max_size=10), seeds)

@@ -12,7 +12,9 @@ from mipo import cli
 OPTIONS = {
     "run": "--beside --control --dry-run --output --reuse --seed --until",
     "demo": "--control --output --seed",
-    "contrast": "--context --differ --kind --match --near --negatives --output --prompt --seed --split",
+    "overlap": "--context --held-out --output --prompt --share --split --words",
+    "contrast": "--context --differ --held-out --kind --match --near --near-duplicates --negatives --output "
+    "--overlap-share --overlap-words --prompt --seed --split",
     "generate": "--batch-size --context --counterparts --max-new-tokens --model --output --prompt --seed --split "
     "--temperature --top-p --trust-remote-code",
     "pairs": "--context --counterparts --output --prompt --responses --split",

@@ -30,22 +30,28 @@ HELP = {
     "max_new_tokens": "longest response, in tokens",
     "near": "a column, and how far a counterpart's number in it may be; of texts the length counts, as prompt=50",
     "negatives": "K, how many other prompts",
+    "near_duplicates": "rows at least so alike (Jaccard, as 0.8), or held together by such, never face each other",
     "output": "where the result goes",
+    "overlap_share": "share of a held-out prompt's words that makes a prompt leave, where both have them in runs",
+    "overlap_words": "words in such a run",
     "prompt": "column with the prompt: text or chat messages",
     "reuse": "another run folder, whose stages with the same inputs are taken over",
     "rows": "how many rows are shown or scored",
     "sample": "how many pairs the page shows",
     "seed": "the same seed gives the same result",
+    "share": "share of a held-out prompt's words that lies in runs of words which the prompt has too",
     "split": "split of a Hugging Face dataset",
     "temperature": "sampling temperature; 0 is greedy",
     "top_p": "nucleus sampling",
     "trust_remote_code": "run code that comes with the model",
     "until": "the last stage to do",
+    "words": "words in such a run",
 }
 # Set before torch loads, where the user did not: threads that wait must sleep, since waiting awake takes the core from
 # whatever else runs (256 answers of the demo's model beside another job: 9 s, or 0.7; 2026-11-24). And TRL would report
 # each training to its authors.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_DISABLE_TELEMETRY": "1"}
+SHOWN = 3  # overlaps that `mipo overlap` prints; all of them are in the file
 READING = ("prompt", "context", "split")
 
 
@@ -64,11 +70,24 @@ def _demo(args: argparse.Namespace) -> None:
     demo(**_given(args, demo))
 
 
+def _overlap(args: argparse.Namespace) -> None:
+    from mipo.overlap import overlaps
+
+    prompts = _prompts(args)
+    found = overlaps(prompts, _held_out(args), **_given(args, overlaps))
+    _write(found, args.output)
+    for row in found.head(SHOWN).iter_rows(named=True):
+        print(f"── prompt {row['prompt_id']} {row['reason']}, {row['held_out_id']} ({row['share']:.0%})")
+        print(f"{row['prompt']}\n── held out\n{row['held_out']}\n")
+    _tell(found["reason"].value_counts(sort=True).iter_rows(), prompts.height, args.output)
+
+
 def _contrast(args: argparse.Namespace) -> None:
     from mipo import contrast
 
     prompts = _prompts(args)
-    drawn = contrast(prompts, **_given(args, contrast))
+    held_out = _held_out(args) if args.held_out else None
+    drawn = contrast(prompts, **{**_given(args, contrast), "held_out": held_out})
     _write(drawn, args.output)
     _tell(drawn["reason"].drop_nulls().value_counts().iter_rows(), drawn.height, args.output)
 
@@ -167,6 +186,7 @@ def _doctor(args: argparse.Namespace) -> None:
 Command = tuple[str, Callable[[argparse.Namespace], None], tuple[str, ...], tuple[tuple[str, dict[str, Any]], ...]]
 SOURCE = ("prompts", {"help": "JSONL, Parquet or CSV file, or a Hugging Face dataset"})
 OUTPUT = ("--output", {"type": Path, "required": True, "help": HELP["output"]})
+HELD_OUT = ("--held-out", {"help": "a file of prompts, with the same columns, that must not be trained on"})
 COUNTERPARTS = ("--counterparts", {"type": Path, "help": "what `mipo contrast` wrote"})
 COMMANDS: dict[str, Command] = {
     "run": (
@@ -179,11 +199,17 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "demo": ("the whole way on a tiny model, on this machine, in about two minutes", _demo, ("mipo.demo:demo",), ()),
+    "overlap": (
+        "find the prompts that occur in a held-out set",
+        _overlap,
+        ("mipo.prompts:read", "mipo.overlap:overlaps"),
+        (SOURCE, (HELD_OUT[0], {**HELD_OUT[1], "required": True}), OUTPUT),
+    ),
     "contrast": (
         "draw the counter-prompts",
         _contrast,
         ("mipo.prompts:read", "mipo.contrast:contrast"),
-        (SOURCE, OUTPUT),
+        (SOURCE, HELD_OUT, OUTPUT),
     ),
     "generate": (
         "let a model answer prompts and counter-prompts",
@@ -382,6 +408,12 @@ def _prompts(args: argparse.Namespace) -> pl.DataFrame:
     found = read(args.prompts, **{name: getattr(args, name) for name in READING})
     _tell(found.dropped.items(), found.rows_in, args.prompts)
     return found.frame
+
+
+def _held_out(args: argparse.Namespace) -> pl.DataFrame:
+    from mipo.prompts import read
+
+    return read(args.held_out, **{name: getattr(args, name) for name in READING}).frame
 
 
 def _read(path: Path) -> pl.DataFrame:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mipo.lazy import lazy
-from mipo.prompts import compose, first_equal, is_messages, numbered
+from mipo.overlap import clusters, overlaps, reasons
+from mipo.prompts import compose, first_equal, is_messages, normalised, numbered
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,6 +71,10 @@ def contrast(
     match: Sequence[str] = (),
     differ: Sequence[str] = (),
     near: tuple[str, float] | None = None,
+    near_duplicates: float | None = None,
+    held_out: pl.DataFrame | None = None,
+    overlap_words: int = 8,
+    overlap_share: float = 0.5,
 ) -> pl.DataFrame:
     """Draws `negatives` counter-prompts for each prompt; one row a prompt and negative, in the order of the prompts.
 
@@ -85,24 +91,51 @@ def contrast(
     blocks of near numbers, so that nearer counterparts are likelier), and by exchanges where a shift meets a row that
     it may not. Other rows draw uniformly from all rows that satisfy their conditions.
 
+    `near_duplicates` is a Jaccard similarity, as 0.8: rows that chains of texts at least so alike hold together never
+    face each other (`mipo.overlap.clusters`). Prompts that occur in the table `held_out`, by `overlap_words` and
+    `overlap_share` as `mipo.overlap.overlaps` has them, get no counterpart and are none.
+
     Takes the columns prompt, and context where the kind needs it; prompt_id is the row number where it is missing.
     Returns prompt_id, negative (0…K-1), kind, counterpart_id (the row drawn; null where none is), part (of kind
     `partial`), and reason: null, or why this row has no counter-prompt. Raises ValueError for what cannot be drawn.
     """
     match, differ = ([name] if isinstance(name, str) else list(name) for name in (match, differ))
     frame = prompts.lazy().collect()
-    _check(frame, kind, negatives, seed, match, differ, near)
+    _check(frame, kind, negatives, seed, match, differ, near, near_duplicates)
     frame = numbered(frame)
     rows = frame.select(pl.col("prompt_id").repeat_by(negatives).explode()).with_columns(
         negative=(pl.int_range(pl.len()) % negatives).cast(pl.UInt32), kind=pl.lit(kind)
     )
+    if held_out is not None:
+        leaked = reasons(frame, overlaps(frame, held_out, words=overlap_words, share=overlap_share))
+        draw = partial(
+            contrast, kind=kind, negatives=negatives, seed=seed, match=match, differ=differ,
+            near=near, near_duplicates=near_duplicates,
+        )  # fmt: skip
+        return _draw_without(frame, rows, leaked, draw)
     if kind in ("random", "context"):
-        return _draw(frame, rows, "prompt" if kind == "random" else "context", negatives, seed, match, differ, near)
+        unlike = "prompt" if kind == "random" else "context"
+        return _draw(frame, rows, unlike, negatives, seed, match, differ, near, near_duplicates)
     rows = rows.with_columns(pl.lit(None, dtype=pl.UInt64).alias("counterpart_id"))
     if kind == "dropped":
         return rows.with_columns(pl.lit(None, dtype=pl.String).alias("reason"))
     parts = pl.Series("part", _parts(frame, seed), dtype=pl.String)
     return rows.with_columns(parts, reason=pl.when(parts.is_null()).then(pl.lit(ONE_SENTENCE)))
+
+
+def _draw_without(
+    frame: pl.DataFrame, rows: pl.DataFrame, leaked: pl.Series, draw: Callable[[pl.DataFrame], pl.DataFrame]
+) -> pl.DataFrame:
+    """What is drawn among the prompts without a reason in `leaked`, and between them the others with theirs."""
+    clean, negatives = frame.filter(leaked.is_null()), rows.height // frame.height
+    if clean.height < negatives + 1:
+        raise ValueError(
+            f"held_out: {frame.height - clean.height} of {frame.height} prompts occur in it, so {clean.height} are "
+            f"left, at least {negatives + 1} needed; bring more prompts, or allow more in common by overlap_share"
+        )
+    drawn = rows.join(draw(clean).drop("kind"), on=["prompt_id", "negative"], how="left", maintain_order="left")
+    refused = leaked.gather(pl.int_range(rows.height, eager=True) // negatives)
+    return drawn.with_columns(reason=pl.coalesce(refused, "reason"))
 
 
 def counter_prompts(prompts: pl.DataFrame, counterparts: pl.DataFrame, *, chat: bool) -> pl.Series:
@@ -145,6 +178,7 @@ def _check(
     match: Sequence[str],
     differ: Sequence[str],
     near: Sequence[Any] | None,
+    near_duplicates: float | None,
 ) -> None:
     if kind not in get_args(Kind):
         raise ValueError(f"kind: expected one of {', '.join(get_args(Kind))}, came {kind!r}")
@@ -167,9 +201,9 @@ def _check(
     if kind in ("dropped", "partial"):
         if negatives > 1:
             raise ValueError(f"kind {kind!r} has one counter-prompt a prompt, came negatives={negatives}; use 1")
-        if match or differ or near is not None:
+        if match or differ or near is not None or near_duplicates is not None:
             raise ValueError(
-                f"kind {kind!r} draws no other row, so match, differ and near mean nothing; leave them out"
+                f"kind {kind!r} draws no other row, so match, differ, near and near_duplicates mean nothing; leave them out"
             )
 
 
@@ -186,8 +220,11 @@ def _draw(
     match: Sequence[str],
     differ: Sequence[str],
     near: tuple[str, float] | None,
+    near_duplicates: float | None,
 ) -> pl.DataFrame:
-    texts = frame.select(_normalised(_texts(frame[unlike])).alias("text"))
+    another, texts = f"another {unlike}", normalised(_texts(frame[unlike])).alias("text").to_frame()
+    if near_duplicates is not None:
+        another, texts = f"a {unlike} that is no near-duplicate", clusters(texts["text"], near_duplicates).to_frame()
     numbers, tolerance = (None, 0.0) if near is None else (_numbers(frame[near[0]]), float(near[1]))
     if not match and not differ and numbers is None and texts["text"].n_unique() == frame.height:
         drawn = counterparts(frame.height, negatives=negatives, seed=seed)
@@ -198,7 +235,7 @@ def _draw(
     row = pl.Series(drawn.ravel())
     found = row != NOBODY
     ids = frame["prompt_id"].gather(row.set(~found, 0))
-    conditions = [f"another {unlike}", *(f"the same {c}" for c in match), *(f"another {c}" for c in differ)]
+    conditions = [another, *(f"the same {c}" for c in match), *(f"another {c}" for c in differ)]
     if near is not None:
         conditions.append(f"{near[0]} within {tolerance:g}{'' if frame[near[0]].dtype.is_numeric() else ' characters'}")
     lacking = pl.lit(f"fewer than {negatives} row{'s' * (negatives > 1)} with {', '.join(conditions)}")
@@ -225,13 +262,6 @@ def _numbers(column: pl.Series) -> pl.Series:
         raise ValueError(f"near: expected whole numbers up to 2**53, came larger ones in {column.name!r}; scale them")
     numbers = column.cast(pl.Float64)
     return numbers.set(~numbers.is_finite().fill_null(False), float("nan"))
-
-
-def _normalised(texts: pl.Series) -> pl.Series:
-    """Texts that differ only in Unicode form, case or white space made equal. Upper case alone makes ß and ss equal,
-    lower case alone the two small sigmas."""
-    cased = texts.str.normalize("NFKC").str.to_lowercase().str.to_uppercase().str.to_lowercase()
-    return cased.str.normalize("NFKC").str.replace_all(r"\s+", " ").str.strip_chars()
 
 
 def _codes(frame: pl.DataFrame, columns: Sequence[str]) -> NDArray[np.uint64]:

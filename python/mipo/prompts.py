@@ -92,6 +92,13 @@ def first_equal(frame: pl.DataFrame, columns: Sequence[str]) -> pl.Series:
     return values.select(pl.col("row").first().over("values")).to_series()
 
 
+def normalised(texts: pl.Series) -> pl.Series:
+    """Texts that differ only in Unicode form, case or white space made equal. Upper case alone makes ß and ss equal,
+    lower case alone the two small sigmas."""
+    cased = texts.str.normalize("NFKC").str.to_lowercase().str.to_uppercase().str.to_lowercase()
+    return cased.str.normalize("NFKC").str.replace_all(r"\s+", " ").str.strip_chars()
+
+
 def hold_out(frame: pl.DataFrame, rows: int, *, seed: int, by: str | None = None) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Splits into (training, held-out) rows at random, `rows` of them held out; each side is numbered anew.
 

@@ -26,8 +26,17 @@ DEFAULTS: dict[str, Any] = {
         "test": None,  # a file of held-out prompts; without one, `holdout` rows are held out
         "holdout": None,  # rows; default a tenth, at most 512
         "holdout_by": None,  # a column of which no value is on both sides, as a user
+        "overlap_share": None,  # drops training prompts that share this much of a held-out prompt's words, as 0.5,
+        "overlap_words": 8,  # in runs of so many words, or that equal one
     },
-    "contrast": {"kind": "random", "negatives": 1, "match": [], "differ": [], "near": None},
+    "contrast": {
+        "kind": "random",
+        "negatives": 1,
+        "match": [],
+        "differ": [],
+        "near": None,  # [COLUMN, TOLERANCE]
+        "near_duplicates": None,  # a Jaccard similarity as 0.8
+    },
     "responses": {"temperature": 0.1, "top_p": 0.9, "max_new_tokens": 512, "batch_size": 64},
     "tokens": {"max_length": 15_360},
     "trainer": {},  # any field of mipo.trainer.MIPOConfig
@@ -133,8 +142,11 @@ TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "max_dropped": ((int, float, dict), "a share as 0.01, or {reason: share}"),
     "lora": (dict, "settings as `r: 16`"),
     "prompts.holdout": (int, "a whole number of rows"),
+    "prompts.overlap_share": ((int, float), "a share as 0.5"),
+    "prompts.overlap_words": (int, "a whole number of words"),
     "contrast.negatives": (int, "a whole number"),
     "contrast.near": (list, "[COLUMN, TOLERANCE]"),
+    "contrast.near_duplicates": ((int, float), "a similarity as 0.8"),
     "responses.temperature": ((int, float), "a number, 0 for greedy"),
     "responses.top_p": ((int, float), "a number from 0 to 1"),
     "responses.max_new_tokens": (int, "a whole number of tokens"),

@@ -19,6 +19,7 @@ import polars as pl
 
 from mipo import evaluation, files, prompts, recipe, report, responses, tokens
 from mipo.contrast import contrast, counter_prompts
+from mipo.overlap import overlaps, reasons
 from mipo.pairs import dropped, judge, keep, shuffle
 from mipo.stages import Rows, Run
 from mipo.tokens import PairStore
@@ -80,6 +81,7 @@ def dry_run(path: str | Path, *, seed: int | None = None, rows: int = 3) -> str:
     recipe.check_trainer(settings)
     tokenizer = responses.load_tokenizer(settings["model"], trust_remote_code=settings["trust_remote_code"])
     train, test, rows_read = read_prompts(settings, tokenizer)
+    train, rows_read, _ = separated(settings, train, test, rows_read)
     evaluation.check(test, negatives=settings["evaluation"]["negatives"], rule=settings["evaluation"]["rule"])
     drawn = contrast(train, seed=settings["seed"], **settings["contrast"])
     own, counter = composed(train, drawn, prompts.is_chat(tokenizer))
@@ -105,7 +107,7 @@ def dry_run(path: str | Path, *, seed: int | None = None, rows: int = 3) -> str:
 
 
 def read_prompts(settings: dict[str, Any], tokenizer: Any) -> tuple[pl.DataFrame, pl.DataFrame, Rows]:
-    """Training and held-out prompts of a recipe, and what became of the rows."""
+    """Training and held-out prompts of a recipe, and what became of the rows; without a look at overlaps."""
     given = settings["prompts"]
     how = {"prompt": given["prompt"], "context": given["context"], "split": given["split"]}
     read = _fitting(prompts.read(given["source"], **how), settings, tokenizer)
@@ -118,6 +120,23 @@ def read_prompts(settings: dict[str, Any], tokenizer: Any) -> tuple[pl.DataFrame
     held = min(512, max(2, read.frame.height // 10)) if given["holdout"] is None else given["holdout"]
     train, test_rows = prompts.hold_out(read.frame, held, seed=settings["seed"], by=given["holdout_by"])
     return train, test_rows, Rows(read.rows_in, train.height + test_rows.height, read.dropped, read.first)
+
+
+def separated(
+    settings: dict[str, Any], train: pl.DataFrame, test: pl.DataFrame, rows: Rows
+) -> tuple[pl.DataFrame, Rows, pl.DataFrame | None]:
+    """The training prompts less those that occur among the held-out ones, if the recipe says so; those, a row each."""
+    given = settings["prompts"]
+    if given["overlap_share"] is None:
+        return train, rows, None
+    found = overlaps(train, test, words=given["overlap_words"], share=given["overlap_share"])
+    why = reasons(train, found)
+    kept = train.filter(why.is_null()).drop("prompt_id")
+    if kept.height < 2:
+        raise ValueError(f"prompts: {found.height} of {train.height} training prompts occur in the held-out set")
+    lost = rows.dropped | dict(why.drop_nulls().value_counts(sort=True).iter_rows())
+    kept = prompts.numbered(kept).select(train.columns)
+    return kept, Rows(rows.rows_in, rows.rows_out - found.height, lost, rows.first), found
 
 
 def composed(frame: pl.DataFrame, drawn: pl.DataFrame, chat: bool) -> tuple[pl.Series, pl.Series]:
@@ -186,15 +205,18 @@ class _Walk:
 
         def work() -> Rows:
             train, test, rows = read_prompts(self.settings, self.tokenizer)
+            train, rows, found = separated(self.settings, train, test, rows)
             given = self.settings["evaluation"]
             evaluation.check(test, negatives=given["negatives"], rule=given["rule"])
             self._write(train, "prompts.parquet")
             self._write(test, "test.parquet")
+            if found is not None:
+                self._write(found, "overlaps.parquet")
             return rows
 
         new = self.sampling["max_new_tokens"]
         inputs = {"settings": given, "seed": self.seed, "sources": sources, "model": self.model, "new_tokens": new}
-        self.run.stage("prompts", inputs, ("prompts.parquet", "test.parquet"), work)
+        self.run.stage("prompts", inputs, ("prompts.parquet", "test.parquet", "overlaps.parquet"), work)
 
     def contrast(self) -> None:
         def work() -> Rows:
