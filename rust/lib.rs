@@ -1,10 +1,12 @@
-//! mipo's native half: counterparts of rows, texts that are alike, and token ids. `python` (on by default) adds the module `mipo._native`.
+//! mipo's native half: counterparts of rows, texts that are alike, and token ids. `python` (on by default) adds the
+//! module `mipo._native`.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
 pub mod contrast;
 pub mod duplicates;
 pub mod error;
+mod ngrams;
 pub mod overlap;
 pub mod random;
 pub mod tokens;

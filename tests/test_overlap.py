@@ -3,8 +3,11 @@
 import itertools
 import json
 import lzma
+import os
 import random
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -356,5 +359,28 @@ def test_a_run_drops_what_its_held_out_rows_hold(tmp_path: Path) -> None:
     assert left["prompt_id"].to_list() == list(range(40))
     assert left["prompt"].to_list() == [row["prompt"] for row in rows[:40]]
     assert pl.read_parquet(out / "overlaps.parquet")["held_out_id"].to_list() == [0, 1, 2]
-    assert f"{EQUAL}: 3" not in run.dry_run(tmp_path / "recipe.yaml").splitlines()[0]
     assert f"{EQUAL}: 3" in run.dry_run(tmp_path / "recipe.yaml")
+
+
+# The benchmark
+
+
+def test_the_benchmark_checks_itself(tmp_path: Path) -> None:
+    if not SHARED.exists():
+        pytest.skip("needs ../shared/data")
+    root = Path(__file__).parents[1]
+    command = [sys.executable, str(root / "benchmarks" / "overlap.py"), "--small", "--into", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(root / "python")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (written,) = tmp_path.glob("*-overlap.json")
+    record = json.loads(written.read_text())
+    assert record["self_check"]
+    near, guard = record["results"]
+    ours, truth = ({row["name"]: row for row in near["table"]}[name] for name in ("mipo", "all pairs"))
+    assert (ours["recall"], ours["precision"], ours["clusters"]) == (1, 1, truth["clusters"])
+    assert 100 < ours["clusters"] < near["rows"] - 100
+    assert {row["occur"] for row in guard["table"]} == {row["agree"] for row in guard["table"]}
+    assert guard["table"][0]["occur"] > 50
+    for package in ("datasketch", "rensa"):
+        assert (package in {row["name"] for row in near["table"]}) != (package in near["left_out"])
