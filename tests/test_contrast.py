@@ -81,6 +81,8 @@ def test_normalising_makes_equal_whatever_python_folds_to_the_same() -> None:
         folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", character).casefold())
         found.setdefault(re.sub(r"[^\S\x1c-\x1f]+", " ", folded).strip(" "), set()).add(ours)
     assert {folded: ours for folded, ours in found.items() if len(ours) > 1} == {}
+    # A text that is mended beside texts that are not, and the other way round.
+    assert normalised(pl.Series(["A  b", None, "É\t c ", "Ab"])).to_list() == ["a b", None, "é c", "ab"]
     plain = [chr(c) for c in range(0x21, 0x7F) if not chr(c).isupper()]
     assert normalised(pl.Series(plain)).to_list() == plain
 
