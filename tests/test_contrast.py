@@ -254,6 +254,18 @@ PARTS = [
     ("first line\n\n  second line\nthird", ["first line", "first line\n\n  second line"]),
     ("A question\nwith a break. And more", ["A question", "A question\nwith a break."]),
     ("i like soup . what should i eat ?", ["i like soup ."]),
+    ("Apple Inc. was founded on Apr. 1 by Sgt. Wozniak. When?", ["Apple Inc. was founded on Apr. 1 by Sgt. Wozniak."]),
+    ("She has a Ph.D. in law. Why?", ["She has a Ph.D. in law."]),
+    ("Run this.\n```python\nx = 1.\nprint(x)\n```\nWhy?", ["Run this.", "Run this.\n```python\nx = 1.\nprint(x)\n```"]),
+    ("~~~\na. B. c\n\nd\n~~~", []),
+    ("```\nIs it. Open? No\nend", []),
+    ("Say ```x``` or this. Then z.", ["Say ```x``` or this."]),
+    ("سوال ہے۔ جواب دو۔", ["سوال ہے۔"]),
+    ("Բարեւ։ Ինչպես ես։", ["Բարեւ։"]),
+    ("ሰላም። እንዴት ነው።", ["ሰላም።"]),
+    ("សួស្តី។តើអ្នកសុខសប្បាយទេ", ["សួស្តី។"]),
+    ("ဟုတ်ကဲ့။ ဘာလဲ။", ["ဟုတ်ကဲ့။"]),
+    ("他说“好。”然后走了。再见", ["他说“好。”然后走了。"]),
     ("Visit example.com/a?b=c today", []),
     ("5! + 3 is what", []),
     ("One sentence only.", []),
@@ -271,7 +283,7 @@ def test_parts_end_where_sentences_end(text: str, parts: list[str]) -> None:
     assert found == (set(parts) or {None})
 
 
-@given(st.text("aB1 .!?。」\n\t\u3000\"'", max_size=30), seeds, st.integers(0, 2**64 - 1))
+@given(st.text("aB1 .!?。」\n\t\u3000\"'`", max_size=30), seeds, st.integers(0, 2**64 - 1))
 @example("。 a", 0, 0)
 @settings(max_examples=300, deadline=None)
 def test_a_part_is_a_beginning_neither_empty_nor_the_whole_and_the_same_again(text: str, seed: int, row: int) -> None:

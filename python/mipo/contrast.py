@@ -30,17 +30,20 @@ Kind = Literal["random", "partial", "context", "dropped"]
 NOBODY = 2**64 - 1  # what the native draw answers for a row that no counterpart satisfies
 ONE_SENTENCE = "one sentence: no part to keep"
 
-# Where a sentence may end: at a stop (with closing quotes and brackets) before white space and another word; at a
-# full-width stop, which needs no white space, unless its quotation closes there; at a new line.
+# Where a sentence may end: at a stop (with closing quotes and brackets) before white space and another word; at a stop
+# that needs no white space (full-width, Khmer, Burmese, Tibetan), unless its quotation closes there; at a new line.
 _BORDER = re.compile(
-    r"""[.!?…؟।]+["'”’»)\]]*(?=\s+["'“‘«(\[¿¡]*\w)|[。！？]+(?=\s*[^\s。！？」』）】])|(?<=\S)(?=[^\S\n]*\n\s*\S)"""
+    r"""[.!?…؟۔।॥։።]+["'”’»)\]]*(?=\s+["'“‘«(\[¿¡]*\w)|[。！？។။།]+(?=\s*[^\s。！？។။།」』）】”’])|(?<=\S)(?=[^\S\n]*\n\s*\S)"""
 )
 # The same stop does not end a sentence after an abbreviation, an initial ("J. Smith") or an item's number ("1. Add").
 _NO_BORDER = re.compile(
-    r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Sr|Jr|Gen|Rev|Mt|No|Nr|Fig|Eq|vs|etc|cf|al|approx|ca|e\.g|i\.e|a\.m|p\.m|[^\W\d_])"
+    r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Sr|Jr|Gen|Rev|Mt|No|Nr|Fig|Eq|vs|etc|cf|al|approx|ca|e\.g|i\.e|a\.m|p\.m|[^\W\d_]"
+    r"|Inc|Ltd|Corp|Co|Dept|Ave|Blvd|Capt|Sgt|Lt|Gov|Sen|Jan|Feb|Apr|Aug|Sept?|Oct|Nov|Dec|vol|pp|Sra|Mme|bzw|Abb|Ph\.D)"
     r"|(?:^|\n)[^\S\n]*\d+)\.$",
     re.IGNORECASE,
 )
+# Code between fences is one thing: a part of it says something else, or nothing. One without an end goes to the end.
+_FENCED = re.compile(r"^[^\S\n]*(```+|~~~+)(?:.*?\n[^\S\n]*\1|.*)", re.MULTILINE | re.DOTALL)
 _LOOK_BACK = 16  # characters, more than any abbreviation has
 
 
@@ -159,10 +162,12 @@ def counter_prompts(prompts: pl.DataFrame, counterparts: pl.DataFrame, *, chat: 
 
 def part(text: str, *, seed: int, row: int) -> str | None:
     """The first sentences of `text`, not all, cut at a border drawn from (seed, row); None where there is no border."""
+    fenced = [found.span() for found in _FENCED.finditer(text)]
     borders = [
         found.end()
         for found in _BORDER.finditer(text)
         if not _NO_BORDER.search(text[max(0, found.end() - _LOOK_BACK) : found.end()])
+        and not any(start < found.end() < end for start, end in fenced)
     ]
     if not borders:
         return None
