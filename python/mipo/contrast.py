@@ -208,7 +208,8 @@ def _check(
             raise ValueError(f"kind {kind!r} has one counter-prompt a prompt, came negatives={negatives}; use 1")
         if match or differ or near is not None or near_duplicates is not None:
             raise ValueError(
-                f"kind {kind!r} draws no other row, so match, differ, near and near_duplicates mean nothing; leave them out"
+                f"kind {kind!r} draws no other row, so match, differ, near and near_duplicates mean nothing; "
+                f"leave them out"
             )
 
 
