@@ -407,7 +407,7 @@ def test_counterparts_of_other_prompts_are_refused() -> None:
         ({"differ": ["nobody"]}, "needs the column 'nobody'"),
         ({"kind": "dropped", "negatives": 2}, "one counter-prompt a prompt, came negatives=2; use 1"),
         ({"kind": "partial", "differ": ["user"]}, "draws no other row"),
-        ({"kind": "dropped", "near": ("user", 1)}, "match, differ and near mean nothing"),
+        ({"kind": "dropped", "near": ("user", 1)}, "match, differ, near and near_duplicates mean nothing"),
         ({"near": ("nobody", 1)}, "needs the column 'nobody'"),
         ({"near": ("user", -1)}, r"near: expected a column and a number of at least 0, .* came \('user', -1\)"),
         ({"near": ("user", float("nan"))}, "near: expected a column and a number"),
