@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mipo import contrast, pairs
 from mipo.contrast import counter_prompts
-from mipo.pairs import COLUMNS, dropped, export, judge, keep, shuffle
+from mipo.pairs import COLUMNS, dropped, export, join, judge, keep, shuffle, stream
 from mipo.prompts import compose
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -60,6 +60,8 @@ def test_each_counterpart_is_a_pair_of_the_right_answers_or_dropped_by_name(
     assert judged.height == drawn.height == keep(judged).height + sum(dropped(judged).values())
     assert keep(judged).equals(pairs(frame, drawn, responses))
     assert keep(judged).columns == list(COLUMNS)
+    batches = list(stream(frame, drawn, responses, batch_rows=data.draw(st.integers(1, 5))))
+    assert pl.concat(batches).equals(judged)
     counter = counter_prompts(frame, drawn, chat=chat).to_list()
     own = compose(frame["prompt"], frame["context"], chat=chat).to_list()
     answer = {json.dumps(every[i]): answers[i] for i in there}
@@ -171,6 +173,73 @@ def test_other_tables_are_refused() -> None:
         pairs(frame, contrast(frame), pl.DataFrame({"prompt": ["a"], "response": ["b"]}))
 
 
+# Tables larger than a batch
+
+
+def wide(n: int, kind: Any = "random") -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """Prompts of which some are equal, their counterparts and responses, some of them missing, equal or empty."""
+    frame = pl.DataFrame({"prompt": [f"p{i % (n - 5)}. q" for i in range(n)], "context": [f"c{i}" for i in range(n)]})
+    drawn = contrast(frame, kind=kind, negatives=1 if kind in ("partial", "dropped") else 2, seed=3)
+    answers = answered(frame, drawn, False).sample(fraction=0.9, shuffle=True, seed=1)
+    said = [["", "same", f"answer {i}", f"answer {i}"][i % 4] for i in range(answers.height)]
+    return frame, drawn, answers.with_columns(response=pl.Series(said))
+
+
+@pytest.mark.parametrize("kind", ["random", "context", "dropped", "partial"])
+@pytest.mark.parametrize("batch_rows", [1, 7, 40])
+def test_a_join_in_batches_writes_the_pairs_and_accounts_for_every_row(
+    tmp_path: Path, kind: Any, batch_rows: int
+) -> None:
+    tables = wide(40, kind)
+    for name, table in zip("abc", tables, strict=True):
+        table.write_parquet(tmp_path / f"{name}.parquet", row_group_size=6)
+    scanned = [pl.scan_parquet(tmp_path / f"{name}.parquet") for name in "abc"]
+    judged = judge(*tables)
+    made = join(*scanned, tmp_path / "out" / "pairs.parquet", batch_rows=batch_rows)
+    assert made == (judged.height, keep(judged).height, dropped(judged))
+    assert list(made[2].items()) == list(dropped(judged).items())
+    assert len(made[2]) > 1
+    assert pl.read_parquet(tmp_path / "out" / "pairs.parquet").equals(keep(judged))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["pairs.parquet"]
+    assert pairs(*scanned).equals(keep(judged))
+    batches = list(stream(*scanned, batch_rows=batch_rows))
+    assert pl.concat(batches).equals(judged)
+    if batch_rows < 40:
+        assert all(batch.height <= batch_rows for batch in batches)
+
+
+def test_counterparts_in_any_order_and_prompts_with_other_ids() -> None:
+    frame, drawn, answers = wide(30)
+    other = pl.Series(range(1000, 970, -1), dtype=pl.UInt64)
+    named = [
+        pl.col(c).replace_strict(pl.int_range(30, eager=True), other).alias(c) for c in drawn.columns if "_id" in c
+    ]
+    drawn = (
+        drawn.with_columns(pl.col("counterpart_id").fill_null(0)).with_columns(named).sample(fraction=1, shuffle=True)
+    )
+    frame = frame.with_columns(prompt_id=other).sample(fraction=1, shuffle=True)
+    assert pl.concat(stream(frame, drawn, answers, batch_rows=4)).equals(judge(frame, drawn, answers))
+
+
+def test_a_join_in_batches_refuses_what_a_join_at_once_refuses(tmp_path: Path) -> None:
+    frame, drawn, answers = wide(20)
+    twice = pl.concat([answers, answers[4:6]])
+    wrong = [(frame, drawn, twice), (frame.head(15), drawn, answers), (frame, drawn, answers.drop("response"))]
+    wrong += [(frame.with_columns(prompt_id=pl.int_range(pl.len()) % 19), drawn, answers)]
+    for tables in wrong:
+        with pytest.raises(ValueError, match=r"not among the prompts|share their prompts|no column|distinct"):
+            judge(*tables)
+        with pytest.raises(ValueError, match=r"not among the prompts|share their prompts|no column|distinct"):
+            join(*tables, tmp_path / "pairs.parquet", batch_rows=3)
+    with pytest.raises(ValueError, match="4 rows share their prompts, the first is row 5; give one response a prompt"):
+        join(frame, drawn, twice, tmp_path / "pairs.parquet", batch_rows=3)
+    with pytest.raises(ValueError, match="batch_rows: expected at least 1 for tables of 40 rows, came 0"):
+        join(frame, drawn, answers, tmp_path / "pairs.parquet", batch_rows=0)
+    with pytest.raises(ValueError, match=r"expected a name that ends in \.jsonl or \.parquet"):
+        join(frame, drawn, answers, tmp_path / "pairs.csv")
+    assert list(tmp_path.iterdir()) == []
+
+
 # The control
 
 
@@ -256,6 +325,20 @@ def test_nemo_rl_reads_ranked_completions(tmp_path: Path, chat: bool, suffix: st
         }
         for i in range(2)
     ]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("name", ["trl", "nemo-rl"])
+def test_an_export_in_batches_has_the_same_rows(tmp_path: Path, suffix: str, name: Any) -> None:
+    made = groups_of(9, 2, True)
+    made.write_parquet(tmp_path / "made.parquet", row_group_size=5)
+    export(made, tmp_path / f"once{suffix}", format=name)
+    export(pl.scan_parquet(tmp_path / "made.parquet"), tmp_path / f"batches{suffix}", format=name, batch_rows=4)
+    once, batches = (tmp_path / f"{how}{suffix}" for how in ("once", "batches"))
+    if suffix == ".jsonl":
+        assert batches.read_bytes() == once.read_bytes()
+    else:
+        assert pl.read_parquet(batches).equals(pl.read_parquet(once))
 
 
 def test_exports_to_other_names_are_refused_and_leave_no_file(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mipo import prompts
-from mipo.prompts import compose, drop, hold_out, key, numbered, read, render
+from mipo.prompts import compose, drop, hold_out, key, numbered, read, read_batches, render
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 roles = st.sampled_from(["system", "user", "assistant"])
@@ -476,3 +477,34 @@ def test_ids_are_distinct_whole_numbers() -> None:
     for ids in ([1, 1], [1, None], [-1, 2], ["a", "b"], [0.5, 1.0]):
         with pytest.raises(ValueError, match="prompt_id: expected 2 distinct whole numbers from 0"):
             numbered(pl.DataFrame({"prompt_id": ids}))
+
+
+# In batches
+
+
+@given(st.lists(st.none() | st.sampled_from(["a", " ", "b", "c"]), min_size=2, max_size=9), st.integers(1, 4))
+@settings(max_examples=60, deadline=None)
+def test_batches_of_a_parquet_file_are_what_is_read_at_once(tmp_path_factory, prompts, rows):
+    path = tmp_path_factory.mktemp("batches") / "prompts.parquet"
+    pl.DataFrame({"prompt": prompts, "n": range(len(prompts))}, {"prompt": pl.String, "n": pl.Int64}).write_parquet(
+        path
+    )
+    told = []
+    for reading in (lambda: [read(path)], lambda: list(read_batches(path, rows))):
+        try:
+            parts = reading()
+        except ValueError as refused:
+            told.append(str(refused))
+            continue
+        frame, places = pl.concat([part.frame for part in parts]), pl.concat([part.rows for part in parts])
+        lost = sum((Counter(part.dropped) for part in parts), Counter[str]())
+        first = {reason: min(p.first[reason] for p in parts if reason in p.first) for reason in lost}
+        told.append((frame.to_dicts(), places.to_list(), sum(part.rows_in for part in parts), dict(lost), first))
+    assert told[0] == told[1]
+
+
+def test_what_is_wrong_in_a_later_batch_is_named_by_its_row(tmp_path):
+    good, bad = [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]
+    pl.DataFrame({"prompt": [good, good, good, bad]}).write_parquet(tmp_path / "chats.parquet")
+    with pytest.raises(ValueError, match="row 4: column 'prompt': the last message must be the user's"):
+        list(read_batches(tmp_path / "chats.parquet", 3))

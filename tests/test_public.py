@@ -17,13 +17,13 @@ OPTIONS = {
     "--overlap-share --overlap-words --prompt --seed --split",
     "generate": "--batch-size --context --counterparts --max-new-tokens --model --output --prompt --seed --split "
     "--temperature --top-p --trust-remote-code",
-    "pairs": "--context --counterparts --output --prompt --responses --split",
+    "pairs": "--batch-rows --context --counterparts --output --prompt --responses --split",
     "tokens": "--max-length --output --tokenizer",
     "train": "--lora-r --model --output --tokens",
     "evaluate": "--answer --batch-size --context --held-out --kind --max-new-tokens --model --negatives --output "
     "--pattern --prompt --rows --seed --split --temperature --top-p --trust-remote-code",
     "report": "--beside --sample",
-    "export": "--format --output",
+    "export": "--batch-rows --format --output",
     "doctor": "",
 }
 

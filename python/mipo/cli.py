@@ -10,14 +10,18 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import polars as pl
 
+    from mipo.tables import Table
+
 HELP = {
+    "batch_rows": "rows held in memory at once, of tables of any size in Parquet",
     "batch_size": "prompts generated at once",
     "beside": "NAME=RUN: a control run whose figures stand beside this one's",
     "context": "column with the user's context",
@@ -105,11 +109,12 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _pairs(args: argparse.Namespace) -> None:
-    from mipo.pairs import dropped, judge, keep
+    from mipo.pairs import join
 
-    judged = judge(_prompts(args), _read(args.counterparts), _read(args.responses))
-    _write(keep(judged), args.output)
-    _tell(dropped(judged).items(), judged.height, args.output)
+    with _prompts_on_disk(args) as prompts:
+        tables = (prompts, _scan(args.counterparts), _scan(args.responses))
+        rows, _, lost = join(*tables, args.output, **_given(args, join))
+    _tell(lost.items(), rows, args.output)
 
 
 def _tokens(args: argparse.Namespace) -> None:
@@ -172,7 +177,7 @@ def _report(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     from mipo.pairs import export
 
-    export(_read(args.pairs), args.output, **_given(args, export))
+    export(_scan(args.pairs), args.output, **_given(args, export))
     print(f"pairs in {args.output}")
 
 
@@ -220,7 +225,7 @@ COMMANDS: dict[str, Command] = {
     "pairs": (
         "join prompts, counterparts and responses to preference pairs",
         _pairs,
-        ("mipo.prompts:read",),
+        ("mipo.prompts:read", "mipo.pairs:join"),
         (
             SOURCE,
             (COUNTERPARTS[0], {**COUNTERPARTS[1], "required": True}),
@@ -416,6 +421,32 @@ def _held_out(args: argparse.Namespace) -> pl.DataFrame:
     return read(args.held_out, **{name: getattr(args, name) for name in READING}).frame
 
 
+@contextmanager
+def _prompts_on_disk(args: argparse.Namespace) -> Iterator[pl.LazyFrame]:
+    """As `_prompts`, with `batch_rows` rows of a Parquet file in memory: what was read lies beside the output."""
+    import polars as pl
+
+    from mipo import tables
+    from mipo.prompts import read_batches
+
+    lost, rows_in = dict[str, int](), 0
+
+    def frames() -> Iterator[pl.DataFrame]:
+        nonlocal rows_in
+        for found in read_batches(args.prompts, args.batch_rows, **{name: getattr(args, name) for name in READING}):
+            lost.update({reason: lost.get(reason, 0) + rows for reason, rows in found.dropped.items()})
+            rows_in += found.rows_in
+            yield found.frame.select(c for c in found.frame.columns if c in ("prompt_id", "prompt", "context"))
+
+    path = args.output.with_name(f".{args.output.name}.prompts.{os.getpid()}.parquet")
+    try:
+        tables.write(frames(), path)
+        _tell(lost.items(), rows_in, args.prompts)
+        yield pl.scan_parquet(path)
+    finally:
+        path.unlink(missing_ok=True)
+
+
 def _read(path: Path) -> pl.DataFrame:
     import polars as pl
 
@@ -424,6 +455,13 @@ def _read(path: Path) -> pl.DataFrame:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
     return pl.read_parquet(path / "*.parquet") if path.is_dir() else load(path)
+
+
+def _scan(path: Path) -> Table:
+    """The table in a Parquet file or a folder of such, to be read as it goes; or that in a JSONL or CSV file."""
+    from mipo.sources import scan
+
+    return scan(path)
 
 
 def _write(frame: pl.DataFrame, path: Path) -> None:

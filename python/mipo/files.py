@@ -21,7 +21,8 @@ def whole(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) or not isinstance(error, Exception):
+        # What is written may be found wrong while it is made: a ValueError says so by itself.
+        if isinstance(error, OSError | ValueError | AssertionError) or not isinstance(error, Exception):
             raise
         raise OSError(f"{path}: could not be written ({error})") from error  # polars has errors of its own
 

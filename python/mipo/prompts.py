@@ -6,11 +6,11 @@ Knows chat messages and chat templates. Knows nothing of file formats, counter-p
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mipo import sources
+from mipo import sources, tables
 from mipo.lazy import lazy
 
 if TYPE_CHECKING:
@@ -49,24 +49,26 @@ def read(source: str | Path, *, prompt: str = "prompt", context: str | None = No
     named reason. Raises FileNotFoundError or ValueError, with file and row, for what cannot be read, and for fewer than
     two prompts.
     """
-    chosen = {prompt: "prompt"} if context is None else {prompt: "prompt", context: "context"}
-    if prompt == context:
-        raise ValueError(f"prompt and context are the same column, {prompt!r}; name two")
-    table = sources.load(source, split=split, texts=list(chosen))
-    if missing := [column for column in chosen if column not in table.columns]:
-        has = ", ".join(table.columns) or "no columns"
-        raise ValueError(f"{source}: no column {missing[0]!r}; it has {has}. Name the right one.")
-    table = _named(table, chosen, source)
-    if table.height < 2:
-        raise ValueError(f"{source}: {_rows(table.height)}; a counter-prompt needs at least 2 prompts")
-    table = _checked(table, source, prompt, context)
-    rows = pl.int_range(1, table.height + 1, eager=True)
-    read = _drop(Prompts(table, table.height, rows), _reasons(table))
-    if read.frame.height < 2:
-        raise ValueError(
-            f"{source}: {_rows(read.frame.height)} of {read.rows_in} left, at least 2 needed: {read.dropped}"
-        )
+    chosen = _chosen(prompt, context)
+    read = _kept(sources.load(source, split=split, texts=list(chosen)), source, chosen)
+    _check_rows(source, read.frame.height, read.rows_in, read.dropped)
     return read
+
+
+def read_batches(
+    source: str | Path, rows: int, *, prompt: str = "prompt", context: str | None = None, split: str = "train"
+) -> Iterator[Prompts]:
+    """As `read`, of a Parquet file `rows` rows at a time, numbered on from those before; of others all at once."""
+    if Path(source).suffix != ".parquet" or not Path(source).is_file():
+        yield read(source, prompt=prompt, context=context, split=split)
+        return
+    chosen, rows_in, rows_out, lost = _chosen(prompt, context), 0, 0, dict[str, int]()
+    for batch in tables.batches(sources.scan(source), rows):
+        some = _kept(batch, source, chosen, before=rows_in)
+        yield replace(some, frame=some.frame.with_columns(pl.col("prompt_id") + rows_out))
+        rows_in, rows_out = rows_in + some.rows_in, rows_out + some.frame.height
+        lost |= {reason: lost.get(reason, 0) + n for reason, n in some.dropped.items()}
+    _check_rows(source, rows_out, rows_in, lost)
 
 
 def drop(prompts: Prompts, reason: str, where: pl.Series) -> Prompts:
@@ -209,6 +211,31 @@ def _system_message(kind: pl.DataType) -> pl.Expr:
     return pl.struct(said.get(name, pl.lit(None, part)).alias(name) for name, part in _fields(kind).items())
 
 
+def _chosen(prompt: str, context: str | None) -> dict[str, str]:
+    """Which columns become prompt and context."""
+    if prompt == context:
+        raise ValueError(f"prompt and context are the same column, {prompt!r}; name two")
+    return {prompt: "prompt"} if context is None else {prompt: "prompt", context: "context"}
+
+
+def _check_rows(source: str | Path, rows_out: int, rows_in: int, dropped: dict[str, int]) -> None:
+    if rows_in < 2:
+        raise ValueError(f"{source}: {_rows(rows_in)}; a counter-prompt needs at least 2 prompts")
+    if rows_out < 2:
+        raise ValueError(f"{source}: {_rows(rows_out)} of {rows_in} left, at least 2 needed: {dropped}")
+
+
+def _kept(table: pl.DataFrame, source: str | Path, chosen: dict[str, str], before: int = 0) -> Prompts:
+    """The rows of a table, after the `before` first ones of its source, that are prompts; numbered from 0."""
+    if missing := [column for column in chosen if column not in table.columns]:
+        has = ", ".join(table.columns) or "no columns"
+        raise ValueError(f"{source}: no column {missing[0]!r}; it has {has}. Name the right one.")
+    label = {name: column for column, name in chosen.items()}
+    table = _checked(_named(table, chosen, source), source, label["prompt"], label.get("context"), before)
+    rows = pl.int_range(before + 1, before + table.height + 1, eager=True)
+    return _drop(Prompts(table, table.height, rows), _reasons(table))
+
+
 def _named(table: pl.DataFrame, chosen: dict[str, str], source: str | Path) -> pl.DataFrame:
     names = [chosen.get(column, f"source_{column}" if column in RESERVED else column) for column in table.columns]
     if twice := {name for name in names if names.count(name) > 1}:
@@ -218,7 +245,7 @@ def _named(table: pl.DataFrame, chosen: dict[str, str], source: str | Path) -> p
     return table.rename(dict(zip(table.columns, names, strict=True)))
 
 
-def _checked(table: pl.DataFrame, source: str | Path, prompt: str, context: str | None) -> pl.DataFrame:
+def _checked(table: pl.DataFrame, source: str | Path, prompt: str, context: str | None, before: int) -> pl.DataFrame:
     """The table with its prompts and contexts as text or messages; ValueError for other types."""
     labels = {"prompt": prompt} | ({"context": context} if context else {})
     for name, label in labels.items():
@@ -226,14 +253,14 @@ def _checked(table: pl.DataFrame, source: str | Path, prompt: str, context: str 
         if isinstance(kind, pl.Categorical | pl.Enum | pl.Null):
             table = table.with_columns(pl.col(name).cast(pl.String))
         elif name == "prompt" and isinstance(kind, pl.List):
-            _check_messages(table, source, label, context)
+            _check_messages(table, source, label, context, before)
         elif kind != pl.String:
             wanted = f"text or {MESSAGES}" if name == "prompt" else "text"
             raise ValueError(f"{source}: column {label!r}: expected {wanted}, came {kind}")
     return table
 
 
-def _check_messages(table: pl.DataFrame, source: str | Path, prompt: str, context: str | None) -> None:
+def _check_messages(table: pl.DataFrame, source: str | Path, prompt: str, context: str | None, before: int) -> None:
     column = f"column {prompt!r}"
     fields, given = _fields(table.schema["prompt"]), pl.col("prompt")
     if fields.get("role") != pl.String or fields.get("content") != pl.String:
@@ -248,7 +275,7 @@ def _check_messages(table: pl.DataFrame, source: str | Path, prompt: str, contex
     for what, where in wrong.items():
         rows = table.select(where.fill_null(False)).to_series().arg_true()
         if len(rows):
-            raise ValueError(f"{source}: row {rows[0] + 1}: {what} ({_rows(len(rows))} like this)")
+            raise ValueError(f"{source}: row {before + rows[0] + 1}: {what} ({_rows(len(rows))} like this)")
 
 
 def _reasons(table: pl.DataFrame) -> pl.Series:

@@ -20,7 +20,7 @@ import polars as pl
 from mipo import evaluation, files, prompts, recipe, report, responses, tokens
 from mipo.contrast import contrast, counter_prompts
 from mipo.overlap import overlaps, reasons
-from mipo.pairs import dropped, judge, keep, shuffle
+from mipo.pairs import dropped, join, judge, keep, shuffle
 from mipo.stages import Rows, Run
 from mipo.tokens import PairStore
 
@@ -242,13 +242,15 @@ class _Walk:
         shuffled = self.settings["control"] == "shuffled"
 
         def work() -> Rows:
-            drawn = self._read("counterparts.parquet")
-            judged = judge(self._read("prompts.parquet"), drawn, self._read("responses/*.parquet"))
-            kept = keep(judged)
-            if not kept.height:
-                raise ValueError(f"pairs: none of {judged.height} rows is a pair ({dropped(judged)})")
-            self._write(shuffle(kept, seed=self.seed) if shuffled else kept, "pairs.parquet")
-            return Rows(judged.height, kept.height, dropped(judged))
+            made = self.folder / "pairs.parquet"
+            rows = Rows(*join(self._scan("prompts.parquet"), self._scan("counterparts.parquet"),
+                              self._scan("responses/*.parquet"), made))  # fmt: skip
+            if not rows.rows_out:
+                made.unlink()
+                raise ValueError(f"pairs: none of {rows.rows_in} rows is a pair ({rows.dropped})")
+            if shuffled:
+                self._write(shuffle(self._read(made.name), seed=self.seed), made.name)
+            return rows
 
         inputs = {"shuffled": shuffled, "seed": self.seed, "files": self.run.hashes("prompts", "contrast", "responses")}
         self.run.stage("pairs", inputs, ("pairs.parquet",), work)
@@ -372,6 +374,9 @@ class _Walk:
 
     def _read(self, name: str) -> pl.DataFrame:
         return pl.read_parquet(self.folder / name)
+
+    def _scan(self, name: str) -> pl.LazyFrame:
+        return pl.scan_parquet(self.folder / name)
 
     def _write(self, frame: pl.DataFrame, name: str) -> None:
         with files.whole(self.folder / name) as temporary:

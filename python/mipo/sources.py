@@ -51,6 +51,20 @@ def load(source: str | Path, *, split: str = "train", texts: Sequence[str] = ())
     return _load_csv(source, data) if suffix == ".csv" else _load_jsonl(source, data, texts)
 
 
+def scan(source: str | Path) -> pl.DataFrame | pl.LazyFrame:
+    """The table in a Parquet file, or in those of a folder, to be read as it goes; any other as `load` reads it."""
+    path = Path(source)
+    parts = path / "*.parquet" if path.is_dir() and any(path.glob("*.parquet")) else path
+    if parts.suffix != ".parquet" or not path.exists() or path.stat().st_size == 0:
+        return load(source)
+    try:
+        lazy_frame = pl.scan_parquet(parts)
+        lazy_frame.collect_schema()
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"{source}: not a readable parquet file ({error})") from None
+    return lazy_frame
+
+
 def _names_hub_dataset(source: str) -> bool:
     """Whether what is no file can be `name` or `owner/name`: neither a path nor something with a file's suffix."""
     looks_like_file = re.search(r"\.[A-Za-z][A-Za-z0-9]{0,7}$", source)

@@ -175,7 +175,7 @@ class Run:
         files.write_json(self.path, self.manifest)
 
 
-_TEMPORARY = re.compile(r"\..*\.(\d+)\.tmp")  # what `files.whole` writes; the number is the process
+_TEMPORARY = re.compile(r"\..*\.(\d+)\.tmp")  # of `files.whole` and `pairs.join`; the number is the process
 
 
 def _ours(path: Path) -> bool:
@@ -184,10 +184,14 @@ def _ours(path: Path) -> bool:
 
 
 def _clean(folder: Path) -> None:
-    """Removes the temporary files that killed processes left in a run folder."""
-    for path in folder.rglob(".*.tmp"):
+    """Removes the temporary files and folders that killed processes left in a run folder."""
+    for path in list(folder.rglob(".*.tmp")):
         owner = _TEMPORARY.fullmatch(path.name)
-        if owner and path.is_file() and not _alive(int(owner[1])):
+        if not owner or _alive(int(owner[1])):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
             path.unlink()
 
 
