@@ -87,11 +87,21 @@ def _overlap(args: argparse.Namespace) -> None:
 
 
 def _contrast(args: argparse.Namespace) -> None:
-    from mipo import contrast
+    from mipo import cluster, contrast
 
-    prompts = _prompts(args)
-    held_out = _held_out(args) if args.held_out else None
-    drawn = contrast(prompts, **{**_given(args, contrast), "held_out": held_out})
+    if args.address and args.engine != "ray":
+        raise ValueError("--address is that of a Ray cluster; give --engine ray with it")
+    prompts, how = _prompts(args), _given(args, contrast)
+    how["held_out"] = _held_out(args) if args.held_out else None
+    if args.engine == "ray":
+        ours, usual = inspect.signature(cluster.contrast).parameters, inspect.signature(contrast).parameters
+        for name in [name for name in how if name not in ours]:
+            if repr(how.pop(name)) != repr(usual[name].default):
+                raise ValueError(f"--engine ray knows no --{name.replace('_', '-')}; leave it out, or draw with local")
+        with cluster.connected(args.address):
+            drawn = cluster.gather(cluster.contrast(cluster.spread(prompts), **how))
+    else:
+        drawn = contrast(prompts, **how)
     _write(drawn, args.output)
     _tell(drawn["reason"].drop_nulls().value_counts().iter_rows(), drawn.height, args.output)
 
@@ -192,6 +202,13 @@ Command = tuple[str, Callable[[argparse.Namespace], None], tuple[str, ...], tupl
 SOURCE = ("prompts", {"help": "JSONL, Parquet or CSV file, or a Hugging Face dataset"})
 OUTPUT = ("--output", {"type": Path, "required": True, "help": HELP["output"]})
 HELD_OUT = ("--held-out", {"help": "a file of prompts, with the same columns, that must not be trained on"})
+ENGINE = (
+    (
+        "--engine",
+        {"choices": ("local", "ray"), "default": "local", "help": "where the draw is prepared: here, or on Ray"},
+    ),
+    ("--address", {"help": "a Ray cluster's, as auto or ray://HOST:10001; without it one is started on this machine"}),
+)
 COUNTERPARTS = ("--counterparts", {"type": Path, "help": "what `mipo contrast` wrote"})
 COMMANDS: dict[str, Command] = {
     "run": (
@@ -214,7 +231,7 @@ COMMANDS: dict[str, Command] = {
         "draw the counter-prompts",
         _contrast,
         ("mipo.prompts:read", "mipo.contrast:contrast"),
-        (SOURCE, HELD_OUT, OUTPUT),
+        (SOURCE, HELD_OUT, OUTPUT, *ENGINE),
     ),
     "generate": (
         "let a model answer prompts and counter-prompts",
@@ -479,7 +496,8 @@ def _tell(dropped: Any, rows: int, where: Any) -> None:
 
 def _say(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
-        return f"{error.name} is not installed; this command needs `pip install 'mipo[train]'`"
+        extra = "ray" if error.name.partition(".")[0] == "ray" else "train"
+        return f"{error.name} is not installed; this command needs `pip install 'mipo[{extra}]'`"
     if isinstance(error, OSError) and error.errno:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; nothing half-written is kept, free the cause and run the same command again"

@@ -1,0 +1,152 @@
+"""Cluster: the draw of counter-prompts for a `ray.data.Dataset`, the same bytes as on one machine.
+
+Where the texts are, their blocks are normalised, hashed and cut into parts. Gathered are 128 bits a row of the text,
+as much of each text in a column of `match` or `differ`, and the numbers of `near`: who may face whom depends on all
+rows. Drawn once, by `mipo.contrast`, on the machine that calls; which rows are equal is all that it asks of texts, so
+the draw is the same. Knows Ray and blocks. Knows nothing of how counterparts are drawn.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from mipo.contrast import ONE_SENTENCE, Kind, _parts, _texts
+from mipo.contrast import contrast as draw
+from mipo.lazy import lazy
+from mipo.prompts import is_messages, normalised
+from mipo.tables import digests
+
+if TYPE_CHECKING:
+    import polars as pl
+    import pyarrow as pa
+    import ray
+else:
+    pl = lazy("polars")
+    ray = lazy("ray")
+
+# Ends of names of the columns that stand for another one: its values as they are, and the lengths of its texts. From
+# Unicode's private area, so that they are found again in what the draw says of a column.
+AS_IT_IS, LENGTHS = "\ue000", "\ue001"
+
+
+def contrast(
+    dataset: ray.data.Dataset,
+    *,
+    kind: Kind = "random",
+    negatives: int = 1,
+    seed: int = 0,
+    match: Sequence[str] = (),
+    differ: Sequence[str] = (),
+    near: tuple[str, float] | None = None,
+) -> ray.data.Dataset:
+    """As `mipo.contrast`, of a dataset: its rows as they lie in the blocks, the same counterparts in the same order.
+
+    The result has a block for each block of `dataset`, which is read once and held by Ray. The calling machine holds
+    about 50 bytes a row, and 50 more for each column of texts among `match` and `differ`.
+    """
+    match, differ = ([name] if isinstance(name, str) else list(name) for name in (match, differ))
+    blocks = _blocks(dataset)
+    asked = [*match, *differ]
+    coded = [_frame(table) for table in ray.get([_remote(_code).remote(block, asked, near) for block in blocks])]
+    frame = pl.concat(coded, how="vertical_relaxed")
+    how: dict[str, Any] = {"kind": kind, "negatives": negatives, "seed": seed, "match": match, "differ": differ}
+    how |= {} if near is None else {"near": near}
+    given = [name for name in frame.columns if not name.endswith((AS_IT_IS, LENGTHS))]
+    if not {*asked, *([] if near is None else near[:1])} <= set(given):
+        draw(frame.select(given), **how)
+        raise AssertionError("a draw by columns that are not there")
+    how |= {"match": [name + AS_IT_IS for name in match], "differ": [name + AS_IT_IS for name in differ]}
+    if near is not None:
+        how["near"] = (next(n for n in (near[0] + LENGTHS, near[0] + AS_IT_IS) if n in frame.columns), *near[1:])
+    told = pl.col("reason").str.replace(f"{LENGTHS}( within .*)$", "$1 characters")
+    drawn = draw(frame, **how).with_columns(told.str.replace_all(f"[{AS_IT_IS}{LENGTHS}]", ""))
+    made, start = [], 0
+    for block, rows in zip(blocks, (table.height * negatives for table in coded), strict=True):
+        piece = drawn[start : start + rows].to_arrow(compat_level=pl.CompatLevel.oldest())
+        made.append(_remote(_cut).remote(block, piece, seed) if kind == "partial" else ray.put(piece))
+        start += rows
+    return ray.data.from_arrow_refs(made)
+
+
+@contextmanager
+def connected(address: str | None = None, *, cores: int | None = None) -> Iterator[None]:
+    """Connects to the Ray at `address`, or starts one on this machine (on `cores`) and stops it at the end.
+
+    Where this process is connected already, and no address is given, that Ray is used and goes on.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report each start to its authors
+    if ray.is_initialized() and address is None:
+        yield
+        return
+    where = {"address": address} if address else {"address": "local", "num_cpus": cores, "include_dashboard": False}
+    ray.init(**where, log_to_driver=False, logging_level="WARNING")
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def spread(frame: pl.DataFrame, *, blocks: int | None = None) -> ray.data.Dataset:
+    """A frame as a dataset of about equal blocks, by default two for each core of the cluster."""
+    wanted = blocks or 2 * int(ray.cluster_resources().get("CPU", 1))
+    rows = max(1, -(-frame.height // wanted))
+    pieces = list(frame.iter_slices(rows)) or [frame]
+    return ray.data.from_arrow([piece.to_arrow(compat_level=pl.CompatLevel.oldest()) for piece in pieces])
+
+
+def gather(dataset: ray.data.Dataset) -> pl.DataFrame:
+    """All rows of a dataset as one frame, in the order of its blocks."""
+    return pl.concat([_frame(table) for table in ray.get(_blocks(dataset))], how="vertical_relaxed")
+
+
+def _blocks(dataset: ray.data.Dataset) -> list[ray.ObjectRef]:
+    """The blocks in their order, as Arrow tables held by Ray, less those without rows, but for one."""
+    options = dataset.context.execution_options
+    before, options.preserve_order = options.preserve_order, True
+    try:
+        refs = dataset.to_arrow_refs()
+    finally:
+        options.preserve_order = before
+    rows = ray.get([_remote(_count).remote(ref) for ref in refs])
+    return [ref for ref, held in zip(refs, rows, strict=True) if held] or refs[:1]
+
+
+def _code(block: pa.Table, asked: Sequence[str], near: tuple[str, float] | None) -> pa.Table:
+    """The block with nothing of its texts but which are equal: digests, and nulls where a column says nothing."""
+    frame = _frame(block)
+    coded = [pl.Series(name, [None], dtype=pl.Null).new_from_index(0, frame.height) for name in frame.columns]
+    code = {column.name: column for column in coded}
+    code |= {name: digests(normalised(_texts(frame[name]))) for name in ("prompt", "context") if name in code}
+    code |= {name: frame[name] for name in ("prompt_id",) if name in code}
+    for name in (name for name in frame.columns if name in asked or (near is not None and name == near[0])):
+        column, words = frame[name], frame.schema[name] == pl.String
+        code[name + AS_IT_IS] = (digests(column) if words else column).alias(name + AS_IT_IS)
+        if near is not None and name == near[0] and (words or is_messages(column)):
+            code[name + LENGTHS] = _texts(column).str.len_chars().alias(name + LENGTHS)
+    return pl.DataFrame(list(code.values())).to_arrow(compat_level=pl.CompatLevel.oldest())
+
+
+def _cut(block: pa.Table, drawn: pa.Table, seed: int) -> pa.Table:
+    """The drawn rows of a block with the parts of its prompts."""
+    rows = _frame(drawn)
+    parts = pl.Series("part", _parts(_frame(block).with_columns(rows["prompt_id"]), seed), dtype=pl.String)
+    cut = rows.with_columns(parts, reason=pl.when(parts.is_null()).then(pl.lit(ONE_SENTENCE)))
+    return cut.to_arrow(compat_level=pl.CompatLevel.oldest())
+
+
+def _count(block: pa.Table) -> int:
+    rows: int = block.num_rows
+    return rows
+
+
+def _remote(function: Any) -> Any:
+    return ray.remote(function)
+
+
+def _frame(table: pa.Table) -> pl.DataFrame:
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    return frame
