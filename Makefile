@@ -37,7 +37,7 @@ lint: .venv/ready
 	touch $@
 
 lock:
-	$(BIN)/uv pip compile --quiet pyproject.toml --extra train --group dev --universal --python-version 3.11 \
+	$(BIN)/uv pip compile --quiet pyproject.toml --extra train --extra ray --group dev --universal --python-version 3.11 \
 		--custom-compile-command "make lock" --output-file requirements.lock
 
 clean:
