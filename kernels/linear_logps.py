@@ -235,13 +235,13 @@ def _backward_flops(hidden, weight, targets, bias, down, up, *options, out_shape
 
 def head_flops(hidden: torch.Size, weight: torch.Size, up: torch.Size | None) -> int:
     """FLOPs of one product of hidden [T, D] and down [T, r] with weight [V, D] and up [V, r], from their shapes."""
-    return 2 * hidden[0] * weight[0] * (hidden[1] + (0 if up is None else up[1]))
+    return int(2 * hidden[0] * weight[0] * (hidden[1] + (0 if up is None else up[1])))
 
 
 def gradient_flops(hidden: torch.Size, weight: torch.Size, up: torch.Size | None, wanted: list[bool]) -> int:
     """FLOPs of the wanted gradients, given G."""
     rank = 0 if up is None else up[1]
-    return 2 * hidden[0] * weight[0] * (hidden[1] * (wanted[0] + wanted[1]) + rank * (wanted[3] + wanted[4]))
+    return int(2 * hidden[0] * weight[0] * (hidden[1] * (wanted[0] + wanted[1]) + rank * (wanted[3] + wanted[4])))
 
 
 def linear_logps(

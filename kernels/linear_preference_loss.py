@@ -297,7 +297,9 @@ class _Sums:
             if name == "sigmoid":
                 loss, slope = softmax_loss(ratios, lengths > 0, self.options[0])
             else:
-                pairs = Pairs(*ratios.unbind(1), *lengths.to(ratios.dtype).unbind(1), logps[:, 0], *self.options)
+                tokens = lengths.to(ratios.dtype)
+                sides = ratios[:, 0], ratios[:, 1], tokens[:, 0], tokens[:, 1]
+                pairs = Pairs(*sides, logps[:, 0], *self.options)
                 loss, chosen, rejected = PAIR_LOSSES[name](pairs)
                 slope = torch.stack([chosen, rejected], 1)
             losses += weight * loss
@@ -345,7 +347,8 @@ def _times(gradient: Tensor, upstream: Tensor) -> Tensor:
     """The gradient, rounded once, and not in place: the graph may be retained and walked again."""
     rows = gradient if gradient.ndim == 2 else gradient[:, None]
     # x * upstream would round the upstream to the dtype of x first, on a GPU.
-    return scaled_rows_op(rows, -upstream.expand(rows.shape[0])).view_as(gradient)
+    product: Tensor = scaled_rows_op(rows, -upstream.expand(rows.shape[0]))
+    return product.view_as(gradient)
 
 
 torch.library.register_autograd("mipo::linear_preference_loss", _differentiate, setup_context=_save)

@@ -271,7 +271,7 @@ def _launch(
 ) -> None:
     out = logits if g is None else g
     # Triton launches on the current device, which need not be that of the logits.
-    with torch.cuda.device_of(logits):
+    with torch.cuda.device_of(logits):  # type: ignore[no-untyped-call, unused-ignore]
         _row_kernel[(len(logits),)](
             logits,
             out,

@@ -76,6 +76,7 @@ def _demo(args: argparse.Namespace) -> None:
 
 def _overlap(args: argparse.Namespace) -> None:
     from mipo.overlap import overlaps
+    from mipo.pairs import dropped
 
     prompts = _prompts(args)
     found = overlaps(prompts, _held_out(args), **_given(args, overlaps))
@@ -83,11 +84,12 @@ def _overlap(args: argparse.Namespace) -> None:
     for row in found.head(SHOWN).iter_rows(named=True):
         print(f"── prompt {row['prompt_id']} {row['reason']}, {row['held_out_id']} ({row['share']:.0%})")
         print(f"{row['prompt']}\n── held out\n{row['held_out']}\n")
-    _tell(found["reason"].value_counts(sort=True).iter_rows(), prompts.height, args.output)
+    _tell(dropped(found).items(), prompts.height, args.output)
 
 
 def _contrast(args: argparse.Namespace) -> None:
     from mipo import cluster, contrast
+    from mipo.pairs import dropped
 
     if args.address and args.engine != "ray":
         raise ValueError("--address is that of a Ray cluster; give --engine ray with it")
@@ -103,7 +105,7 @@ def _contrast(args: argparse.Namespace) -> None:
     else:
         drawn = contrast(prompts, **how)
     _write(drawn, args.output)
-    _tell(drawn["reason"].drop_nulls().value_counts().iter_rows(), drawn.height, args.output)
+    _tell(dropped(drawn).items(), drawn.height, args.output)
 
 
 def _generate(args: argparse.Namespace) -> None:

@@ -148,7 +148,7 @@ def keep(judged: pl.DataFrame) -> pl.DataFrame:
 
 
 def dropped(judged: pl.DataFrame) -> dict[str, int]:
-    """How many judged rows are no pairs, by reason, the most frequent first."""
+    """How many rows drop out, by their column `reason`, the most frequent first, then in the order of the alphabet."""
     counts = judged["reason"].drop_nulls().value_counts()
     return dict(counts.sort("count", "reason", descending=[True, False]).iter_rows())
 

@@ -134,7 +134,7 @@ def separated(
     kept = train.filter(why.is_null()).drop("prompt_id")
     if kept.height < 2:
         raise ValueError(f"prompts: {found.height} of {train.height} training prompts occur in the held-out set")
-    lost = rows.dropped | dict(why.drop_nulls().value_counts(sort=True).iter_rows())
+    lost = rows.dropped | dropped(why.to_frame())
     kept = prompts.numbered(kept).select(train.columns)
     return kept, Rows(rows.rows_in, rows.rows_out - found.height, lost, rows.first), found
 
