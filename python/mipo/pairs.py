@@ -97,9 +97,8 @@ def stream(
     rows alone: among 10⁹ prompts the chance that any two are taken for one is below 10⁻²⁰.
 
     Tables of at most `batch_rows` rows are judged at once. Larger ones are first written to temporary files under
-    `folder` (default: the system's), compressed, each prompt twice and each response up to
-    2 + negatives times. Raises ValueError
-    as `judge` does, and for tables of more than 4096 times `batch_rows` rows.
+    `folder` (default: the system's), compressed, each prompt twice and each response up to 2 + negatives times. Raises
+    ValueError as `judge` does, and for tables of more than 4096 times `batch_rows` rows.
     """
     heights = [tables.height(table) for table in (prompts, counterparts, responses)]
     if batch_rows < 1 or max(heights) > batch_rows * tables.MOST_BUCKETS:
