@@ -223,7 +223,7 @@ for _name in ("mipo::linear_logps_backward", "mipo::scaled_rows"):
 
 @register_flop_formula(_forward)
 def _forward_flops(hidden, weight, targets, bias, down, up, *options, out_shape=None, **_) -> int:  # type: ignore[no-untyped-def]
-    return head_flops(hidden, weight, up) * (1 + (options[-2] == "M1"))
+    return int(head_flops(hidden, weight, up) * (1 + (options[-2] == "M1")))
 
 
 @register_flop_formula(_backward)

@@ -588,6 +588,9 @@ def one_of_two(rank: int, port: int, folder: Path) -> None:
         if rank == 0:
             log = [row for row in made.state.log_history if "loss" in row]
             torch.save((log, made.model.state_dict()), folder / f"{len(negatives)}.pt")
+    # Together, and before Python's own end, at which gloo's threads were once found running: an abort after the work.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 def test_two_processes_are_one_with_a_larger_batch(tmp_path: Path, tokenizer: Any) -> None:
