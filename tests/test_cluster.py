@@ -1,6 +1,5 @@
 """Laws of the draw on Ray: the same bytes as on one machine, however the rows lie in blocks, and the same refusals."""
 
-import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'mipo
 pytest.importorskip("ray.data", reason="ray is installed without ray[data]")
 
 ROWS = 101
-NEAR = "near" in inspect.signature(contrast).parameters
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,11 +56,8 @@ def same(dataset: Any, frame: pl.DataFrame, **how: Any) -> None:
         {"differ": ["prompt"], "match": ["context"]},
         {"kind": "partial", "seed": 3},
         {"kind": "dropped"},
-        pytest.param({"near": ("user", 1)}, marks=pytest.mark.skipif(not NEAR, reason="the draw has no near")),
-        pytest.param(
-            {"near": ("prompt", 0), "match": ["task"]},
-            marks=pytest.mark.skipif(not NEAR, reason="the draw has no near"),
-        ),
+        {"near": ("user", 1)},
+        {"near": ("prompt", 0), "match": ["task"]},
     ],
     ids=str,
 )

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from mipo.contrast import ONE_SENTENCE, Kind, _parts, _texts
+from mipo.contrast import Kind, with_parts
 from mipo.contrast import contrast as draw
 from mipo.lazy import lazy
-from mipo.prompts import is_messages, normalised
+from mipo.prompts import contents, is_messages, normalised
 from mipo.tables import digests
 
 if TYPE_CHECKING:
@@ -119,21 +119,20 @@ def _code(block: pa.Table, asked: Sequence[str], near: tuple[str, float] | None)
     frame = _frame(block)
     coded = [pl.Series(name, [None], dtype=pl.Null).new_from_index(0, frame.height) for name in frame.columns]
     code = {column.name: column for column in coded}
-    code |= {name: digests(normalised(_texts(frame[name]))) for name in ("prompt", "context") if name in code}
+    code |= {name: digests(normalised(contents(frame[name]))) for name in ("prompt", "context") if name in code}
     code |= {name: frame[name] for name in ("prompt_id",) if name in code}
     for name in (name for name in frame.columns if name in asked or (near is not None and name == near[0])):
         column, words = frame[name], frame.schema[name] == pl.String
         code[name + AS_IT_IS] = (digests(column) if words else column).alias(name + AS_IT_IS)
         if near is not None and name == near[0] and (words or is_messages(column)):
-            code[name + LENGTHS] = _texts(column).str.len_chars().alias(name + LENGTHS)
+            code[name + LENGTHS] = contents(column).str.len_chars().alias(name + LENGTHS)
     return pl.DataFrame(list(code.values())).to_arrow(compat_level=pl.CompatLevel.oldest())
 
 
 def _cut(block: pa.Table, drawn: pa.Table, seed: int) -> pa.Table:
     """The drawn rows of a block with the parts of its prompts."""
-    rows = _frame(drawn)
-    parts = pl.Series("part", _parts(_frame(block).with_columns(rows["prompt_id"]), seed), dtype=pl.String)
-    cut = rows.with_columns(parts, reason=pl.when(parts.is_null()).then(pl.lit(ONE_SENTENCE)))
+    rows, frame = _frame(drawn), _frame(block)
+    cut = with_parts(rows, frame.with_columns(rows["prompt_id"]), seed)
     return cut.to_arrow(compat_level=pl.CompatLevel.oldest())
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mipo.lazy import lazy
 from mipo.overlap import clusters, overlaps, reasons
-from mipo.prompts import compose, first_equal, is_messages, normalised, numbered
+from mipo.prompts import compose, contents, first_equal, is_messages, normalised, numbered
 
 if TYPE_CHECKING:
     import numpy as np
@@ -122,8 +122,7 @@ def contrast(
     rows = rows.with_columns(pl.lit(None, dtype=pl.UInt64).alias("counterpart_id"))
     if kind == "dropped":
         return rows.with_columns(pl.lit(None, dtype=pl.String).alias("reason"))
-    parts = pl.Series("part", _parts(frame, seed), dtype=pl.String)
-    return rows.with_columns(parts, reason=pl.when(parts.is_null()).then(pl.lit(ONE_SENTENCE)))
+    return with_parts(rows, frame, seed)
 
 
 def _draw_without(
@@ -228,7 +227,7 @@ def _draw(
     near: tuple[str, float] | None,
     near_duplicates: float | None,
 ) -> pl.DataFrame:
-    another, texts = f"another {unlike}", normalised(_texts(frame[unlike])).alias("text").to_frame()
+    another, texts = f"another {unlike}", normalised(contents(frame[unlike])).alias("text").to_frame()
     if near_duplicates is not None:
         another, texts = f"a {unlike} that is no near-duplicate", clusters(texts["text"], near_duplicates).to_frame()
     numbers, tolerance = (None, 0.0) if near is None else (_numbers(frame[near[0]]), float(near[1]))
@@ -257,7 +256,7 @@ def _draw(
 def _numbers(column: pl.Series) -> pl.Series:
     """What `near` compares: the numbers of a column or the lengths of its texts, Float64; NaN for what is no number."""
     if column.dtype == pl.String or is_messages(column):
-        column = _texts(column).str.len_chars()
+        column = contents(column).str.len_chars()
     if not column.dtype.is_numeric():
         raise ValueError(
             f"near: expected a column of numbers, texts or messages, came {column.name!r} of {column.dtype}; "
@@ -284,18 +283,13 @@ def rows_of(prompts: pl.DataFrame, ids: pl.Series) -> pl.DataFrame:
     return wanted.to_frame().join(prompts, on="prompt_id", how="left", maintain_order="left")
 
 
-def _texts(prompts: pl.Series) -> pl.Series:
-    """The text of each prompt; of messages all contents, one after another."""
-    if is_messages(prompts):
-        return prompts.list.eval(pl.element().struct.field("content")).list.join("\n")
-    return prompts
-
-
-def _parts(frame: pl.DataFrame, seed: int) -> list[str | None]:
-    """A part of each prompt's text, of messages of the last one's."""
+def with_parts(rows: pl.DataFrame, frame: pl.DataFrame, seed: int) -> pl.DataFrame:
+    """The rows of the prompts in `frame` with a part of each (of messages of the last one's), or why there is none."""
     prompts = frame["prompt"]
     texts = prompts.list.last().struct.field("content") if is_messages(prompts) else prompts
-    return [part(text, seed=seed, row=row) for row, text in zip(frame["prompt_id"], texts, strict=True)]
+    cut = [part(text, seed=seed, row=row) for row, text in zip(frame["prompt_id"], texts, strict=True)]
+    parts = pl.Series("part", cut, dtype=pl.String)
+    return rows.with_columns(parts, reason=pl.when(parts.is_null()).then(pl.lit(ONE_SENTENCE)))
 
 
 def _with_text(prompts: pl.Series, texts: pl.Series, where: pl.Series) -> pl.Series:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mipo.lazy import lazy
-from mipo.prompts import first_equal, is_messages, normalised, numbered
+from mipo.prompts import contents, first_equal, normalised, numbered
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,7 +48,7 @@ def overlaps(prompts: pl.DataFrame, held_out: pl.DataFrame, *, words: int = 8, s
         if "prompt" not in table.columns:
             raise ValueError(f"{name}: no column 'prompt'; it has {', '.join(table.columns) or 'no columns'}")
     prompts, held_out = numbered(prompts), numbered(held_out)
-    texts, tests = _texts(prompts["prompt"]), _texts(held_out["prompt"])
+    texts, tests = (contents(table["prompt"], role="user") for table in (prompts, held_out))
     groups, test_groups = _groups(prompts, held_out)
     place, shares, equal = _native.overlaps((normalised(texts), groups), (normalised(tests), test_groups), words, share)
     found = np.flatnonzero(place != NOWHERE)
@@ -82,14 +82,6 @@ def clusters(texts: pl.Series, threshold: float) -> pl.Series:
     exact, without a seed. Raises ValueError for a threshold outside (0, 1] and for a null.
     """
     return pl.Series(texts.name, _native.clusters(normalised(texts), NGRAM, threshold))
-
-
-def _texts(prompts: pl.Series) -> pl.Series:
-    """What a person asked: the text, or of messages the user's, one after another."""
-    if not is_messages(prompts):
-        return prompts
-    said, role = pl.element().struct.field("content"), pl.element().struct.field("role")
-    return prompts.list.eval(said.filter(role == "user")).list.join("\n")
 
 
 def _groups(*tables: pl.DataFrame) -> list[NDArray[np.uint64]]:

@@ -94,6 +94,16 @@ def first_equal(frame: pl.DataFrame, columns: Sequence[str]) -> pl.Series:
     return values.select(pl.col("row").first().over("values")).to_series()
 
 
+def contents(prompts: pl.Series, *, role: str | None = None) -> pl.Series:
+    """The text of each prompt; of messages all contents, or those of one role, one after another."""
+    if not is_messages(prompts):
+        return prompts
+    said = pl.element().struct.field("content")
+    if role is not None:
+        said = said.filter(pl.element().struct.field("role") == role)
+    return prompts.list.eval(said).list.join("\n")
+
+
 def normalised(texts: pl.Series) -> pl.Series:
     """Texts that differ only in Unicode form, case or white space made equal; a null stays null."""
     # Of ASCII texts lower case is all there is to fold, which costs a tenth.
