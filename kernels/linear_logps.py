@@ -200,9 +200,8 @@ def _differentiate(ctx: Any, *upstreams: Tensor | None) -> tuple[Tensor | None, 
     wanted = [ctx.needs_input_grad[i] for i in (0, 1, 3, 4, 5)]
     state, kept, kept_low, *tensors = ctx.saved_tensors
     if upstream is None and upstream_entropy is None:
-        gradients: tuple[Tensor, ...] = (kept,) * 5
-        wanted = [False] * 5
-    elif ctx.mode == "M1" and upstream_entropy is None:
+        return (None,) * 13
+    if ctx.mode == "M1" and upstream_entropy is None:
         assert not any(wanted[i] for i in (1, 2, 4)), "M1 is for a frozen head"
         down = scaled_rows_op(kept_low, upstream) if wanted[3] else kept_low
         gradients = (scaled_rows_op(kept, upstream), kept, kept, down, kept)

@@ -310,6 +310,7 @@ def _fold_torch(
 ) -> None:
     if first == 0:
         state.zero_()
+        # Slices of one column: without statistics there is no column EARLIER, and nothing is filled.
         for column, value in ((PEAK, torch.finfo(state.dtype).min), (TARGET, torch.nan), (EARLIER, -torch.inf)):
             state[:, column : column + 1].fill_(value)
     n = logits.shape[1]

@@ -145,3 +145,8 @@ def test_the_version(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--version"])
     assert capsys.readouterr().out.startswith("mipo 0.")
+
+
+def test_a_table_that_is_not_there_is_said_and_not_looked_for_elsewhere(tmp_path, capsys):
+    assert cli.main(["export", str(tmp_path / "pairs"), "--output", str(tmp_path / "out.jsonl")]) == 2
+    assert f"{tmp_path / 'pairs'}: no such file" in capsys.readouterr().err

@@ -10,7 +10,7 @@ HOUSE = ROOT / "python" / "mipo"
 ORDER = [
     "lazy", "files", "tables", "_native", "kernels", "sources", "prompts", "overlap", "contrast", "cluster",
     "responses", "pairs", "tokens", "logps", "loss", "heads", "fused", "trl_head", "preference_head", "trainer",
-    "evaluation", "findings", "plots", "report", "recipe", "stages", "run", "demo", "doctor", "cli",
+    "evaluation", "findings", "plots", "report", "recipe", "stages", "run", "demo", "doctor", "options", "cli",
 ]  # fmt: skip
 
 

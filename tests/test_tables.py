@@ -57,7 +57,6 @@ def test_digests_are_equal_for_equal_values_alone() -> None:
     digests = tables.digests(values)
     assert digests.name == "v"
     assert digests.is_null().to_list() == values.is_null().to_list()
-    assert digests.rank("dense").to_list() != [None] * 6
     assert digests[0] == digests[3]
     assert digests.drop_nulls().n_unique() == 3
     assert tables.digests(pl.Series(range(100_000))).n_unique() == 100_000

@@ -6,7 +6,6 @@ Knows argument parsing and how an error looks. Loads a room only when its comman
 from __future__ import annotations
 
 import argparse
-import importlib
 import inspect
 import os
 import sys
@@ -15,42 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mipo.options import HELP, add_options, given
+
 if TYPE_CHECKING:
     import polars as pl
 
     from mipo.tables import Table
 
-HELP = {
-    "batch_rows": "rows held in memory at once, of tables of any size in Parquet",
-    "batch_size": "prompts generated at once",
-    "beside": "NAME=RUN: a control run whose figures stand beside this one's",
-    "context": "column with the user's context",
-    "control": "train a control instead of the method: shuffled (chosen and rejected swapped at random) or sft",
-    "differ": "columns in which a counterpart differs (a user)",
-    "format": "trl, openrlhf or nemo-rl",
-    "kind": "what the rejected response answers: random, partial, context or dropped",
-    "match": "columns in which a counterpart equals its row (a task, a language)",
-    "max_length": "longest prompt and response, in tokens; longer pairs are dropped by name",
-    "max_new_tokens": "longest response, in tokens",
-    "near": "a column, and how far a counterpart's number in it may be; of texts the length counts, as prompt=50",
-    "negatives": "K, how many other prompts",
-    "near_duplicates": "rows at least so alike (Jaccard, as 0.8), or held together by such, never face each other",
-    "output": "where the result goes",
-    "overlap_share": "share of a held-out prompt's words that makes a prompt leave, where both have them in runs",
-    "overlap_words": "words in such a run",
-    "prompt": "column with the prompt: text or chat messages",
-    "reuse": "another run folder, whose stages with the same inputs are taken over",
-    "rows": "how many rows are shown or scored",
-    "sample": "how many pairs the page shows",
-    "seed": "the same seed gives the same result",
-    "share": "share of a held-out prompt's words that lies in runs of words which the prompt has too",
-    "split": "split of a Hugging Face dataset",
-    "temperature": "sampling temperature; 0 is greedy",
-    "top_p": "nucleus sampling",
-    "trust_remote_code": "run code that comes with the model",
-    "until": "the last stage to do",
-    "words": "words in such a run",
-}
 # Set before torch loads, where the user did not: threads that wait must sleep, since waiting awake takes the core from
 # whatever else runs (256 answers of the demo's model beside another job: 9 s, or 0.7; 2026-11-24). And TRL would report
 # each training to its authors.
@@ -65,13 +35,13 @@ def _run(args: argparse.Namespace) -> None:
     if args.dry_run:
         print(run.dry_run(args.recipe, seed=args.seed))
     else:
-        run.run(args.recipe, **_given(args, run.run))
+        run.run(args.recipe, **given(args, run.run))
 
 
 def _demo(args: argparse.Namespace) -> None:
     from mipo.demo import demo
 
-    demo(**_given(args, demo))
+    demo(**given(args, demo))
 
 
 def _overlap(args: argparse.Namespace) -> None:
@@ -79,7 +49,7 @@ def _overlap(args: argparse.Namespace) -> None:
     from mipo.pairs import dropped
 
     prompts = _prompts(args)
-    found = overlaps(prompts, _held_out(args), **_given(args, overlaps))
+    found = overlaps(prompts, _held_out(args), **given(args, overlaps))
     _write(found, args.output)
     for row in found.head(SHOWN).iter_rows(named=True):
         print(f"── prompt {row['prompt_id']} {row['reason']}, {row['held_out_id']} ({row['share']:.0%})")
@@ -93,7 +63,7 @@ def _contrast(args: argparse.Namespace) -> None:
 
     if args.address and args.engine != "ray":
         raise ValueError("--address is that of a Ray cluster; give --engine ray with it")
-    prompts, how = _prompts(args), _given(args, contrast)
+    prompts, how = _prompts(args), given(args, contrast)
     how["held_out"] = _held_out(args) if args.held_out else None
     if args.engine == "ray":
         ours, usual = inspect.signature(cluster.contrast).parameters, inspect.signature(contrast).parameters
@@ -116,7 +86,7 @@ def _generate(args: argparse.Namespace) -> None:
     prompts, tokenizer = _prompts(args), load_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
     own = compose(prompts["prompt"], prompts.get_column("context", default=None), chat=is_chat(tokenizer))
     counter = [counter_prompts(prompts, _read(args.counterparts), chat=is_chat(tokenizer))] if args.counterparts else []
-    generate(ask(own, *counter), args.model, tokenizer=tokenizer, folder=args.output, **_given(args, generate))
+    generate(ask(own, *counter), args.model, tokenizer=tokenizer, folder=args.output, **given(args, generate))
     print(f"responses in {args.output}")
 
 
@@ -125,7 +95,7 @@ def _pairs(args: argparse.Namespace) -> None:
 
     with _prompts_on_disk(args) as prompts:
         tables = (prompts, _scan(args.counterparts), _scan(args.responses))
-        rows, _, lost = join(*tables, args.output, **_given(args, join))
+        rows, _, lost = join(*tables, args.output, **given(args, join))
     _tell(lost.items(), rows, args.output)
 
 
@@ -134,7 +104,7 @@ def _tokens(args: argparse.Namespace) -> None:
     from mipo.tokens import tokenize
 
     pairs = _read(args.pairs)
-    store, lost = tokenize(pairs, load_tokenizer(args.tokenizer), **_given(args, tokenize))
+    store, lost = tokenize(pairs, load_tokenizer(args.tokenizer), **given(args, tokenize))
     store.save(args.output)
     _tell(lost.items(), pairs.height, args.output)
 
@@ -167,11 +137,9 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     rule = {k: v for k, v in (("answer", args.answer), ("pattern", args.pattern)) if v}
     held_out = PairStore.open(args.held_out) if args.held_out else None
-    given = {
-        name: value for name, value in _given(args, evaluate).items() if name not in ("answers", "held_out", "rule")
-    }
+    how = {n: value for n, value in given(args, evaluate).items() if n not in ("answers", "held_out", "rule")}
     tokenizer = load_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
-    side, _ = evaluate(args.model, tokenizer, _prompts(args), held_out, rule=rule or None, **given)
+    side, _ = evaluate(args.model, tokenizer, _prompts(args), held_out, rule=rule or None, **how)
     for name, figure in side.items():
         print(f"{name:16} {figure['value']:9.3f}  [{figure['low']:.3f}, {figure['high']:.3f}]")
     if args.output:
@@ -181,15 +149,15 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _report(args: argparse.Namespace) -> None:
     from mipo import report
 
-    given = _given(args, report.write)
-    page = report.write(args.run, **given)
-    print(f"{report.table(args.run, beside=given['beside'])}\n\nreport: {page}")
+    how = given(args, report.write)
+    page = report.write(args.run, **how)
+    print(f"{report.table(args.run, beside=how['beside'])}\n\nreport: {page}")
 
 
 def _export(args: argparse.Namespace) -> None:
     from mipo.pairs import export
 
-    export(_scan(args.pairs), args.output, **_given(args, export))
+    export(_scan(args.pairs), args.output, **given(args, export))
     print(f"pairs in {args.output}")
 
 
@@ -204,11 +172,9 @@ Command = tuple[str, Callable[[argparse.Namespace], None], tuple[str, ...], tupl
 SOURCE = ("prompts", {"help": "JSONL, Parquet or CSV file, or a Hugging Face dataset"})
 OUTPUT = ("--output", {"type": Path, "required": True, "help": HELP["output"]})
 HELD_OUT = ("--held-out", {"help": "a file of prompts, with the same columns, that must not be trained on"})
+WHERE = "where the draw is prepared: here, or on Ray"
 ENGINE = (
-    (
-        "--engine",
-        {"choices": ("local", "ray"), "default": "local", "help": "where the draw is prepared: here, or on Ray"},
-    ),
+    ("--engine", {"choices": ("local", "ray"), "default": "local", "help": WHERE}),
     ("--address", {"help": "a Ray cluster's, as auto or ray://HOST:10001; without it one is started on this machine"}),
 )
 COUNTERPARTS = ("--counterparts", {"type": Path, "help": "what `mipo contrast` wrote"})
@@ -336,7 +302,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         command = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
         command.set_defaults(work=work)
         if name == asked:
-            _add_options(command, functions, own)
+            add_options(command, functions, own)
     if asked == "train":
         args, args_rest = parser.parse_known_args(arguments)
         args.rest = args_rest
@@ -351,79 +317,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         parser.print_help()
         raise SystemExit(2)
     return args
-
-
-def _add_options(
-    command: argparse.ArgumentParser, functions: tuple[str, ...], own: tuple[tuple[str, dict[str, Any]], ...]
-) -> None:
-    for name, how in own:
-        command.add_argument(name, **how)
-    taken = {action.dest for action in command._actions}
-    for function in functions:
-        for parameter in inspect.signature(_load(function)).parameters.values():
-            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in taken and _plain(parameter):
-                taken.add(parameter.name)
-                command.add_argument(f"--{parameter.name.replace('_', '-')}", **_option(parameter))
-
-
-def _load(function: str) -> Callable[..., Any]:
-    module, _, name = function.partition(":")
-    loaded: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return loaded
-
-
-def _plain(parameter: inspect.Parameter) -> bool:
-    """Whether an option can say it: text, numbers, paths and lists of names."""
-    if parameter.name in ("progress", "folder"):  # the name of a progress bar; --output says the folder
-        return False
-    words = {"bool", "str", "int", "float", "Path", "Kind", "Format", "None"}
-    words |= {"Sequence[str]", "Mapping[str, Path]", "tuple[str, float]"}
-    return all(part in words for part in _annotation(parameter).split(" | "))
-
-
-def _annotation(parameter: inspect.Parameter) -> str:
-    kind = parameter.annotation
-    return kind if isinstance(kind, str) else inspect.formatannotation(kind).replace("pathlib.", "")
-
-
-def _option(parameter: inspect.Parameter) -> dict[str, Any]:
-    about, kind, default = HELP.get(parameter.name), _annotation(parameter), parameter.default
-    if kind == "bool":
-        return {"action": "store_true", "help": about}
-    if kind.startswith("Mapping"):
-        return {"action": "append", "type": _named_path, "metavar": "NAME=RUN", "help": about}
-    if kind.startswith("tuple"):
-        return {"type": _column_and_number, "metavar": "COLUMN=NUMBER", "help": about}
-    if kind.startswith("Sequence"):
-        return {"nargs": "*", "default": list(default), "metavar": "COLUMN", "help": about}
-    shown = f"{about} (default {default})" if about and default is not None else about
-    choices = {"Kind": ("random", "partial", "context", "dropped"), "Format": ("trl", "openrlhf", "nemo-rl")}.get(kind)
-    number: Any = {"int": int, "float": float}.get(kind.split(" | ")[0], str)
-    return {"default": default, "type": number, "choices": choices, "help": shown}
-
-
-def _named_path(text: str) -> tuple[str, Path]:
-    name, equals, path = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"expected NAME=RUN, came {text!r}")
-    return name, Path(path)
-
-
-def _column_and_number(text: str) -> tuple[str, float]:
-    column, _, number = text.rpartition("=")
-    try:
-        return column, float(number)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected COLUMN=NUMBER, came {text!r}") from None
-
-
-def _given(args: argparse.Namespace, function: Callable[..., Any]) -> dict[str, Any]:
-    """The options that are keyword arguments of `function`."""
-    names = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    given = {name: getattr(args, name) for name in names if hasattr(args, name)}
-    if "beside" in given:
-        given["beside"] = dict(given["beside"] or [])
-    return {name: value for name, value in given.items() if name not in ("folder", "tokenizer")}
 
 
 def _prompts(args: argparse.Namespace) -> pl.DataFrame:
@@ -480,6 +373,8 @@ def _scan(path: Path) -> Table:
     """The table in a Parquet file or a folder of such, to be read as it goes; or that in a JSONL or CSV file."""
     from mipo.sources import scan
 
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
     return scan(path)
 
 

@@ -69,7 +69,7 @@ class Head:
         """
         inner = _unwrapped(model)
         layer = inner.get_output_embeddings()
-        _backbone(inner)
+        _backbone(inner)  # refuses what lies between backbone and head
         linear, adapters = _layers(layer)
         _check_linear(linear)
         weight, bias = _gathered(linear.weight), None if linear.bias is None else _gathered(linear.bias)
