@@ -44,6 +44,7 @@ def contrast(
 ) -> ray.data.Dataset:
     """As `mipo.contrast`, of a dataset: its rows as they lie in the blocks, the same counterparts in the same order.
 
+    Without near_duplicates and held_out, which need all texts in one place.
     The result has a block for each block of `dataset`, which is read once and held by Ray. The calling machine holds
     about 50 bytes a row, and 50 more for each column of texts among `match` and `differ`.
     """

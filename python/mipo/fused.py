@@ -1,4 +1,4 @@
-"""LM heads without logits: log-probs and preference losses straight from hidden states, with fewer FLOPs than any peer.
+"""LM heads in pieces: log-probs and losses straight from hidden states, in as few FLOPs as stored logits take.
 
 This room knows the arguments and the choice of a mode; `kernels/` does the work and `mipo.loss` says what it must be.
 It does not know models or trainers: select the hidden states of the response tokens before you come here.
@@ -80,7 +80,7 @@ def linear_logps(
     | M0   | nothing                          | F                  | `chunk_bytes`                               |
     | M1   | hidden: the head is frozen       | 2F + 0             | `chunk_bytes`, 2 T D until the backward     |
     | M3   | also the head; 2 T V fit         | F + 2F             | 2 T V until the backward, 2 T D             |
-    | M4   | also the head; 2 T V do not fit  | F + 3F             | `chunk_bytes`, 8 T D in the backward        |
+    | M4   | also the head; 2 T V do not fit  | F + 3F             | `chunk_bytes`, 6 T D in the backward        |
 
     Args:
         hidden: [..., D], floating: final hidden states, position t already aligned with the token it predicts.
@@ -93,10 +93,11 @@ def linear_logps(
         lora: (down [..., r], up [V, r]) adds down up^T to hidden weight^T: LoRA on the head, where `up` is B and down =
             scaling dropout(hidden) A^T is yours to compute, so that A and hidden have their gradients of it.
         statistics: return all of `mipo.loss.TokenStatistics` instead of the log-probs alone. The gradient of the
-            entropy projects once more, 2F to 4F, if it is ever asked for.
+            entropy, if it is ever asked for, projects once more: 4F in all.
         mode: named here, or `None` to have it chosen as the table says. M1 needs a frozen head.
         chunk_bytes: budget for the logits held at any one time; more means fewer, larger products. `None` means 256 MiB
-            and 4 T D, with a trained head also 2 V D: what TRL 1.16's head takes for one tile and what it casts.
+            and 4 T D, with a trained head (bias or LoRA, too) also 2 V D: what TRL 1.16's head takes for one tile and
+            what it casts.
         logits_dtype: dtype in which a chunk's logits wait for their log-sum-exp, which itself is always at least
             float32. `None` means float32 without gradients, where accuracy is nearly free, and the dtype of `hidden`
             with them. bfloat16 logits cost 0.02 to 0.6 nats on the sum of 200 tokens; for a policy that starts as its
@@ -160,9 +161,9 @@ def linear_preference_loss(
     |------|-------------------------------------------------------|-------|------------------------------------------|
     | M0   | nothing requires a gradient                           | F     | `chunk_bytes`                            |
     | M1   | the head is frozen                                    | 2F    | `chunk_bytes`, 2 T D                     |
-    | M3   | the head is trained, its logits fit                   | 3F    | 2 T V until the backward                 |
+    | M3   | the head is trained, its logits fit                   | 3F    | 2 T V until the backward, 2 T D          |
     | M2   | they do not fit                                       | 3F    | `chunk_bytes`, 4 V D                     |
-    | M4   | nor do they, and a loss needs the batch (`aot`), or all is float16 | 4F | `chunk_bytes`, 8 T D           |
+    | M4   | they do not fit, and a loss needs the batch, or float16 | 4F  | `chunk_bytes`, 6 T D                     |
 
     Args:
         hidden: [T, D]: final hidden states of the response tokens alone, no padding, each aligned with the token it
@@ -208,7 +209,7 @@ def linear_preference_loss(
 
 
 class FusedPreferenceLoss(nn.Module):
-    """`linear_preference_loss` with its options set once; the arguments are described there.
+    """`linear_preference_loss` with its options, all but `mode`, set once; the arguments are described there.
 
     It has no parameters: the head's weight comes in with every call, so that it may be sharded, tied or wrapped.
     """

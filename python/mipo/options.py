@@ -22,12 +22,12 @@ HELP = {
     "match": "columns in which a counterpart equals its row (a task, a language)",
     "max_length": "longest prompt and response, in tokens; longer pairs are dropped by name",
     "max_new_tokens": "longest response, in tokens",
-    "near": "a column, and how far a counterpart's number in it may be; of texts the length counts, as prompt=50",
+    "near": "a column, and how far a counterpart's number in it may be; of texts their characters, as prompt=50",
     "negatives": "K, how many other prompts",
     "near_duplicates": "rows at least so alike (Jaccard, as 0.8), or held together by such, never face each other",
     "output": "where the result goes",
     "overlap_share": "share of a held-out prompt's words that makes a prompt leave, where both have them in runs",
-    "overlap_words": "words in such a run",
+    "overlap_words": "words in a run that counts as shared with a held-out prompt",
     "prompt": "column with the prompt: text or chat messages",
     "reuse": "another run folder, whose stages with the same inputs are taken over",
     "rows": "how many rows are shown or scored",
@@ -39,7 +39,7 @@ HELP = {
     "top_p": "nucleus sampling",
     "trust_remote_code": "run code that comes with the model",
     "until": "the last stage to do",
-    "words": "words in such a run",
+    "words": "words in a run that counts as shared with a held-out prompt",
 }
 
 
