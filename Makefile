@@ -28,7 +28,7 @@ lint: .venv/ready
 	$(BIN)/python -m mypy.stubtest mipo._native
 
 # The environment is ready when the locked libraries and mipo itself, built in release, are in it.
-.venv/ready: requirements.lock pyproject.toml Cargo.toml Cargo.lock $(wildcard rust/*.rs kernels/*.py)
+.venv/ready: requirements.lock pyproject.toml Cargo.toml Cargo.lock $(wildcard rust/*.rs rust/*/*.rs kernels/*.py)
 	@$(PYTHON) -c 'import sys; sys.exit("mipo needs Python 3.11 or newer, this is " + sys.version) if sys.version_info < (3, 11) else 0'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv

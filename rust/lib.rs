@@ -9,6 +9,7 @@ pub mod error;
 mod ngrams;
 pub mod overlap;
 pub mod random;
+pub mod split;
 pub mod tokens;
 pub mod within;
 

@@ -19,10 +19,11 @@ from mipo import evaluation
 from mipo.contrast import contrast
 from mipo.demo import world
 from mipo.evaluation import change, evaluate, information, judge, mean, sequence_logps, share
+from mipo.groups import tokenize
 from mipo.pairs import pairs
 from mipo.prompts import compose
 from mipo.responses import ask, generate, load_model, load_tokenizer
-from mipo.tokens import PairStore, tokenize
+from mipo.store import PairStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DEMO = str(Path(mipo.demo.__file__).parent / "model")

@@ -15,7 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mipo.tokens import PairStore, TokenTable, encode, encode_prompts, encode_responses, fingerprint, tokenize
+from mipo.groups import encode_prompts, encode_responses, tokenize
+from mipo.store import PairStore
+from mipo.tokens import TokenTable, encode, fingerprint
 
 # What breaks tokenizers: characters of several tokens, white space at the border, and texts that look like markup.
 HARD = [

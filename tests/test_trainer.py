@@ -32,9 +32,10 @@ from mipo import preference_head
 from mipo import trainer as room
 from mipo.demo import world
 from mipo.fused import linear_preference_loss
+from mipo.groups import tokenize
 from mipo.loss import preference_loss
 from mipo.responses import load_model, load_tokenizer
-from mipo.tokens import PairStore, tokenize
+from mipo.store import PairStore
 from mipo.trainer import GroupCollator, MIPOConfig, MIPOTrainer, last_checkpoint, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")

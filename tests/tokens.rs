@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use mipo::error::Error;
-use mipo::tokens::{Encoder, Groups, Split, Table, Unfinished, View, split};
+use mipo::split::{Groups, Split, Unfinished, split};
+use mipo::tokens::{Encoder, Table, View};
 
 /// Special tokens around every text, and truncation and padding that the encoder has to switch off.
 const TOKENIZER: &str = r#"{

@@ -5,6 +5,7 @@ The rooms with torch are imported by path: `mipo.loss`, `mipo.fused`, `mipo.trai
 
 from mipo.contrast import contrast, counterparts
 from mipo.pairs import pairs
-from mipo.tokens import PairStore, TokenTable, encode
+from mipo.store import PairStore
+from mipo.tokens import TokenTable, encode
 
 __all__ = ["PairStore", "TokenTable", "contrast", "counterparts", "encode", "pairs"]

@@ -100,8 +100,8 @@ def _pairs(args: argparse.Namespace) -> None:
 
 
 def _tokens(args: argparse.Namespace) -> None:
+    from mipo.groups import tokenize
     from mipo.responses import load_tokenizer
-    from mipo.tokens import tokenize
 
     pairs = _read(args.pairs)
     store, lost = tokenize(pairs, load_tokenizer(args.tokenizer), **given(args, tokenize))
@@ -114,7 +114,7 @@ def _train(args: argparse.Namespace) -> None:
 
     from mipo import files
     from mipo.responses import load_tokenizer
-    from mipo.tokens import PairStore
+    from mipo.store import PairStore
     from mipo.trainer import MIPOConfig, train
 
     (config,) = TrlParser(MIPOConfig).parse_args_and_config(
@@ -133,7 +133,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from mipo import files
     from mipo.evaluation import evaluate
     from mipo.responses import load_tokenizer
-    from mipo.tokens import PairStore
+    from mipo.store import PairStore
 
     rule = {k: v for k, v in (("answer", args.answer), ("pattern", args.pattern)) if v}
     held_out = PairStore.open(args.held_out) if args.held_out else None
@@ -221,7 +221,7 @@ COMMANDS: dict[str, Command] = {
     "tokens": (
         "tokenize pairs as TRL would",
         _tokens,
-        ("mipo.tokens:tokenize",),
+        ("mipo.groups:tokenize",),
         (
             ("pairs", {"type": Path, "help": "preference pairs: prompt, chosen, rejected"}),
             ("--tokenizer", {"required": True, "help": "a model's folder or hub name"}),

@@ -15,9 +15,10 @@ import numpy as np
 import polars as pl
 
 from mipo.contrast import Kind, contrast, counter_prompts
+from mipo.groups import encode_prompts, encode_responses
 from mipo.prompts import compose, is_chat, key
 from mipo.responses import ask, context_length, generate, load_model
-from mipo.tokens import PairStore, encode_prompts, encode_responses
+from mipo.store import PairStore
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -17,12 +17,12 @@ from typing import Any
 
 import polars as pl
 
-from mipo import evaluation, files, prompts, recipe, report, responses, tokens
+from mipo import evaluation, files, groups, prompts, recipe, report, responses, tokens
 from mipo.contrast import contrast, counter_prompts
 from mipo.overlap import overlaps, reasons
 from mipo.pairs import dropped, join, judge, keep, shuffle
 from mipo.stages import Rows, Run
-from mipo.tokens import PairStore
+from mipo.store import PairStore
 
 STAGES = ("prompts", "contrast", "responses", "pairs", "tokens", "baseline", "train", "evaluate")
 LIBRARIES = (
@@ -260,7 +260,7 @@ class _Walk:
 
         def work() -> Rows:
             made = self._read("pairs.parquet")
-            store, lost = tokens.tokenize(made, self.tokenizer, max_length=max_length)
+            store, lost = groups.tokenize(made, self.tokenizer, max_length=max_length)
             if not len(store):
                 raise ValueError(f"tokens: no pair is left ({lost})")
             store.save(self.folder / "tokens")
@@ -283,7 +283,7 @@ class _Walk:
             if not held_out.height:
                 raise ValueError("evaluation: no held-out row became a pair; hold out more rows")
             self._write(held_out, "evaluation/pairs.parquet")
-            store, lost = tokens.tokenize(held_out, self.tokenizer, max_length=self.settings["tokens"]["max_length"])
+            store, lost = groups.tokenize(held_out, self.tokenizer, max_length=self.settings["tokens"]["max_length"])
             if not len(store):
                 raise ValueError(f"evaluation: no held-out pair is left ({lost})")
             store.save(folder / "tokens")

@@ -28,7 +28,8 @@ from trl.models import prepare_deepspeed
 from mipo.loss import implicit_rewards, preference_loss
 from mipo.preference_head import REF, PackingCollator, adapted_heads, add_preference_head, check_head, check_settings
 from mipo.responses import without_bars
-from mipo.tokens import PairStore, fingerprint
+from mipo.store import PairStore
+from mipo.tokens import fingerprint
 
 
 @dataclass
