@@ -87,29 +87,6 @@ pub enum Error {
         /// The argument.
         name: &'static str,
     },
-    /// A row number that points past its table.
-    #[error(
-        "{name}: expected row numbers below {len}, got {got} at place {place}; \
-             they are rows of the {table} table"
-    )]
-    Row {
-        /// The argument.
-        name: &'static str,
-        /// The table that it points into.
-        table: &'static str,
-        /// Rows of that table.
-        len: usize,
-        /// The first wrong row number.
-        got: u64,
-        /// Where it stands.
-        place: usize,
-    },
-    /// Unfinished responses, and no end-of-turn token that could be taken from them.
-    #[error(
-        "end_ids: expected the ids that end a turn, since some responses are unfinished, got none; \
-             give the tokenizer's end-of-turn ids or no `unfinished`"
-    )]
-    NoEndIds,
     /// A `tokenizer.json` that cannot be read.
     #[error(
         "json: expected the bytes of a tokenizer.json, got {got} bytes that cannot be read: {reason}; \
@@ -130,6 +107,14 @@ pub enum Error {
         /// Row of the text.
         row: usize,
         /// The tokenizers library's own words.
+        reason: String,
+    },
+    /// A text of a preference group that template or tokenizer refuse.
+    #[error("row {row}: {reason}")]
+    Group {
+        /// Row in the source.
+        row: u64,
+        /// Their own words.
         reason: String,
     },
     /// Runs of nothing.
@@ -173,10 +158,9 @@ pub enum Error {
 #[cfg(feature = "python")]
 impl From<Error> for pyo3::PyErr {
     fn from(error: Error) -> Self {
-        use pyo3::exceptions::{PyIndexError, PyMemoryError, PyTypeError, PyValueError};
+        use pyo3::exceptions::{PyMemoryError, PyTypeError, PyValueError};
         let message = error.to_string();
         match error {
-            Error::Row { .. } => PyIndexError::new_err(message),
             Error::Memory { .. } => PyMemoryError::new_err(message),
             Error::NotText { .. } => PyTypeError::new_err(message),
             _ => PyValueError::new_err(message),

@@ -3,13 +3,15 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+pub mod checksum;
 pub mod contrast;
 pub mod duplicates;
 pub mod error;
+pub mod groups;
 mod ngrams;
 pub mod overlap;
 pub mod random;
-pub mod split;
+
 pub mod tokens;
 pub mod within;
 

@@ -13,12 +13,15 @@ use crate::error::Error;
 use crate::within::Near;
 use crate::{contrast, duplicates, overlap, within};
 
+mod groups;
 mod tokens;
 
 #[pymodule]
 mod _native {
     #[pymodule_export]
-    use super::tokens::{Encoder, Split, split};
+    use super::groups::{GroupBuilder, checksum};
+    #[pymodule_export]
+    use super::tokens::Encoder;
     #[pymodule_export]
     use super::{clusters, counterparts, counterparts_within, overlaps};
 }

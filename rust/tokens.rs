@@ -158,6 +158,19 @@ impl Encoder {
         Ok(table)
     }
 
+    /// Appends the ids of one text.
+    ///
+    /// # Errors
+    /// A text that the tokenizer refuses, in its own words.
+    pub fn encode_into(&self, text: &str, add_special_tokens: bool, ids: &mut Vec<u32>) -> Result<(), String> {
+        let encoding = self
+            .0
+            .encode_fast(text, add_special_tokens)
+            .map_err(|reason| reason.to_string())?;
+        ids.extend_from_slice(encoding.get_ids());
+        Ok(())
+    }
+
     /// Lengths and ids, or the row within the chunk that is refused and why.
     #[allow(clippy::type_complexity)]
     fn encode_chunk(&self, texts: &[&str], special: bool) -> Result<(Vec<usize>, Vec<u32>), (usize, String)> {

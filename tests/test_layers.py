@@ -8,8 +8,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 HOUSE = ROOT / "python" / "mipo"
 ORDER = [
-    "lazy", "files", "tables", "_native", "kernels", "sources", "prompts", "overlap", "contrast", "cluster",
-    "responses", "pairs", "tokens", "store", "groups", "logps", "loss", "heads", "fused", "trl_head", "preference_head",
+    "lazy", "files", "tables", "_native", "kernels", "arrow", "sources", "prompts", "overlap", "contrast", "cluster",
+    "responses", "pairs", "tokens", "shards", "store", "groups", "logps", "loss", "heads", "fused", "trl_head", "preference_head",
     "trainer", "evaluation", "findings", "plots", "report", "recipe", "stages", "run", "demo", "doctor", "options", "cli",
 ]  # fmt: skip
 

@@ -263,7 +263,7 @@ def test_what_is_too_long_is_dropped_by_name_and_leaves_nothing_behind(
     fits = [ids for ids in everything if len(ids[0]) + max(map(len, ids[1:])) <= limit]
     assert mipo_ids(store) == fits
     assert len(rows) == sum(len(ids) - 2 for ids in fits) + sum(dropped.values())
-    assert set(dropped) <= {f"longer than {limit} tokens"}
+    assert set(dropped) <= {f"longer than {limit} tokens", f"a prompt of {limit} tokens or more"}
     assert set(store.pairs["prompt"]) == set(range(len(store.prompts)))
     assert {*store.pairs["chosen"], *store.pairs["rejected"].explode()} - {None} == set(range(len(store.responses)))
 

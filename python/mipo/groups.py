@@ -6,17 +6,20 @@ where the pairs came from, or of training.
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from mipo import tokens
 from mipo.lazy import lazy
 from mipo.prompts import is_messages, key, plain, render
-from mipo.store import PairStore, flat, offsets_of
-from mipo.tokens import TokenTable, encode, fingerprint
+from mipo.store import Pairs, PairStore
+from mipo.tokens import Choice, TokenTable, encode
 
 if TYPE_CHECKING:
     import numpy as np
     import polars as pl
-    import pyarrow as pa
     from numpy.typing import NDArray
 
     from mipo import _native
@@ -24,7 +27,156 @@ else:
     _native = lazy("mipo._native")
     np = lazy("numpy")
     pl = lazy("polars")
-    pa = lazy("pyarrow")
+
+SIDES = ("prompt", "chosen", "rejected")
+BATCH_ROWS = 16_384
+# Groups of each batch that transformers tokenizes, too: a row in four thousand, which costs a few percent of the time.
+CHECKED = 4
+
+
+class GroupBuilder:
+    """Makes groups of ids of preference pairs, batch by batch.
+
+    Each distinct prompt and response is stored once; `take` gives those that came since the last call. `dropped` counts
+    pairs by reason, `merged` groups whose border was moved.
+    """
+
+    def __init__(self, tokenizer: Any, *, max_length: int | None = None, engine: Choice = "auto") -> None:
+        if getattr(tokenizer, "eos_token", None) is None:
+            raise ValueError("tokenizer: has no eos_token, so no response could ever end; set one")
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.encoder = tokens.encoder(tokenizer, engine)
+        self.dropped, self.merged = Counter[str](), 0
+        self._builder = _native.GroupBuilder(self.encoder)
+
+    def add(self, pairs: pl.DataFrame, *, before: int = 0) -> Pairs:
+        """The groups of a batch; its first row is row `before` + 1 of its source, which errors name.
+
+        Rows that share prompt_id, prompt and chosen, one after another, make one group with several rejected responses.
+        ValueError for pairs that are none, and for a row that the template refuses.
+        """
+        pairs = self._usable(with_prompts(pairs.with_columns(_row=pl.int_range(before, before + pairs.height))))
+        starts = _starts(pairs)
+        sizes = np.diff(starts, append=pairs.height)
+        limit = np.iinfo(np.int64).max if self.max_length is None else self.max_length
+        verdicts, *rows, merged = self._push(self._builder, pairs, starts, int(limit))
+        self.merged += merged
+        reasons = {1: "a response without a token of its own", 2: f"a prompt of {self.max_length} tokens or more"}
+        reasons[3] = f"longer than {self.max_length} tokens"
+        for verdict, reason in reasons.items():
+            if lost := int(sizes[verdicts == verdict].sum()):
+                self.dropped[reason] += lost
+        self._check(pairs, starts)
+        return Pairs(_prompt_ids(pairs)[starts][verdicts == 0], *rows)
+
+    def take(self) -> tuple[TokenTable, TokenTable]:
+        """Prompts and responses that were stored since the last call; row numbers go on."""
+        return TokenTable((self._builder.take_prompts(),)), TokenTable((self._builder.take_responses(),))
+
+    def pending(self) -> int:
+        """Bytes of ids that were not taken yet."""
+        return self._builder.pending()
+
+    def _usable(self, pairs: pl.DataFrame) -> pl.DataFrame:
+        """The pairs that can be tokenized at all; others are dropped by name, or refused where all are wrong."""
+        if missing := [column for column in SIDES if column not in pairs.columns]:
+            raise ValueError(f"pairs: no column {missing[0]!r}; they have {', '.join(pairs.columns[:-1])}")
+        pairs = pairs.with_columns(pl.col(pl.Null).cast(pl.String))
+        kinds = {column: "messages" if is_messages(pairs[column]) else "text" for column in SIDES}
+        kinds |= {c: str(pairs.schema[c]) for c in SIDES if kinds[c] == "text" and pairs.schema[c] != pl.String}
+        if len(set(kinds.values())) > 1 or not {"messages", "text"} & set(kinds.values()):
+            raise ValueError(f"pairs: expected text or chat messages in all columns, came {kinds}")
+        chat = kinds["prompt"] == "messages"
+        if chat and not getattr(self.tokenizer, "chat_template", None):
+            raise ValueError(
+                "pairs: they are messages, but the tokenizer has no chat template; give text, or another one"
+            )
+        reason = pl.coalesce(
+            *(pl.when(pl.col(side).is_null()).then(pl.lit(f"null {side}")) for side in SIDES),
+            *([pl.when(pl.col("prompt").list.len() == 0).then(pl.lit("a prompt of no message"))] if chat else []),
+        )
+        reasons = pairs.select(reason.alias("reason")).to_series()
+        self.dropped.update(reasons.drop_nulls().to_list())
+        return pairs.filter(reasons.is_null())
+
+    def _push(self, builder: Any, pairs: pl.DataFrame, starts: NDArray[np.int64], limit: int | None) -> Any:
+        """Verdicts, rows of prompt and chosen, offsets and rows of rejected, and how many borders were moved."""
+        firsts = pairs[starts]
+        cut = [_flags(frame, f"{side}_truncated") for frame, side in ((firsts, "chosen"), (pairs, "rejected"))]
+        offsets = np.append(starts, pairs.height)
+        groups = (offsets, firsts["_row"].to_numpy().astype(np.uint64) + np.uint64(1), *cut)
+        if not is_messages(pairs["prompt"]):
+            texts = (firsts["prompt"], firsts["chosen"], pairs["rejected"])
+            return builder.push_text(texts, groups, end=self.tokenizer.eos_token, limit=limit)
+        end_ids = _end_ids(self.tokenizer) if any(flags.any() for flags in cut) else []
+        # The prompts of rejected responses are those of their groups: rows of one group have equal prompts.
+        texts = (self._render(firsts), self._render(firsts, "chosen"), self._render(pairs, "rejected"))
+        return builder.push_rendered(texts, groups, end_ids=end_ids, limit=limit)
+
+    def _render(self, pairs: pl.DataFrame, side: str | None = None) -> pl.Series:
+        """The chat template's text of each prompt, with what was said to it where `side` is given."""
+        asked: Iterable[Any] = pairs["prompt"]
+        if side is not None:
+            asked = ([*prompt, *said] for prompt, said in zip(pairs["prompt"], pairs[side], strict=True))
+        conversations = list(plain(asked))
+        how = {"tokenize": False, "add_generation_prompt": side is None}
+        texts = self.tokenizer.apply_chat_template(conversations, **how) if conversations else []
+        return pl.Series(texts, dtype=pl.String)
+
+    def _check(self, pairs: pl.DataFrame, starts: NDArray[np.int64]) -> None:
+        """Compares a few groups with what transformers makes of them; ValueError where one id differs."""
+        whole = ~_flags(pairs, "rejected_truncated") & ~_flags(pairs, "chosen_truncated")
+        rows = starts[whole[starts]]
+        rows = rows[np.unique(np.linspace(0, len(rows) - 1, CHECKED).astype(np.int64))] if len(rows) else rows
+        some = pairs[rows]
+        builder = _native.GroupBuilder(self.encoder)
+        _, prompt, chosen, _, rejected, _ = self._push(builder, some, np.arange(some.height), None)
+        prompts, responses = TokenTable((builder.take_prompts(),)), TokenTable((builder.take_responses(),))
+        for i, row in enumerate(some.iter_rows(named=True)):
+            made = [prompts[prompt[i]].tolist(), *(responses[said[i]].tolist() for said in (chosen, rejected))]
+            if made != trl_ids(row, self.tokenizer):
+                raise ValueError(
+                    f"row {row['_row'] + 1}: {self.encoder.name}'s token ids are not those of transformers; please "
+                    "report this, with the tokenizer, and tokenize with --engine tokenizers"
+                )
+
+
+def aligned(batches: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """The same rows, with all rows of one prompt_id, one after another, in one batch."""
+    held: pl.DataFrame | None = None
+    for batch in batches:
+        batch = batch if held is None else pl.concat([held, batch], how="diagonal_relaxed")
+        held = None
+        if "prompt_id" in batch.columns and batch.height:
+            last = batch["prompt_id"].rle_id()
+            held = batch.filter(last == last[-1])
+            batch = batch.filter(last != last[-1])
+        if batch.height:
+            yield batch
+    if held is not None:
+        yield held
+
+
+def tokenize(
+    pairs: pl.DataFrame, tokenizer: Any, *, max_length: int | None = None, engine: Choice = "auto"
+) -> tuple[PairStore, dict[str, int]]:
+    """Tokenizes preference pairs (TRL's columns prompt, chosen, rejected) as TRL 1.16 would.
+
+    Messages are rendered by the tokenizer's chat template; text is taken as it is, with an end of text. Rows that share
+    prompt_id, prompt and chosen, one after another, make one group with several rejected responses. A response that is
+    marked truncated carries no end of turn, since the model made none; all others do. Without a prompt, what chosen and
+    rejected have in common is the prompt. Returns the store and the dropped rows by reason: nulls, and groups with a
+    response that ends after `max_length` tokens, or has no token of its own.
+    `engine` as in `mipo.encode`. Raises ValueError for pairs that are none, and for messages without a template.
+    """
+    if not pairs.height:
+        raise ValueError("pairs: no row is left to tokenize")
+    builder, pieces, before = GroupBuilder(tokenizer, max_length=max_length, engine=engine), [], 0
+    for batch in aligned(pairs.iter_slices(BATCH_ROWS)):
+        pieces.append(builder.add(batch, before=before))
+        before += batch.height
+    made = PairStore(*builder.take(), tuple(pieces), builder.merged, tokens.fingerprint(tokenizer))
+    return made, dict(builder.dropped)
 
 
 def encode_prompts(composed: pl.Series, tokenizer: Any) -> TokenTable:
@@ -36,161 +188,110 @@ def encode_responses(
     composed: pl.Series, responses: pl.Series, tokenizer: Any, *, unfinished: pl.Series
 ) -> tuple[TokenTable, TokenTable]:
     """Token ids of each prompt and of its response (text), separated as in training; one row each, in order."""
+    said = responses
+    if is_messages(composed):
+        turn = pl.struct(pl.lit("assistant").alias("role"), pl.col("said").alias("content"))
+        said = responses.alias("said").to_frame().select(pl.concat_list(turn)).to_series()
     cut = unfinished.fill_null(False)
-    prompts, joint = _encode_both(composed, composed, responses, cut, tokenizer)
-    nothing = pl.Series([0], dtype=pl.UInt32).new_from_index(0, len(composed))
-    split, own = _separate(prompts, joint, _joint_rows(nothing), _end(composed, cut, tokenizer))
-    return _take(TokenTable(*split.prompts), own["prompt"]), _take(TokenTable(*split.responses), own["chosen"])
+    pairs = pl.DataFrame({"prompt": composed, "chosen": said, "rejected": said, "_row": range(len(said))})
+    pairs = pairs.with_columns(cut.alias("chosen_truncated"), cut.alias("rejected_truncated"))
+    builder = GroupBuilder(tokenizer)
+    _, prompt, chosen, *_ = builder._push(builder._builder, pairs, np.arange(len(said)), None)
+    prompts, own = builder.take()
+    return prompts.take(prompt), own.take(chosen)
 
 
-def tokenize(pairs: pl.DataFrame, tokenizer: Any, *, max_length: int | None = None) -> tuple[PairStore, dict[str, int]]:
-    """Tokenizes preference pairs (TRL's columns prompt, chosen, rejected) as TRL 1.16 would.
+def with_prompts(pairs: pl.DataFrame) -> pl.DataFrame:
+    """The pairs with the prompt that chosen and rejected have in common, where they have none of their own.
 
-    Messages are rendered by the tokenizer's chat template; text is taken as it is, with an end of text. Rows that share
-    prompt_id, prompt and chosen, one after another, make one group with several rejected responses. A response that is
-    marked truncated carries no end of turn, since the model made none; all others do. Returns the store and the dropped
-    rows by reason: of groups with a response that ends after `max_length` tokens, or has no token of its own.
-    Raises ValueError for pairs that are none, for null values, and for messages where there is no template.
+    TRL's `extract_prompt`: the first messages, or characters, that are equal.
     """
-    groups = _groups(pairs, tokenizer)
-    flat = groups.select("prompt", "rejected", "rejected_truncated").explode("rejected", "rejected_truncated")
-    asked, said, cut = (
-        pl.concat([groups[own], flat[other].alias(own)])
-        for own, other in (("prompt", "prompt"), ("chosen", "rejected"), ("chosen_truncated", "rejected_truncated"))
-    )
-    prompts, joint = _encode_both(groups["prompt"], asked, said, cut, tokenizer)
-    rows, end = _joint_rows(groups["rejected"].list.len()), _end(asked, cut, tokenizer)
-    split, table = _separate(prompts, joint, rows, end)
-    reasons = _reasons(split, table, max_length)
-    if reasons.null_count() < len(reasons):
-        split, table = _separate(prompts, joint, rows.filter(reasons.is_null()), end)
-    made = PairStore(
-        TokenTable(*split.prompts),
-        TokenTable(*split.responses),
-        groups.filter(reasons.is_null()).select("prompt_id").hstack(table),
-        split.merged,
-        fingerprint(tokenizer),
-    )
-    lost = pl.DataFrame([reasons, rows["rejected"].list.len()]).drop_nulls()
-    return made, dict(lost.group_by("reason", maintain_order=True).sum().iter_rows())
+    if "prompt" in pairs.columns or not {"chosen", "rejected"} <= set(pairs.columns):
+        return pairs
+    said = zip(pairs["chosen"].to_list(), pairs["rejected"].to_list(), strict=True)
+    parts = [_extract(chosen, rejected) for chosen, rejected in said]
+    kinds = {"prompt": pairs.schema["chosen"], "chosen": pairs.schema["chosen"], "rejected": pairs.schema["rejected"]}
+    return pairs.with_columns(pl.DataFrame(parts, schema=kinds, orient="row"))
 
 
-def _groups(pairs: pl.DataFrame, tokenizer: Any) -> pl.DataFrame:
-    """The pairs with the rejected responses (and whether they were cut off) of one prompt and chosen in lists."""
-    _check(pairs, tokenizer)
-    marks = [f"{side}_truncated" for side in ("chosen", "rejected")]
-    pairs = pairs.with_columns(
-        pairs.get_column(mark, default=pl.lit(False)).fill_null(False).alias(mark) for mark in marks
-    )
-    if "prompt_id" not in pairs.columns:
-        pairs = pairs.with_columns(prompt_id=pl.int_range(pl.len()))
-    pairs = pairs.with_columns(pl.col("prompt_id").cast(pl.UInt64))
-    run = pl.struct("prompt_id", key(pairs["prompt"]).alias("p"), key(pairs["chosen"]).alias("c")).rle_id()
-    kept = ("prompt_id", "prompt", "chosen", "chosen_truncated")
-    grouped = pairs.group_by(run.alias("group"), maintain_order=True)
-    return grouped.agg(pl.col(kept).first(), "rejected", "rejected_truncated")
+def _extract(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
+    if not chosen or not rejected:
+        return None, chosen, rejected
+    shorter = min(len(chosen), len(rejected))
+    border = next((i for i in range(shorter) if chosen[i] != rejected[i]), None)
+    if border is None:
+        border = shorter - 1
+    elif chosen[border - 1] == " ":
+        border -= 1
+    return chosen[:border], chosen[border:], rejected[border:]
 
 
-def _check(pairs: pl.DataFrame, tokenizer: Any) -> None:
-    columns = ("prompt", "chosen", "rejected")
-    for column in columns:
-        if column not in pairs.columns:
-            raise ValueError(f"pairs: no column {column!r}; they have {', '.join(pairs.columns)}")
-        if nulls := pairs[column].null_count():
-            first = pairs[column].is_null().arg_true()[0] + 1
-            raise ValueError(f"pairs: column {column!r}: {nulls} null value(s), first in row {first}; drop these rows")
-    if not pairs.height:
-        raise ValueError("pairs: no row is left to tokenize")
-    kinds = {column: "messages" if is_messages(pairs[column]) else "text" for column in columns}
-    if len(set(kinds.values())) > 1:
-        raise ValueError(f"pairs: expected text or messages in all columns, came {kinds}")
-    if kinds["prompt"] == "messages" and not getattr(tokenizer, "chat_template", None):
-        raise ValueError("pairs: they are messages, but the tokenizer has no chat template; give text, or another one")
-    if getattr(tokenizer, "eos_token", None) is None:
-        raise ValueError("tokenizer: has no eos_token, so no response could ever end; set one")
-
-
-def _encode_both(
-    prompts: pl.Series, asked: pl.Series, said: pl.Series, cut: pl.Series, tokenizer: Any
-) -> tuple[TokenTable, TokenTable]:
-    """Token ids of each prompt alone, and of each asked prompt with what was said to it, [len(asked)]."""
-    texts = render(prompts, tokenizer) + _joint(asked, said, cut, tokenizer)
-    table = encode(texts, tokenizer, add_special_tokens=not is_messages(prompts))
-    n = len(prompts)
-    return TokenTable(table.offsets[: n + 1], table.ids), TokenTable(table.offsets[n:], table.ids)
-
-
-def _joint(asked: pl.Series, said: pl.Series, cut: pl.Series, tokenizer: Any) -> list[str]:
-    """The text of each prompt with its response, as TRL tokenizes it; of text, what was cut off gets no end."""
-    rows = zip(asked, said, cut, strict=True)
-    if not is_messages(asked):
+def trl_ids(pair: dict[str, Any], tokenizer: Any) -> list[list[int]]:
+    """prompt_ids, chosen_ids, rejected_ids of one pair, by transformers alone and TRL's rule: slow, and the truth."""
+    prompt, chosen, rejected = (pair[side] for side in SIDES)
+    if isinstance(prompt, str):
         end = tokenizer.eos_token
-        return [prompt + text + ("" if short or text.endswith(end) else end) for prompt, text, short in rows]
-    turns = ([*prompt, *([{"role": "assistant", "content": t}] if isinstance(t, str) else t)] for prompt, t, _ in rows)
-    said_in_full = list(plain(turns))
-    return list(tokenizer.apply_chat_template(said_in_full, tokenize=False)) if said_in_full else []
+        joint = [prompt + said + ("" if said.endswith(end) else end) for said in (chosen, rejected)]
+        ids = [tokenizer(text)["input_ids"] for text in (prompt, *joint)]
+    else:
+        chats = list(plain([prompt, [*prompt, *chosen], [*prompt, *rejected]]))
+        how = {"tokenize": True, "return_dict": True, **_template_arguments(pair)}
+        ids = [
+            tokenizer.apply_chat_template(chat, add_generation_prompt=not i, **how)["input_ids"]
+            for i, chat in enumerate(chats)
+        ]
+    alone, *both = ids
+    border = min(sum(1 for _ in _common(alone, one)) for one in both)
+    return [alone[:border], *(one[border:] for one in both)]
 
 
-def _end(asked: pl.Series, cut: pl.Series, tokenizer: Any) -> dict[str, Any]:
+def _common(one: list[int], other: list[int]) -> Iterator[int]:
+    for x, y in zip(one, other, strict=False):
+        if x != y:
+            return
+        yield x
+
+
+def _template_arguments(pair: dict[str, Any]) -> dict[str, Any]:
+    """What TRL hands to the template beside the messages."""
+    tools = pair.get("tools")
+    tools = json.loads(tools) if isinstance(tools, str) else tools
+    return {"tools": tools, **(pair.get("chat_template_kwargs") or {})}
+
+
+def _starts(pairs: pl.DataFrame) -> NDArray[np.int64]:
+    """The rows at which a group starts."""
+    ids = _prompt_ids(pairs)
+    same = np.flatnonzero(ids[1:] == ids[:-1]) + 1
+    if len(same):
+        for side in ("prompt", "chosen"):
+            own, before = (key(pairs[side].gather(rows)) for rows in (same, same - 1))
+            same = same[(own == before).to_numpy()]
+    starts = np.ones(pairs.height, dtype=bool)
+    starts[same] = False
+    return np.flatnonzero(starts)
+
+
+def _prompt_ids(pairs: pl.DataFrame) -> NDArray[np.uint64]:
+    """mipo's prompt_id; the row where there is none, or where it is no whole number and thus of other make."""
+    ids = pairs.get_column("prompt_id", default=None)
+    if ids is None or not ids.dtype.is_integer() or ids.null_count() or (len(ids) and ids.min() < 0):  # type: ignore[operator]
+        ids = pairs["_row"]
+    return ids.cast(pl.UInt64).to_numpy()
+
+
+def _flags(pairs: pl.DataFrame, column: str) -> NDArray[np.bool_]:
+    flags = pairs.get_column(column, default=pl.Series(column, [False]).new_from_index(0, pairs.height))
+    return flags.fill_null(False).to_numpy()
+
+
+def _end_ids(tokenizer: Any) -> list[int]:
     """What takes the end of turn, which a chat template adds, from responses that were cut off.
 
     It is the first special token that the template writes after an answer: with some models not the eos_token.
     """
-    if not is_messages(asked) or not cut.any():
-        return {}
     turns = [{"role": role, "content": "mipo"} for role in ("user", "assistant")]
     after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("mipo")[2]
     ids = tokenizer(after, add_special_tokens=False)["input_ids"]
     special = [i for i in ids if i in tokenizer.added_tokens_decoder]
-    return {"unfinished": cut.to_numpy(), "end_ids": [*special, tokenizer.eos_token_id][:1]}
-
-
-def _joint_rows(sizes: pl.Series) -> pl.DataFrame:
-    """Where each group's texts are among all prompts and all joint texts: the chosen ones, then all rejected ones."""
-    n, offsets = len(sizes), np.concatenate([[0], np.cumsum(sizes.cast(pl.Int64).to_numpy())])
-    every = pl.int_range(n, dtype=pl.UInt64, eager=True)
-    rejected = _lists(offsets, np.arange(n, n + offsets[-1], dtype=np.uint64))
-    return pl.DataFrame({"prompt": every, "chosen": every, "rejected": rejected})
-
-
-def _separate(
-    prompts: TokenTable, joint: TokenTable, rows: pl.DataFrame, end: dict[str, Any]
-) -> tuple[_native.Split, pl.DataFrame]:
-    """Prompts and responses, each once, and for `rows` of the joint table the rows there."""
-    offsets = offsets_of(rows["rejected"])
-    split = _native.split(
-        (prompts.offsets, prompts.ids),
-        (joint.offsets, joint.ids),
-        group_prompt=rows["prompt"].to_numpy(),
-        group_chosen=rows["chosen"].to_numpy(),
-        rejected_offsets=offsets,
-        rejected=flat(rows["rejected"]),
-        **end,
-    )
-    rejected = _lists(offsets, split.rejected)
-    return split, pl.DataFrame({"prompt": split.prompt, "chosen": split.chosen, "rejected": rejected})
-
-
-def _reasons(split: _native.Split, table: pl.DataFrame, max_length: int | None) -> pl.Series:
-    """Why each group of `table` is dropped; null where it is kept."""
-    before, own = (pl.Series(TokenTable(*made).lengths()) for made in (split.prompts, split.responses))
-    said = table.with_row_index("group").with_columns(said=pl.concat_list("chosen", "rejected")).explode("said")
-    lengths = said.select("group", own.gather(said["said"]).alias("own"), before.gather(said["prompt"]).alias("before"))
-    longest, shortest = (pl.col("before") + pl.col("own")).max(), pl.col("own").min()
-    limit = np.inf if max_length is None else max_length
-    reason = (
-        pl.when(shortest == 0)
-        .then(pl.lit("a response without a token of its own"))
-        .when(longest > limit)
-        .then(pl.lit(f"longer than {max_length} tokens"))
-    )
-    return lengths.group_by("group", maintain_order=True).agg(reason.alias("reason"))["reason"]
-
-
-def _lists(offsets: NDArray[np.int64], values: NDArray[np.uint64]) -> pl.Series:
-    return pl.Series(pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values)))
-
-
-def _take(table: TokenTable, rows: pl.Series) -> TokenTable:
-    lists = table.to_arrow().take(pa.array(rows.to_numpy()))
-    return TokenTable(lists.offsets.to_numpy(), lists.values.to_numpy())
+    return [*special, tokenizer.eos_token_id][:1]

@@ -1,16 +1,21 @@
-"""Store: tokenized preference groups on disk, each prompt and response once and every group as row numbers.
+"""Store: tokenized preference groups, in memory or on disk, each prompt and response once, every group row numbers.
 
-Knows files. Knows nothing of texts, or of how ids were made.
+Knows rows and data sets. Knows nothing of texts, or of how ids were made.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from mipo import arrow, shards
 from mipo.lazy import lazy
-from mipo.tokens import TokenTable, read_arrow, write_arrow
+from mipo.tokens import TokenTable
 
 if TYPE_CHECKING:
     import datasets
@@ -18,34 +23,112 @@ if TYPE_CHECKING:
     import polars as pl
     import pyarrow as pa
     from numpy.typing import NDArray
+
 else:
     np = lazy("numpy")
     pl = lazy("polars")
     pa = lazy("pyarrow")
 
+ROW_OF_PROMPTS, ROW_OF_RESPONSES = "row_of_prompts", "row_of_responses"
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Groups as row numbers: group g rejects the responses `rejected[offsets[g]:offsets[g + 1]]`.
+
+    Row numbers count from the rows `before` of all prompts and responses. All are uint64, `offsets` int64.
+    """
+
+    prompt_id: NDArray[np.uint64]
+    prompt: NDArray[np.uint64]
+    chosen: NDArray[np.uint64]
+    offsets: NDArray[np.int64]
+    rejected: NDArray[np.uint64]
+    before: tuple[int, int] = (0, 0)
+
+    def frame(self) -> pl.DataFrame:
+        """prompt_id, prompt, chosen and rejected (a list), with row numbers of the whole store."""
+        prompts, responses = (np.uint64(rows) for rows in self.before)
+        rejected = pl.Series(arrow.lists(self.offsets, self.rejected + responses))
+        return pl.DataFrame(
+            {
+                "prompt_id": self.prompt_id,
+                "prompt": self.prompt + prompts,
+                "chosen": self.chosen + responses,
+                "rejected": rejected,
+            }
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class PairStore:
-    """Preference groups on token ids: each distinct prompt and response once, and `pairs` of row numbers.
+    """Preference groups on token ids: each prompt and response is stored once (a shard), and a group is row numbers.
 
-    `pairs` has a row a group: prompt_id, prompt (row of `prompts`), chosen (row of `responses`) and rejected (a list of
-    them), all uint64. `merged` groups have responses that begin before their prompt, tokenized alone, ends: there the
-    common ids are the prompt, as TRL has it. `fingerprint` tells the tokenizer and template that made the ids.
+    `merged` groups have responses that begin before their prompt, tokenized alone, ends: there the common ids are the
+    prompt, as TRL has it. `fingerprint` tells the tokenizer and template that made the ids. A store is a data set:
+    `store[i]` is a group, and its ids are read when it is asked for.
     """
 
     prompts: TokenTable
     responses: TokenTable
-    pairs: pl.DataFrame
+    pieces: tuple[Pairs, ...]
     merged: int
     fingerprint: str
+    folder: Path | None = None
 
     def __len__(self) -> int:
-        return self.pairs.height
+        return self._starts[-1]
 
-    @property
+    def __getitem__(self, group: int) -> dict[str, Any]:
+        """prompt_ids, chosen_ids, rejected_ids of one group, as lists; rejected_ids is a list of lists where K > 1."""
+        if not 0 <= group < len(self):
+            raise IndexError(f"group {group} of a store of {len(self)} groups")
+        number = bisect_right(self._starts, group) - 1
+        piece, place = self.pieces[number], group - self._starts[number]
+        prompts, responses = piece.before
+        own = piece.rejected[piece.offsets[place] : piece.offsets[place + 1]]
+        rejected = [self.responses[responses + int(row)].tolist() for row in own]
+        return {
+            "prompt_ids": self.prompts[prompts + int(piece.prompt[place])].tolist(),
+            "chosen_ids": self.responses[responses + int(piece.chosen[place])].tolist(),
+            "rejected_ids": rejected if self.negatives > 1 else rejected[0],
+        }
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[group] for group in range(len(self)))
+
+    def __reduce__(self) -> Any:
+        """A store on disk goes to another process as the name of its folder."""
+        if self.folder is not None:
+            return PairStore.open, (self.folder,)
+        return PairStore, (self.prompts, self.responses, self.pieces, self.merged, self.fingerprint)
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """The group at which each piece starts, and how many there are."""
+        return [0, *accumulate(len(piece.prompt) for piece in self.pieces)]
+
+    @cached_property
+    def pairs(self) -> pl.DataFrame:
+        """A row a group: prompt_id, prompt (row of `prompts`), chosen and rejected (row, and rows, of `responses`)."""
+        none = [np.empty(0, np.uint64)] * 3
+        empty = Pairs(*none, np.zeros(1, np.int64), np.empty(0, np.uint64)).frame()
+        return pl.concat([piece.frame() for piece in self.pieces]) if self.pieces else empty
+
+    @cached_property
     def negatives(self) -> int:
         """K: the most rejected responses that a group has."""
-        return int(self.pairs["rejected"].list.len().max() or 0)  # type: ignore[arg-type]
+        return max((int(np.diff(piece.offsets).max(initial=0)) for piece in self.pieces), default=0)
+
+    def lengths(self) -> pl.DataFrame:
+        """Tokens of each group's prompt, chosen and (a list) rejected responses, uint32; no id is touched."""
+        prompts, responses = (table.lengths().astype(np.uint32) for table in (self.prompts, self.responses))
+        rows = self.pairs
+        flat = responses[rows["rejected"].list.explode(empty_as_null=False).to_numpy()]
+        offsets = np.concatenate([[0], np.cumsum(rows["rejected"].list.len().to_numpy().astype(np.int64))])
+        rejected = pl.Series(arrow.lists(offsets, flat))
+        own = {"prompt": prompts[rows["prompt"].to_numpy()], "chosen": responses[rows["chosen"].to_numpy()]}
+        return pl.DataFrame({**own, "rejected": rejected})
 
     def rows(self, side: str) -> tuple[list[NDArray[np.uint32]], list[NDArray[np.uint32]]]:
         """Prompt ids and response ids of every `chosen`, or of every `rejected`, response."""
@@ -56,58 +139,77 @@ class PairStore:
     def to_trl(self) -> datasets.Dataset:
         """A `datasets.Dataset` with prompt_ids, chosen_ids, rejected_ids, as TRL's DPOTrainer tokenizes it.
 
-        With one rejected response in every group rejected_ids is a list of ids; otherwise a list of such lists, which
-        `mipo.trainer.MIPOTrainer` takes.
+        No id is copied: its rows are row numbers, and what is read of them, or mapped, filtered, iterated over, is ids.
+        Another format than this one (`with_format`) shows the row numbers. With one rejected response in every group
+        rejected_ids is a list of ids; otherwise a list of such lists, which `mipo.trainer.MIPOTrainer` takes.
         """
         import datasets
 
-        prompts, responses = self.prompts.to_arrow(), self.responses.to_arrow()
-        rejected = responses.take(pa.array(flat(self.pairs["rejected"])))
-        if self.negatives > 1:
-            rejected = pa.LargeListArray.from_arrays(pa.array(offsets_of(self.pairs["rejected"])), rejected)
-        columns = {
-            "prompt_ids": prompts.take(pa.array(self.pairs["prompt"].to_numpy())),
-            "chosen_ids": responses.take(pa.array(self.pairs["chosen"].to_numpy())),
-            "rejected_ids": rejected,
-        }
-        return datasets.Dataset(pa.table(columns))
+        rows = self.pairs
+        response = pl.struct(pl.element().alias(ROW_OF_RESPONSES))
+        rejected = pl.col("rejected").list.eval(response)
+        frame = rows.select(
+            pl.struct(pl.col("prompt").alias(ROW_OF_PROMPTS)).alias("prompt_ids"),
+            pl.struct(pl.col("chosen").alias(ROW_OF_RESPONSES)).alias("chosen_ids"),
+            (rejected if self.negatives > 1 else rejected.list.first()).alias("rejected_ids"),
+        )
+        table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+        return datasets.Dataset(table).with_transform(_Ids(self))
 
     def save(self, folder: str | Path) -> None:
-        """Writes `prompts.arrow`, `responses.arrow` and, last, `pairs.arrow`: without it there is no store."""
+        """Writes the store as one shard, in the place of a store that is there; its manifest last."""
         folder = Path(folder)
-        (folder / "pairs.arrow").unlink(missing_ok=True)
-        self.prompts.save(folder / "prompts.arrow")
-        self.responses.save(folder / "responses.arrow")
-        told = {"mipo.merged": str(self.merged), "mipo.fingerprint": self.fingerprint}
-        table = self.pairs.to_arrow(compat_level=pl.CompatLevel.oldest())
-        write_arrow(table.replace_schema_metadata(told), folder / "pairs.arrow")
+        shards.clear(folder)
+        with shards.Shard(folder, 0) as shard:
+            for ids in self.prompts.pieces:
+                shard.put_prompts(*ids)
+            for ids in self.responses.pieces:
+                shard.put_responses(*ids)
+            for piece in self.pieces:
+                prompts, responses = map(np.uint64, piece.before)
+                rows = (piece.prompt + prompts, piece.chosen + responses, piece.offsets, piece.rejected + responses)
+                shard.put_pairs(piece.prompt_id, *rows)
+            shard.record |= {"merged": self.merged}
+        shards.finish(folder, {"fingerprint": self.fingerprint})
 
     @classmethod
     def open(cls, folder: str | Path) -> PairStore:
-        """Opens what `save` wrote, memory-mapped; FileNotFoundError or ValueError for a folder with no whole store."""
+        """Opens what `save` or `mipo tokens` wrote, memory-mapped.
+
+        Every byte is read once and compared with its checksum, at the speed of memory or of the disk. FileNotFoundError
+        for a folder with no store, or one that was not finished; ValueError, naming the file, for what is not as it was
+        written.
+        """
         folder = Path(folder)
-        table = read_arrow(folder / "pairs.arrow")
-        told = table.schema.metadata or {}
-        if b"mipo.fingerprint" not in told:
-            raise ValueError(f"{folder / 'pairs.arrow'}: belongs to no PairStore; make one with `mipo tokens`")
-        pairs = pl.DataFrame(table)
-        prompts, responses = (TokenTable.open(folder / f"{name}.arrow") for name in ("prompts", "responses"))
-        said = pl.concat([pairs["chosen"], pl.Series(flat(pairs["rejected"]))])
-        used = {"prompts": pairs["prompt"], "responses": said}
-        for (name, rows), found in zip(used.items(), (prompts, responses), strict=True):
-            if len(rows) and rows.max() >= len(found):  # type: ignore[operator]
-                raise ValueError(
-                    f"{folder}: {name}.arrow is not of the same store as pairs.arrow; make the store again"
-                )
-        return cls(prompts, responses, pairs, int(told[b"mipo.merged"]), told[b"mipo.fingerprint"].decode())
+        manifest = shards.manifest(folder)
+        prompts, responses = list[pa.RecordBatch](), list[pa.RecordBatch]()
+        pieces, before = [], (0, 0)
+        for record in manifest["shards"]:
+            for batch in shards.read(folder, record, "pairs"):
+                own = [batch.column(name).to_numpy() for name in ("prompt_id", "prompt", "chosen")]
+                pieces.append(Pairs(*own, *arrow.parts(batch.column("rejected")), before))
+            prompts += shards.read(folder, record, "prompts")
+            responses += shards.read(folder, record, "responses")
+            before = (before[0] + record["prompts"], before[1] + record["responses"])
+        merged = sum(record["merged"] for record in manifest["shards"])
+        tables = TokenTable.of(prompts), TokenTable.of(responses)
+        return cls(*tables, tuple(pieces), merged, manifest["fingerprint"], folder)
 
 
-def offsets_of(lists: pl.Series) -> NDArray[np.int64]:
-    """Where each list begins among the values of all, [n + 1]."""
-    return np.concatenate([[0], np.cumsum(lists.list.len().cast(pl.Int64).to_numpy())])
+class _Ids:
+    """What a lazy data set shows for its row numbers."""
 
+    def __init__(self, store: PairStore) -> None:
+        self.store = store
 
-def flat(lists: pl.Series) -> NDArray[np.uint64]:
-    """The values of all lists, one after another."""
-    values: NDArray[np.uint64] = lists.to_arrow().flatten().to_numpy()
-    return values
+    def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        return {name: [self._ids(value) for value in values] for name, values in batch.items()}
+
+    def _ids(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._ids(one) for one in value]
+        if not isinstance(value, dict) or len(value) != 1:
+            return value
+        ((table, row),) = value.items()
+        found = {ROW_OF_PROMPTS: self.store.prompts, ROW_OF_RESPONSES: self.store.responses}.get(table)
+        return value if found is None else found[row].tolist()

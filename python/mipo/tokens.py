@@ -6,12 +6,15 @@ Knows tokenizers. Knows nothing of chat templates, pairs or training.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from mipo import files
+from mipo import arrow, files
 from mipo.lazy import lazy
 
 if TYPE_CHECKING:
@@ -26,50 +29,90 @@ else:
     pa = lazy("pyarrow")
 
 
+Choice: TypeAlias = Literal["auto", "fastokens", "tokenizers"]
+
+
 @dataclass(frozen=True, eq=False)
 class TokenTable:
-    """Token ids of one text a row: row i is `ids[offsets[i]:offsets[i + 1]]`. Opened from disk it is memory-mapped.
+    """Token ids of one text a row, in one piece or several, as an Arrow file has them. Opened, it is memory-mapped.
 
-    `offsets`: int64 [n + 1]; `ids`: uint32 [offsets[n]].
+    A piece is a pair of `offsets`, int64 [n + 1], and `ids`, uint32: row i of it is `ids[offsets[i]:offsets[i + 1]]`.
     """
 
-    offsets: NDArray[np.int64]
-    ids: NDArray[np.uint32]
+    pieces: tuple[tuple[NDArray[np.int64], NDArray[np.uint32]], ...]
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return int(self._starts[-1])
 
     def __getitem__(self, row: int) -> NDArray[np.uint32]:
         """The ids of one row, a view."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of a table of {len(self)} rows")
-        return self.ids[self.offsets[row] : self.offsets[row + 1]]
+        piece = bisect_right(self._starts, row) - 1
+        offsets, ids = self.pieces[piece]
+        place = row - self._starts[piece]
+        return ids[offsets[place] : offsets[place + 1]]
 
     def __iter__(self) -> Iterator[NDArray[np.uint32]]:
-        return (self[row] for row in range(len(self)))
+        return (ids[a:b] for offsets, ids in self.pieces for a, b in pairwise(offsets.tolist()))
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """The row at which each piece starts, and how many there are."""
+        return [0, *accumulate(len(offsets) - 1 for offsets, _ in self.pieces)]
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """Row i of the whole table is `ids[offsets[i]:offsets[i + 1]]`."""
+        if len(self.pieces) == 1:
+            return self.pieces[0][0]
+        return np.concatenate([[0], np.cumsum(self.lengths())])
+
+    @property
+    def ids(self) -> NDArray[np.uint32]:
+        """The ids of all rows, one after another; of several pieces a copy."""
+        said = [ids[: offsets[-1]] for offsets, ids in self.pieces]
+        return self.pieces[0][1] if len(said) == 1 else np.concatenate([np.empty(0, np.uint32), *said])
 
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each row, [n]."""
-        return np.diff(self.offsets)
+        """Tokens of each row, [n]; no id is touched."""
+        return np.concatenate([np.empty(0, np.int64), *(np.diff(offsets) for offsets, _ in self.pieces)])
 
-    def to_arrow(self) -> pa.LargeListArray:
-        """The rows as an Arrow list array on the same memory."""
-        return pa.LargeListArray.from_arrays(pa.array(self.offsets), pa.array(self.ids))
+    def take(self, rows: NDArray[np.uint64]) -> TokenTable:
+        """The given rows, copied, in one piece."""
+        taken = self.to_arrow().take(pa.array(rows)).combine_chunks()
+        lists = taken if isinstance(taken, pa.LargeListArray) else pa.concat_arrays(taken.chunks)
+        return TokenTable((arrow.parts(lists),))
+
+    def to_arrow(self) -> pa.ChunkedArray:
+        """The rows as Arrow lists of uint32 on the same memory, a chunk a piece."""
+        return pa.chunked_array([arrow.lists(*piece) for piece in self.pieces], type=pa.large_list(pa.uint32()))
 
     def save(self, path: str | Path) -> None:
-        """Writes an Arrow IPC file with the one column `ids`."""
-        write_arrow(pa.table({"ids": self.to_arrow()}), Path(path))
+        """Writes an Arrow IPC file with the one column `ids`, a batch a piece, whole or not at all."""
+        with files.whole(Path(path)) as temporary:
+            writer = arrow.Writer(temporary, schema())
+            for piece in self.pieces:
+                writer.put(arrow.lists(*piece))
+            writer.close()
 
     @classmethod
     def open(cls, path: str | Path) -> TokenTable:
-        """Opens what `save` wrote, without reading the ids into memory; ValueError for another file."""
-        table = read_arrow(Path(path))
-        if table.schema.names != ["ids"] or table.schema.types != [pa.large_list(pa.uint32())]:
-            raise ValueError(f"{path}: no TokenTable, which has the one column ids of lists of uint32; make it again")
-        column = table["ids"]
-        # Only a chunk by itself stays in the file: combine_chunks copies even a single one.
-        lists = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-        return cls(lists.offsets.to_numpy(), lists.values.to_numpy())
+        """Opens what `save` wrote, memory-mapped; ValueError for another file, or one that is not as it was written.
+
+        To find that out reads the whole file once, at the speed of memory or of the disk.
+        """
+        return cls.of(arrow.read(Path(path), schema())[0])
+
+    @classmethod
+    def of(cls, batches: Iterable[pa.RecordBatch]) -> TokenTable:
+        """The table on the memory of record batches with the one column `ids`."""
+        return cls(tuple(arrow.parts(batch.column(0)) for batch in batches))
+
+
+def schema() -> pa.Schema:
+    """The one column of a TokenTable in Arrow."""
+    return pa.schema([pa.field("ids", pa.large_list(pa.uint32()), nullable=False)])
 
 
 def encode(texts: Any, tokenizer: Any, *, add_special_tokens: bool = True) -> TokenTable:
@@ -81,18 +124,24 @@ def encode(texts: Any, tokenizer: Any, *, add_special_tokens: bool = True) -> To
     """
     if not hasattr(texts, "__arrow_c_stream__") and not hasattr(texts, "__arrow_c_array__"):
         texts = _strings(texts)
-    return TokenTable(*_native.Encoder(_tokenizer_json(tokenizer)).encode(texts, add_special_tokens))
+    return TokenTable((_native.Encoder(tokenizer_json(tokenizer)).encode(texts, add_special_tokens),))
+
+
+def encoder(tokenizer: Any, engine: Choice = "auto") -> _native.Encoder:
+    """The encoder of a tokenizer."""
+    return _native.Encoder(tokenizer_json(tokenizer))
 
 
 def fingerprint(tokenizer: Any) -> str:
     """SHA-256 of a tokenizer and its chat template: equal exactly where the same texts become the same ids."""
     # What calls with padding or truncation left behind stands before the tokens, and changes no id here.
-    made = _tokenizer_json(tokenizer)
+    made = tokenizer_json(tokenizer)
     said = [getattr(tokenizer, name, None) for name in ("chat_template", "bos_token", "eos_token")]
     return hashlib.sha256(made[max(0, made.find(b'"added_tokens"')) :] + b"\0" + repr(said).encode()).hexdigest()
 
 
-def _tokenizer_json(tokenizer: Any) -> bytes:
+def tokenizer_json(tokenizer: Any) -> bytes:
+    """The `tokenizer.json` of a tokenizer, or of its path; TypeError for what has none."""
     if isinstance(tokenizer, str | Path):
         path = Path(tokenizer)
         path = path / "tokenizer.json" if path.is_dir() else path
@@ -122,19 +171,3 @@ def _strings(texts: Any) -> pa.Array:
             if any("\ud800" <= character <= "\udfff" for character in text):
                 raise ValueError(f"texts: row {row} holds half of a surrogate pair, which is no character") from None
         raise
-
-
-def write_arrow(table: pa.Table, path: Path) -> None:
-    """One Arrow IPC file of one record batch, whole or not at all."""
-    with files.whole(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
-        writer.write_table(table.combine_chunks())
-
-
-def read_arrow(path: Path) -> pa.Table:
-    """What `write_arrow` wrote, memory-mapped."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; it was not written, or not to its end")
-    try:
-        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a whole Arrow file ({error}); make it again") from None

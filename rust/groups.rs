@@ -1,0 +1,416 @@
+//! Preference groups on token ids: prompt and responses apart by TRL's rule, each distinct one stored once. Knows texts,
+//! ids and row numbers; no template and no Python.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use rayon::prelude::*;
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::error::Error;
+use crate::tokens::{Encoder, Table, check_offsets};
+
+/// Groups that a thread tokenizes in one go.
+const CHUNK: usize = 64;
+
+/// A response of a group.
+#[derive(Debug, Clone, Copy)]
+pub enum Said {
+    /// The chosen one.
+    Chosen,
+    /// One of the rejected ones, by its place among those of all groups.
+    Rejected(usize),
+}
+
+/// The texts of preference groups, made when they are asked for.
+pub trait Texts: Sync {
+    /// How many prompts, chosen responses and rejected responses there are.
+    fn sizes(&self) -> [usize; 3];
+
+    /// The prompt alone, with all that stands before an answer.
+    ///
+    /// # Errors
+    /// What a template says of a prompt that it refuses.
+    fn prompt(&self, group: usize) -> Result<Cow<'_, str>, String>;
+
+    /// The prompt and a response to it as one text.
+    ///
+    /// # Errors
+    /// As `prompt`.
+    fn joint(&self, group: usize, said: Said) -> Result<Cow<'_, str>, String>;
+}
+
+/// Texts without a template: a joint text is prompt, response and `end`, where the response has none yet.
+#[derive(Debug)]
+pub struct Plain<'a> {
+    /// `[groups]`.
+    pub prompts: Vec<&'a str>,
+    /// `[groups]`.
+    pub chosen: Vec<&'a str>,
+    /// The rejected responses of all groups, one after another.
+    pub rejected: Vec<&'a str>,
+    /// The end of text; responses that were cut off get none.
+    pub end: &'a str,
+    /// Which responses were cut off.
+    pub unfinished: Unfinished<'a>,
+}
+
+impl Texts for Plain<'_> {
+    fn sizes(&self) -> [usize; 3] {
+        [self.prompts.len(), self.chosen.len(), self.rejected.len()]
+    }
+
+    fn prompt(&self, group: usize) -> Result<Cow<'_, str>, String> {
+        Ok(Cow::Borrowed(self.prompts[group]))
+    }
+
+    fn joint(&self, group: usize, said: Said) -> Result<Cow<'_, str>, String> {
+        let response = match said {
+            Said::Chosen => self.chosen[group],
+            Said::Rejected(place) => self.rejected[place],
+        };
+        let closed = self.unfinished.is(group, said) || response.ends_with(self.end);
+        let end = if closed { "" } else { self.end };
+        Ok(Cow::Owned([self.prompts[group], response, end].concat()))
+    }
+}
+
+/// Texts that a template made elsewhere: responses are whole texts, prompt included.
+#[derive(Debug)]
+pub struct Rendered<'a> {
+    /// `[groups]`.
+    pub prompts: Vec<&'a str>,
+    /// `[groups]`.
+    pub chosen: Vec<&'a str>,
+    /// One for each rejected response.
+    pub rejected: Vec<&'a str>,
+}
+
+impl Texts for Rendered<'_> {
+    fn sizes(&self) -> [usize; 3] {
+        [self.prompts.len(), self.chosen.len(), self.rejected.len()]
+    }
+
+    fn prompt(&self, group: usize) -> Result<Cow<'_, str>, String> {
+        Ok(Cow::Borrowed(self.prompts[group]))
+    }
+
+    fn joint(&self, group: usize, said: Said) -> Result<Cow<'_, str>, String> {
+        Ok(Cow::Borrowed(match said {
+            Said::Chosen => self.chosen[group],
+            Said::Rejected(place) => self.rejected[place],
+        }))
+    }
+}
+
+/// Responses that the token limit cut off, so that they never ended by themselves.
+#[derive(Debug, Clone, Copy)]
+pub struct Unfinished<'a> {
+    /// `[groups]`.
+    pub chosen: &'a [bool],
+    /// One for each rejected response.
+    pub rejected: &'a [bool],
+    /// Ids that end a turn, where a template writes one after every response.
+    pub end_ids: &'a [u32],
+}
+
+impl Unfinished<'_> {
+    fn is(&self, group: usize, said: Said) -> bool {
+        match said {
+            Said::Chosen => self.chosen.get(group),
+            Said::Rejected(place) => self.rejected.get(place),
+        }
+        .is_some_and(|&unfinished| unfinished)
+    }
+
+    /// A response without the end of its turn, if it never came to it. What follows the end (a line break in many
+    /// templates) goes as well.
+    fn cut<'a>(&self, group: usize, said: Said, response: &'a [u32]) -> &'a [u32] {
+        let end = || response.iter().rposition(|id| self.end_ids.contains(id));
+        if self.is(group, said) && !self.end_ids.is_empty() {
+            &response[..end().unwrap_or(response.len())]
+        } else {
+            response
+        }
+    }
+}
+
+/// Which groups there are, and what is asked of them.
+#[derive(Debug, Clone, Copy)]
+pub struct Groups<'a> {
+    /// `[groups + 1]`: group g owns the rejected responses `offsets[g]..offsets[g + 1]`.
+    pub offsets: &'a [i64],
+    /// `[groups]`: what errors call the groups, the rows of their source.
+    pub rows: &'a [u64],
+    /// The responses that were cut off.
+    pub unfinished: Unfinished<'a>,
+    /// Whether the tokenizer adds its special tokens.
+    pub special: bool,
+}
+
+impl Groups<'_> {
+    fn check(&self, [prompts, chosen, rejected]: [usize; 3]) -> Result<(), Error> {
+        check_offsets("offsets", self.offsets, rejected)?;
+        let (groups, responses) = (self.offsets.len() - 1, self.offsets[self.offsets.len() - 1] as usize);
+        let lengths = [
+            ("prompts", "group", groups, prompts),
+            ("chosen", "group", groups, chosen),
+            ("rejected", "rejected response", responses, rejected),
+            ("rows", "group", groups, self.rows.len()),
+            ("unfinished chosen", "group", groups, self.unfinished.chosen.len()),
+            (
+                "unfinished rejected",
+                "rejected response",
+                responses,
+                self.unfinished.rejected.len(),
+            ),
+        ];
+        for (name, what, expected, got) in lengths {
+            if got != expected {
+                return Err(Error::Length {
+                    name: name.into(),
+                    what,
+                    expected,
+                    got,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn rejected(&self, group: usize) -> std::ops::Range<usize> {
+        self.offsets[group] as usize..self.offsets[group + 1] as usize
+    }
+}
+
+/// Whether a group is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Verdict {
+    /// It is.
+    Kept = 0,
+    /// No: a response has no token of its own.
+    Empty = 1,
+    /// No: the prompt alone is as long as the limit.
+    LongPrompt = 2,
+    /// No: prompt and response are longer than the limit.
+    Long = 3,
+}
+
+/// Groups as row numbers of the tables that an [`Interner`] fills.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Made {
+    /// `[groups]`: [`Verdict`] of each.
+    pub verdicts: Vec<u8>,
+    /// `[kept]`: row of the prompt.
+    pub prompt: Vec<u64>,
+    /// `[kept]`: row of the chosen response.
+    pub chosen: Vec<u64>,
+    /// `[kept + 1]`: kept group g owns `rejected[offsets[g]..offsets[g + 1]]`.
+    pub offsets: Vec<i64>,
+    /// Rows of the rejected responses.
+    pub rejected: Vec<u64>,
+    /// Kept groups whose responses begin before their prompt, tokenized alone, ends.
+    pub merged: u64,
+}
+
+/// Distinct prompts and responses of all groups so far; the ids of those that were not taken yet.
+#[derive(Debug, Default)]
+pub struct Interner {
+    prompts: Distinct,
+    responses: Distinct,
+}
+
+impl Interner {
+    /// Tokenizes groups, and stores what is new of them.
+    ///
+    /// The completions of a group start at the shortest common prefix of its prompt's ids with those of each of its
+    /// joint texts: where a token spans the border, or the template renders a prompt alone differently, all of the
+    /// group start there. (TRL 1.16, `DPOTrainer._prepare_dataset`.) With `limit`, groups with more tokens, or without
+    /// a token in a response, are left out.
+    ///
+    /// # Errors
+    /// Arrays of different lengths; a text that template or tokenizer refuse, with its row.
+    pub fn push(
+        &mut self,
+        encoder: &Encoder,
+        texts: &dyn Texts,
+        groups: Groups,
+        limit: Option<usize>,
+    ) -> Result<Made, Error> {
+        groups.check(texts.sizes())?;
+        let count = groups.rows.len();
+        let chunks: Vec<Chunk> = (0..count.div_ceil(CHUNK))
+            .into_par_iter()
+            .map(|chunk| {
+                let mut made = Chunk::default();
+                (chunk * CHUNK..count.min((chunk + 1) * CHUNK))
+                    .try_for_each(|group| made.add(encoder, texts, groups, group, limit))?;
+                Ok(made)
+            })
+            .collect::<Result<_, Error>>()?;
+        let mut made = Made {
+            offsets: vec![0],
+            ..Made::default()
+        };
+        for chunk in &chunks {
+            self.store(chunk, &mut made);
+        }
+        Ok(made)
+    }
+
+    /// The prompts that were stored since the last call; row numbers go on.
+    pub fn take_prompts(&mut self) -> Table {
+        std::mem::take(&mut self.prompts.pending)
+    }
+
+    /// As `take_prompts`.
+    pub fn take_responses(&mut self) -> Table {
+        std::mem::take(&mut self.responses.pending)
+    }
+
+    /// Bytes of ids that were not taken yet.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        size_of::<u32>() * (self.prompts.pending.ids.len() + self.responses.pending.ids.len())
+    }
+
+    fn store(&mut self, chunk: &Chunk, made: &mut Made) {
+        let (mut sequence, mut start) = (0, 0);
+        for &(responses, verdict, merged) in &chunk.groups {
+            made.verdicts.push(verdict as u8);
+            if verdict != Verdict::Kept {
+                continue;
+            }
+            for place in 0..=responses {
+                let (length, hash) = chunk.sequences[sequence];
+                let ids = &chunk.ids[start..start + length];
+                match place {
+                    0 => made.prompt.push(self.prompts.row(hash, ids)),
+                    1 => made.chosen.push(self.responses.row(hash, ids)),
+                    _ => made.rejected.push(self.responses.row(hash, ids)),
+                }
+                sequence += 1;
+                start += length;
+            }
+            made.offsets.push(made.rejected.len() as i64);
+            made.merged += u64::from(merged);
+        }
+    }
+}
+
+/// Groups that one thread tokenized.
+#[derive(Default)]
+struct Chunk {
+    /// Of each group its responses, its verdict, and whether its border was moved.
+    groups: Vec<(usize, Verdict, bool)>,
+    /// Length and hash of each prompt and response of the kept groups, prompt first.
+    sequences: Vec<(usize, u128)>,
+    ids: Vec<u32>,
+    prompt: Vec<u32>,
+    joint: Vec<u32>,
+}
+
+impl Chunk {
+    fn add(
+        &mut self,
+        encoder: &Encoder,
+        texts: &dyn Texts,
+        groups: Groups,
+        group: usize,
+        limit: Option<usize>,
+    ) -> Result<(), Error> {
+        let refuse = |reason| Error::Group {
+            row: groups.rows[group],
+            reason,
+        };
+        let every = || std::iter::once(Said::Chosen).chain(groups.rejected(group).map(Said::Rejected));
+        self.prompt.clear();
+        self.joint.clear();
+        let prompt = texts.prompt(group).map_err(refuse)?;
+        encoder
+            .encode_into(&prompt, groups.special, &mut self.prompt)
+            .map_err(refuse)?;
+        let mut ends = Vec::with_capacity(2);
+        for said in every() {
+            let joint = texts.joint(group, said).map_err(refuse)?;
+            encoder
+                .encode_into(&joint, groups.special, &mut self.joint)
+                .map_err(refuse)?;
+            ends.push(self.joint.len());
+        }
+        let joints = || {
+            let starts = std::iter::once(0).chain(ends.iter().copied());
+            starts.zip(&ends).map(|(start, &end)| &self.joint[start..end])
+        };
+        let border = joints()
+            .map(|joint| common_prefix_length(&self.prompt, joint))
+            .min()
+            .unwrap_or(self.prompt.len());
+        let responses: Vec<&[u32]> = joints()
+            .zip(every())
+            .map(|(joint, said)| groups.unfinished.cut(group, said, &joint[border..]))
+            .collect();
+        let verdict = limit.map_or(Verdict::Kept, |limit| judge(border, &responses, limit));
+        if verdict == Verdict::Kept {
+            for ids in std::iter::once(&self.prompt[..border]).chain(responses.iter().copied()) {
+                self.sequences.push((ids.len(), xxh3_128(bytemuck::cast_slice(ids))));
+                self.ids.extend_from_slice(ids);
+            }
+        }
+        self.groups.push((responses.len(), verdict, border < self.prompt.len()));
+        Ok(())
+    }
+}
+
+fn judge(prompt: usize, responses: &[&[u32]], limit: usize) -> Verdict {
+    if responses.iter().any(|ids| ids.is_empty()) {
+        Verdict::Empty
+    } else if prompt >= limit {
+        Verdict::LongPrompt
+    } else if responses.iter().any(|ids| prompt + ids.len() > limit) {
+        Verdict::Long
+    } else {
+        Verdict::Kept
+    }
+}
+
+fn common_prefix_length(one: &[u32], other: &[u32]) -> usize {
+    one.iter().zip(other).take_while(|(x, y)| x == y).count()
+}
+
+/// Sequences by 128 bits of their content: two of 10⁹ different ones share them with a chance below 10⁻²⁰.
+#[derive(Debug, Default)]
+struct Distinct {
+    rows: HashMap<u128, u64, BuildHasherDefault<Low>>,
+    pending: Table,
+}
+
+impl Distinct {
+    fn row(&mut self, hash: u128, ids: &[u32]) -> u64 {
+        let next = self.rows.len() as u64;
+        *self.rows.entry(hash).or_insert_with(|| {
+            self.pending.push(ids);
+            next
+        })
+    }
+}
+
+/// What is a hash already needs no other.
+#[derive(Default)]
+struct Low(u64);
+
+impl Hasher for Low {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("a key of 128 bits comes by write_u128");
+    }
+
+    fn write_u128(&mut self, hash: u128) {
+        self.0 = hash as u64;
+    }
+}
