@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 HOUSE = ROOT / "python" / "mipo"
 ORDER = [
     "lazy", "files", "tables", "_native", "kernels", "arrow", "sources", "prompts", "overlap", "contrast", "cluster",
-    "responses", "pairs", "tokens", "shards", "store", "groups", "logps", "loss", "heads", "fused", "trl_head", "preference_head",
+    "responses", "pairs", "tokens", "shards", "store", "groups", "preparation", "logps", "loss", "heads", "fused", "trl_head", "preference_head",
     "trainer", "evaluation", "findings", "plots", "report", "recipe", "stages", "run", "demo", "doctor", "options", "cli",
 ]  # fmt: skip
 

@@ -100,13 +100,17 @@ def _pairs(args: argparse.Namespace) -> None:
 
 
 def _tokens(args: argparse.Namespace) -> None:
-    from mipo.groups import tokenize
+    from mipo.preparation import prepare
     from mipo.responses import load_tokenizer
 
-    pairs = _read(args.pairs)
-    store, lost = tokenize(pairs, load_tokenizer(args.tokenizer), **given(args, tokenize))
-    store.save(args.output)
-    _tell(lost.items(), pairs.height, args.output)
+    tokenizer = load_tokenizer(args.tokenizer)
+    with _each(args) as each:
+        told = prepare(args.pairs, tokenizer, args.output, each=each, **given(args, prepare))
+    _tell(told["dropped"].items(), told["rows_in"], args.output)
+    for engine, why in {(shard["engine"], shard["why"]) for shard in told["shards"] if shard["why"]}:
+        print(f"{args.output}: tokenized by {engine}, since {why}")
+    if told["merged"]:
+        print(f"{args.output}: in {told['merged']:,} groups prompt and response share a token, or more, as in TRL")
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -221,9 +225,9 @@ COMMANDS: dict[str, Command] = {
     "tokens": (
         "tokenize pairs as TRL would",
         _tokens,
-        ("mipo.groups:tokenize",),
+        ("mipo.preparation:prepare",),
         (
-            ("pairs", {"type": Path, "help": "preference pairs: prompt, chosen, rejected"}),
+            ("pairs", {"nargs": "+", "help": "preference pairs: prompt, chosen, rejected; files, or datasets"}),
             ("--tokenizer", {"required": True, "help": "a model's folder or hub name"}),
             OUTPUT,
         ),

@@ -56,6 +56,9 @@ class GroupBuilder:
         ValueError for pairs that are none, and for a row that the template refuses.
         """
         pairs = self._usable(with_prompts(pairs.with_columns(_row=pl.int_range(before, before + pairs.height))))
+        if not pairs.height:
+            nothing = np.empty(0, np.uint64)
+            return Pairs(nothing, nothing, nothing, np.zeros(1, np.int64), nothing)
         starts = _starts(pairs)
         sizes = np.diff(starts, append=pairs.height)
         limit = np.iinfo(np.int64).max if self.max_length is None else self.max_length
@@ -81,7 +84,10 @@ class GroupBuilder:
         """The pairs that can be tokenized at all; others are dropped by name, or refused where all are wrong."""
         if missing := [column for column in SIDES if column not in pairs.columns]:
             raise ValueError(f"pairs: no column {missing[0]!r}; they have {', '.join(pairs.columns[:-1])}")
-        pairs = pairs.with_columns(pl.col(pl.Null).cast(pl.String))
+        reason = pl.coalesce(pl.when(pl.col(side).is_null()).then(pl.lit(f"null {side}")) for side in SIDES)
+        pairs = self._without(pairs, reason)
+        if not pairs.height:
+            return pairs
         kinds = {column: "messages" if is_messages(pairs[column]) else "text" for column in SIDES}
         kinds |= {c: str(pairs.schema[c]) for c in SIDES if kinds[c] == "text" and pairs.schema[c] != pl.String}
         if len(set(kinds.values())) > 1 or not {"messages", "text"} & set(kinds.values()):
@@ -91,10 +97,11 @@ class GroupBuilder:
             raise ValueError(
                 "pairs: they are messages, but the tokenizer has no chat template; give text, or another one"
             )
-        reason = pl.coalesce(
-            *(pl.when(pl.col(side).is_null()).then(pl.lit(f"null {side}")) for side in SIDES),
-            *([pl.when(pl.col("prompt").list.len() == 0).then(pl.lit("a prompt of no message"))] if chat else []),
-        )
+        none = pl.when(pl.col("prompt").list.len() == 0).then(pl.lit("a prompt of no message"))
+        return self._without(pairs, none) if chat else pairs
+
+    def _without(self, pairs: pl.DataFrame, reason: pl.Expr) -> pl.DataFrame:
+        """The pairs that have no reason to be dropped."""
         reasons = pairs.select(reason.alias("reason")).to_series()
         self.dropped.update(reasons.drop_nulls().to_list())
         return pairs.filter(reasons.is_null())

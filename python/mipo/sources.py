@@ -10,10 +10,12 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mipo import tables
 from mipo.lazy import lazy
 
 if TYPE_CHECKING:
@@ -63,6 +65,37 @@ def scan(source: str | Path) -> pl.DataFrame | pl.LazyFrame:
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"{source}: not a readable parquet file ({error})") from None
     return lazy_frame
+
+
+def stream(source: str | Path, rows: int, *, split: str = "train", texts: Sequence[str] = ()) -> Iterator[pl.DataFrame]:
+    """As `load`, about `rows` rows at a time: of Parquet and JSONL files, and of datasets, no more is held.
+
+    Batches of a JSONL file may have different columns: a batch has those that are in it.
+    """
+    path = Path(source)
+    name = path.with_suffix("") if path.suffix in (".gz", ".xz") else path
+    if path.is_file() and name.suffix in (".jsonl", ".ndjson") and path.stat().st_size:
+        yield from _stream_jsonl(path, rows, texts)
+        return
+    whole = scan(source)
+    yield from tables.batches(
+        whole if isinstance(whole, pl.LazyFrame) else load(source, split=split, texts=texts), rows
+    )
+
+
+def _stream_jsonl(path: Path, rows: int, texts: Sequence[str]) -> Iterator[pl.DataFrame]:
+    before = (0, 0)
+    opened: Any = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)
+    try:
+        with opened(path, "rb") as file:
+            while lines := list(islice(file, rows)):
+                data = b"".join(lines)
+                frame = _load_jsonl(path, data, texts, before) if data.strip() else pl.DataFrame()
+                if frame.height:
+                    yield frame
+                before = (before[0] + frame.height, before[1] + len(lines))
+    except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{path}: broken {path.suffix[1:]} file ({error})") from None
 
 
 def _names_hub_dataset(source: str) -> bool:
@@ -118,19 +151,22 @@ def _load_csv(source: str | Path, data: bytes | None) -> pl.DataFrame:
         raise ValueError(f"{source}: not a readable csv file ({error})") from None
 
 
-def _load_jsonl(source: str | Path, data: bytes | None, texts: Sequence[str]) -> pl.DataFrame:
+def _load_jsonl(
+    source: str | Path, data: bytes | None, texts: Sequence[str], before: tuple[int, int] = (0, 0)
+) -> pl.DataFrame:
+    """The table in a file, or in the part of it that comes after so many rows and lines."""
     try:
         frame = _read_ndjson(source if data is None else data)
     except pl.exceptions.PolarsError as error:
         data = (Path(source).read_bytes() if data is None else data).removeprefix(_BOM)
         if not data.strip():
             raise ValueError(f"{source}: the file is empty") from None
-        frame = _parse(data, source, str(error))
+        frame = _parse(data, source, str(error), before)
     checked = [column for column in texts if column in frame.columns]
     suspects = frame.select(pl.any_horizontal(pl.lit(False), *(_suspect(frame, c) for c in checked))).to_series()
     if suspects.any():
         written = Path(source).read_bytes() if data is None else data
-        _check_written(frame, set(suspects.arg_true()), written, source, checked)
+        _check_written(frame, set(suspects.arg_true()), _lines(written.removeprefix(_BOM), source, before), checked)
     return frame
 
 
@@ -138,10 +174,10 @@ def _read_ndjson(file: Any) -> pl.DataFrame:
     return pl.read_ndjson(file, infer_schema_length=None)
 
 
-def _parse(data: bytes, source: str | Path, complaint: str) -> pl.DataFrame:
+def _parse(data: bytes, source: str | Path, complaint: str, before: tuple[int, int]) -> pl.DataFrame:
     """The table that polars refused: names the row that is broken, or reads it where only polars minds."""
     rows = []
-    for place, line in _lines(data, source):
+    for place, line in _lines(data, source, before):
         if (wrong := _invalid_utf8(line)) is not None:
             raise ValueError(f"{place}: {_not_utf8(line[wrong])}")
         try:
@@ -161,10 +197,10 @@ def _parse(data: bytes, source: str | Path, complaint: str) -> pl.DataFrame:
         raise ValueError(f"{source}: no table can be made of its rows ({complaint}; {error})") from None
 
 
-def _lines(data: bytes, source: str | Path) -> Iterator[tuple[str, bytes]]:
+def _lines(data: bytes, source: str | Path, before: tuple[int, int]) -> Iterator[tuple[str, bytes]]:
     """Each row's line, and how to name it: rows leave out blank lines."""
-    row = 0
-    for number, line in enumerate(data.split(b"\n"), start=1):
+    row, lines = before
+    for number, line in enumerate(data.split(b"\n"), start=lines + 1):
         if line.strip():
             row += 1
             yield f"{source}: row {row}" + (f" (line {number})" if number != row else ""), line
@@ -196,9 +232,9 @@ def _suspect(frame: pl.DataFrame, column: str) -> pl.Expr:
 
 
 def _check_written(
-    frame: pl.DataFrame, suspects: set[int], data: bytes, source: str | Path, columns: Sequence[str]
+    frame: pl.DataFrame, suspects: set[int], lines: Iterable[tuple[str, bytes]], columns: Sequence[str]
 ) -> None:
-    for row, (place, line) in enumerate(_lines(data.removeprefix(_BOM), source)):
+    for row, (place, line) in enumerate(lines):
         if row not in suspects:
             continue
         written = json.loads(line)
