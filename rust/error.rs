@@ -117,6 +117,26 @@ pub enum Error {
         /// Their own words.
         reason: String,
     },
+    /// An engine that there is not.
+    #[error("engine: expected auto, fastokens or tokenizers, got {got:?}; leave it at auto")]
+    EngineName {
+        /// The name that came.
+        got: String,
+    },
+    /// fastokens asked for where its ids are not known to be the tokenizer's.
+    #[error("engine: fastokens cannot take this tokenizer: {reason}; use engine=\"auto\" or engine=\"tokenizers\"")]
+    Engine {
+        /// What was found.
+        reason: String,
+    },
+    /// Two engines that should give the same ids and do not.
+    #[error("texts: the ids of row {row} are not the tokenizer's: {reason}; use engine=\"tokenizers\"")]
+    Differs {
+        /// Row of the text.
+        row: usize,
+        /// The text, and what both engines say.
+        reason: String,
+    },
     /// Runs of nothing.
     #[error("{name}: expected at least 1, got 0; it says how many successive {what} are compared")]
     NoNgram {

@@ -6,6 +6,7 @@
 pub mod checksum;
 pub mod contrast;
 pub mod duplicates;
+pub mod engine;
 pub mod error;
 pub mod groups;
 mod ngrams;
@@ -17,6 +18,7 @@ pub mod within;
 
 mod exchange;
 mod near;
+mod probe;
 mod remainder;
 mod segment;
 mod sort;

@@ -1,12 +1,24 @@
 //! Token ids of texts, a table of them, and the encoder that fills it. Knows no template and no Python.
 
-use rayon::prelude::*;
-use tokenizers::Tokenizer;
+use std::ops::Range;
 
+use rayon::prelude::*;
+
+use crate::engine::{self, Choice, Opened};
 use crate::error::Error;
+use crate::probe;
 
 /// Texts that a thread encodes in one go.
 const CHUNK: usize = 64;
+
+/// Bytes that a thread encodes in one go, if one text alone is not longer.
+const CHUNK_BYTES: usize = 256 << 10;
+
+/// Every how many texts one is encoded by `tokenizers` as well.
+const CHECKED: usize = 1_024;
+
+/// Longer texts are not: at 3 MB/s, one could take longer than all others together.
+const CHECKED_BYTES: usize = 64 << 10;
 
 /// Ids of one text per row, in Arrow's list layout.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,16 +51,6 @@ impl Table {
     pub(crate) fn push(&mut self, ids: &[u32]) {
         self.ids.extend_from_slice(ids);
         self.offsets.push(self.ids.len() as i64);
-    }
-
-    /// Appends `ids`, cut into rows of the given lengths.
-    fn extend(&mut self, lengths: &[usize], ids: &[u32]) {
-        let mut end = self.ids.len();
-        self.offsets.extend(lengths.iter().map(|length| {
-            end += length;
-            end as i64
-        }));
-        self.ids.extend_from_slice(ids);
     }
 }
 
@@ -116,74 +118,135 @@ pub(crate) fn check_offsets(name: &'static str, offsets: &[i64], limit: usize) -
 }
 
 /// A tokenizer that neither cuts nor pads, whatever its `tokenizer.json` says.
-#[derive(Debug)]
-pub struct Encoder(Tokenizer);
+pub struct Encoder(Opened);
 
 impl Encoder {
-    /// The tokenizer of a `tokenizer.json`.
+    /// The tokenizer of a `tokenizer.json`, with the engine of this choice.
     ///
     /// # Errors
-    /// Bytes that are no `tokenizer.json`.
-    pub fn from_json(json: &[u8]) -> Result<Self, Error> {
-        let refuse = |reason: tokenizers::Error| Error::Tokenizer {
-            got: json.len(),
-            reason: reason.to_string(),
-        };
-        let mut tokenizer = Tokenizer::from_bytes(json).map_err(refuse)?;
-        tokenizer.with_truncation(None).map_err(refuse)?.with_padding(None);
-        Ok(Self(tokenizer))
+    /// Bytes that are no `tokenizer.json`; fastokens asked for where it cannot be.
+    pub fn from_json(json: &[u8], choice: Choice) -> Result<Self, Error> {
+        engine::open(json, choice).map(Self)
+    }
+
+    /// The engine that encodes: `fastokens` or `tokenizers`.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.0.name
+    }
+
+    /// Why it is that engine, in a sentence.
+    #[must_use]
+    pub fn why(&self) -> &str {
+        &self.0.why
+    }
+
+    /// Appends the ids of one text; `add_special_tokens` as in `tokenizers`.
+    ///
+    /// # Errors
+    /// A text that the tokenizer refuses, in the words of its library.
+    pub fn encode_into(&self, text: &str, add_special_tokens: bool, ids: &mut Vec<u32>) -> Result<(), String> {
+        self.0.engine.encode(text, add_special_tokens, ids)
+    }
+
+    /// Holds the ids of a text against those of `tokenizers`.
+    ///
+    /// # Errors
+    /// What both say, where it is not the same.
+    pub fn check(&self, text: &str, add_special_tokens: bool, ids: &[u32]) -> Result<(), String> {
+        if self.name() == "tokenizers" {
+            return Ok(());
+        }
+        probe::check(&self.0.truth, text, add_special_tokens, ids)
     }
 
     /// Ids of each text, in order, on all threads; `add_special_tokens` as in `tokenizers`.
     ///
-    /// # Errors
-    /// The first text that the tokenizer refuses, with its row.
-    pub fn encode(&self, texts: &[&str], add_special_tokens: bool) -> Result<Table, Error> {
-        let chunks: Vec<_> = texts
-            .par_chunks(CHUNK)
-            .map(|texts| self.encode_chunk(texts, add_special_tokens))
-            .collect();
-        let mut table = Table::new();
-        table.offsets.reserve_exact(texts.len());
-        table
-            .ids
-            .reserve_exact(chunks.iter().flatten().map(|(_, ids)| ids.len()).sum());
-        for (chunk, encoded) in chunks.into_iter().enumerate() {
-            let (lengths, ids) = encoded.map_err(|(row, reason)| Error::Text {
-                row: chunk * CHUNK + row,
-                reason,
-            })?;
-            table.extend(&lengths, &ids);
-        }
-        Ok(table)
-    }
-
-    /// Appends the ids of one text.
+    /// Every 1,024th text is encoded by `tokenizers` as well, where another engine encodes.
     ///
     /// # Errors
-    /// A text that the tokenizer refuses, in its own words.
-    pub fn encode_into(&self, text: &str, add_special_tokens: bool, ids: &mut Vec<u32>) -> Result<(), String> {
-        let encoding = self
-            .0
-            .encode_fast(text, add_special_tokens)
-            .map_err(|reason| reason.to_string())?;
-        ids.extend_from_slice(encoding.get_ids());
-        Ok(())
+    /// The first text that the tokenizer refuses, or whose ids are not those of `tokenizers`, with its row.
+    pub fn encode(&self, texts: &[&str], add_special_tokens: bool) -> Result<Table, Error> {
+        let chunks: Vec<Vec<u32>>;
+        let mut offsets = vec![0; texts.len() + 1];
+        {
+            let mut lengths = &mut offsets[1..];
+            let mut parts = Vec::new();
+            for rows in cut(texts) {
+                let (part, rest) = lengths.split_at_mut(rows.len());
+                lengths = rest;
+                parts.push((rows, part));
+            }
+            let encoded: Vec<_> = parts
+                .into_par_iter()
+                .map(|(rows, lengths)| self.encode_chunk(texts, rows, lengths, add_special_tokens))
+                .collect();
+            chunks = encoded.into_iter().collect::<Result<_, _>>()?;
+        }
+        let mut end = 0;
+        for offset in &mut offsets {
+            end += *offset;
+            *offset = end;
+        }
+        Ok(Table {
+            offsets,
+            ids: concatenate(chunks),
+        })
     }
 
-    /// Lengths and ids, or the row within the chunk that is refused and why.
-    #[allow(clippy::type_complexity)]
-    fn encode_chunk(&self, texts: &[&str], special: bool) -> Result<(Vec<usize>, Vec<u32>), (usize, String)> {
-        let (mut lengths, mut ids) = (Vec::with_capacity(texts.len()), Vec::new());
-        for (row, &text) in texts.iter().enumerate() {
-            // The fast variant leaves out the offsets into the text, which nobody here asks for.
-            let encoding = self
-                .0
-                .encode_fast(text, special)
-                .map_err(|reason| (row, reason.to_string()))?;
-            lengths.push(encoding.len());
-            ids.extend_from_slice(encoding.get_ids());
+    /// Ids of the texts of these rows; their lengths go into `lengths`.
+    fn encode_chunk(
+        &self,
+        texts: &[&str],
+        rows: Range<usize>,
+        lengths: &mut [i64],
+        special: bool,
+    ) -> Result<Vec<u32>, Error> {
+        let bytes: usize = texts[rows.clone()].iter().map(|text| text.len()).sum();
+        let mut ids = Vec::with_capacity(bytes / 3 + 2 * rows.len());
+        for (row, length) in rows.zip(lengths) {
+            let start = ids.len();
+            self.encode_into(texts[row], special, &mut ids)
+                .map_err(|reason| Error::Text { row, reason })?;
+            *length = (ids.len() - start) as i64;
+            if row % CHECKED == 0 && texts[row].len() <= CHECKED_BYTES {
+                self.check(texts[row], special, &ids[start..])
+                    .map_err(|reason| Error::Differs { row, reason })?;
+            }
         }
-        Ok((lengths, ids))
+        Ok(ids)
     }
+}
+
+/// Rows of successive chunks: at most [`CHUNK`] texts, and not many bytes unless one text has them.
+fn cut(texts: &[&str]) -> Vec<Range<usize>> {
+    let (mut chunks, mut start, mut bytes) = (Vec::with_capacity(texts.len() / CHUNK + 1), 0, 0);
+    for (row, text) in texts.iter().enumerate() {
+        if row > start && (row - start == CHUNK || bytes + text.len() > CHUNK_BYTES) {
+            chunks.push(start..row);
+            (start, bytes) = (row, 0);
+        }
+        bytes += text.len();
+    }
+    if start < texts.len() {
+        chunks.push(start..texts.len());
+    }
+    chunks
+}
+
+/// All chunks one after another, each given back to the allocator as soon as it is copied.
+fn concatenate(chunks: Vec<Vec<u32>>) -> Vec<u32> {
+    // Zeros come from the system as untouched pages, so that the threads that copy are the first to touch them.
+    let mut ids = vec![0; chunks.iter().map(Vec::len).sum()];
+    let mut rest = ids.as_mut_slice();
+    let mut parts = Vec::with_capacity(chunks.len());
+    for chunk in chunks {
+        let (part, after) = rest.split_at_mut(chunk.len());
+        rest = after;
+        parts.push((part, chunk));
+    }
+    parts
+        .into_par_iter()
+        .for_each(|(part, chunk)| part.copy_from_slice(&chunk));
+    ids
 }

@@ -1,6 +1,7 @@
 //! The border between prompt and response against obvious twins, and the encoder on a tokenizer of nine words.
 #![allow(clippy::unwrap_used)]
 
+use mipo::engine::Choice;
 use mipo::error::Error;
 use mipo::split::{Groups, Split, Unfinished, split};
 use mipo::tokens::{Encoder, Table, View};
@@ -201,7 +202,7 @@ fn wrong_arrays_are_named() {
 
 #[test]
 fn encoding_neither_cuts_nor_pads() -> Result<(), Error> {
-    let encoder = Encoder::from_json(TOKENIZER.as_bytes())?;
+    let encoder = Encoder::from_json(TOKENIZER.as_bytes(), Choice::Auto)?;
     let found = encoder.encode(&["a b c d", "", "d"], true)?;
     assert_eq!(rows(&found), [&[1, 2, 3, 4, 5][..], &[1], &[1, 5]]);
     assert_eq!(
@@ -216,7 +217,7 @@ fn encoding_neither_cuts_nor_pads() -> Result<(), Error> {
 fn encoding_keeps_the_order_over_many_chunks() -> Result<(), Error> {
     let texts: Vec<String> = (0..1_000).map(|row| "a ".repeat(row % 17) + "b").collect();
     let borrowed: Vec<&str> = texts.iter().map(String::as_str).collect();
-    let found = Encoder::from_json(TOKENIZER.as_bytes())?.encode(&borrowed, false)?;
+    let found = Encoder::from_json(TOKENIZER.as_bytes(), Choice::Auto)?.encode(&borrowed, false)?;
     assert!(
         rows(&found)
             .iter()
@@ -230,10 +231,13 @@ fn encoding_keeps_the_order_over_many_chunks() -> Result<(), Error> {
 fn a_refused_text_is_named_by_its_row() -> Result<(), Error> {
     let mut texts = vec!["a"; 300];
     (texts[200], texts[250]) = ("unheard", "of");
-    let error = Encoder::from_json(TOKENIZER.as_bytes())?
+    let error = Encoder::from_json(TOKENIZER.as_bytes(), Choice::Auto)?
         .encode(&texts, false)
         .unwrap_err();
     assert!(matches!(error, Error::Text { row: 200, .. }), "{error}");
-    assert!(matches!(Encoder::from_json(b"{"), Err(Error::Tokenizer { got: 1, .. })));
+    assert!(matches!(
+        Encoder::from_json(b"{", Choice::Auto),
+        Err(Error::Tokenizer { got: 1, .. })
+    ));
     Ok(())
 }

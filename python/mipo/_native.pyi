@@ -11,7 +11,7 @@ from typing import Protocol, final, type_check_only
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Encoder", "Split", "clusters", "counterparts", "counterparts_within", "overlaps", "split"]
+__all__ = ["Encoder", "GroupBuilder", "checksum", "clusters", "counterparts", "counterparts_within", "overlaps"]
 
 @type_check_only
 class _ArrowArray(Protocol):
@@ -82,37 +82,23 @@ def overlaps(
     another type.
     """
 
-def split(
-    prompt: tuple[NDArray[np.int64], NDArray[np.uint32]],
-    joint: tuple[NDArray[np.int64], NDArray[np.uint32]],
-    *,
-    group_prompt: NDArray[np.uint64],
-    group_chosen: NDArray[np.uint64],
-    rejected_offsets: NDArray[np.int64],
-    rejected: NDArray[np.uint64],
-    unfinished: NDArray[np.bool_] | None = None,
-    end_ids: Sequence[int] | None = None,
-) -> Split:
-    """Separates prompts from responses on token ids, by TRL's rule (TRL 1.16, `common_prefix_length`).
-
-    A table is (offsets [rows + 1], ids), as `Encoder.encode` gives it; offsets need not start at 0. `prompt`: each
-    rendered prompt alone. `joint`: each rendered prompt with a response. Group g has the prompt `group_prompt[g]`, the
-    chosen joint `group_chosen[g]` and the rejected joints `rejected[rejected_offsets[g]:rejected_offsets[g + 1]]`, of
-    which there may be none. Its responses start at the shortest common prefix of its prompt with each of its joints.
-
-    `unfinished`: [rows of joint], responses that the token limit cut off. Such a response loses its last id out of
-    `end_ids` and all that follows, since the model never ended that turn.
-
-    Raises ValueError for arrays of different lengths, offsets that fall, or unfinished responses without `end_ids`;
-    IndexError for row numbers outside their table; TypeError for another dtype.
-    """
-
 @final
 class Encoder:
     """A tokenizer that neither cuts nor pads, whatever its tokenizer.json says."""
 
-    def __new__(cls, json: bytes) -> Encoder:
-        """The tokenizer of a tokenizer.json. Raises ValueError for bytes that are none."""
+    def __new__(cls, json: bytes, engine: str = "auto") -> Encoder:
+        """The tokenizer of a tokenizer.json, with the engine "fastokens", "tokenizers" or "auto".
+
+        Raises ValueError for bytes that are none, another engine, or fastokens where it cannot take the tokenizer.
+        """
+
+    @property
+    def name(self) -> str:
+        """The engine that encodes: fastokens or tokenizers."""
+
+    @property
+    def why(self) -> str:
+        """Why it is that engine, in a sentence."""
 
     def encode(
         self, texts: _ArrowArray | _ArrowStream, add_special_tokens: bool
@@ -120,37 +106,38 @@ class Encoder:
         """Ids of each text: (offsets [n + 1], ids [offsets[n]]), equal to those of the `tokenizers` package.
 
         `texts`: an Arrow array, chunked or not, of string, large_string or string_view, such as a polars Series. Raises
-        TypeError for another type; ValueError, with the row, for a null or a text that the tokenizer refuses.
+        TypeError for another type; ValueError, with the row, for a null, a text that the tokenizer refuses, or one of
+        those that `tokenizers` encodes as well, every 1,024th, with other ids.
         """
 
+def checksum(buffers: Sequence[NDArray[np.uint8]]) -> str:
+    """XXH3 of buffers, as 32 hexadecimal digits."""
+
+_Table = tuple[NDArray[np.int64], NDArray[np.uint32]]
+_Texts = tuple[_ArrowArray | _ArrowStream, _ArrowArray | _ArrowStream, _ArrowArray | _ArrowStream]
+# (offsets of the rejected responses, rows, unfinished chosen, unfinished rejected)
+_Groups = tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.bool_], NDArray[np.bool_]]
+# Of each group its verdict, and of those kept (prompt, chosen, offsets, rejected) and how many borders were moved.
+_Made = tuple[NDArray[np.uint8], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint64], int]
+
 @final
-class Split:
-    """Prompts and responses of preference groups, each stored once; the result of `split`."""
+class GroupBuilder:
+    """Preference groups become row numbers of two tables of ids, which grow."""
 
-    @property
-    def prompts(self) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
-        """Distinct prompts up to the border, in order of first appearance: (offsets, ids)."""
+    def __new__(cls, encoder: Encoder) -> GroupBuilder: ...
+    def push_text(self, texts: _Texts, groups: _Groups, *, end: str, limit: int | None = None) -> _Made:
+        """Text: `texts` are (prompts, chosen, rejected), whose joint texts close with `end`."""
 
-    @property
-    def responses(self) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
-        """Distinct responses, in order of first appearance (chosen, then rejected, group by group): (offsets, ids)."""
+    def push_rendered(
+        self, texts: _Texts, groups: _Groups, *, end_ids: Sequence[int], limit: int | None = None
+    ) -> _Made:
+        """Chats, rendered: `texts` are (prompts, each prompt with its chosen response, and with each rejected one)."""
 
-    @property
-    def prompt(self) -> NDArray[np.uint64]:
-        """[groups]: rows of `prompts`."""
+    def take_prompts(self) -> _Table:
+        """Prompts stored since the last call: (offsets, ids)."""
 
-    @property
-    def chosen(self) -> NDArray[np.uint64]:
-        """[groups]: rows of `responses`."""
+    def take_responses(self) -> _Table:
+        """Responses stored since the last call: (offsets, ids)."""
 
-    @property
-    def rejected(self) -> NDArray[np.uint64]:
-        """Rows of `responses`, in the layout of the argument `rejected`."""
-
-    @property
-    def merged(self) -> int:
-        """Groups whose responses begin before their rendered prompt ends."""
-
-    @property
-    def empty(self) -> NDArray[np.uint64]:
-        """Joint rows, ascending, of which nothing is left after the border in some group."""
+    def pending(self) -> int:
+        """Bytes of ids that were not taken yet."""

@@ -104,10 +104,9 @@ def _tokens(args: argparse.Namespace) -> None:
     from mipo.responses import load_tokenizer
 
     tokenizer = load_tokenizer(args.tokenizer)
-    with _each(args) as each:
-        told = prepare(args.pairs, tokenizer, args.output, each=each, **given(args, prepare))
+    told = prepare(args.pairs, tokenizer, args.output, **given(args, prepare))
     _tell(told["dropped"].items(), told["rows_in"], args.output)
-    for engine, why in {(shard["engine"], shard["why"]) for shard in told["shards"] if shard["why"]}:
+    for engine, why in {(shard["engine"], shard["why"]) for shard in told["shards"] if shard["engine"] == "tokenizers"}:
         print(f"{args.output}: tokenized by {engine}, since {why}")
     if told["merged"]:
         print(f"{args.output}: in {told['merged']:,} groups prompt and response share a token, or more, as in TRL")

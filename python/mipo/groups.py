@@ -45,7 +45,7 @@ class GroupBuilder:
         if getattr(tokenizer, "eos_token", None) is None:
             raise ValueError("tokenizer: has no eos_token, so no response could ever end; set one")
         self.tokenizer, self.max_length = tokenizer, max_length
-        self.encoder = tokens.encoder(tokenizer, engine)
+        self.encoder = tokens.open_encoder(tokenizer, engine)
         self.dropped, self.merged = Counter[str](), 0
         self._builder = _native.GroupBuilder(self.encoder)
 
@@ -282,9 +282,9 @@ def _starts(pairs: pl.DataFrame) -> NDArray[np.int64]:
 def _prompt_ids(pairs: pl.DataFrame) -> NDArray[np.uint64]:
     """mipo's prompt_id; the row where there is none, or where it is no whole number and thus of other make."""
     ids = pairs.get_column("prompt_id", default=None)
-    if ids is None or not ids.dtype.is_integer() or ids.null_count() or (len(ids) and ids.min() < 0):  # type: ignore[operator]
+    if ids is None or not ids.dtype.is_integer() or ids.null_count() or (len(ids) and ids.min() < 0):
         ids = pairs["_row"]
-    return ids.cast(pl.UInt64).to_numpy()
+    return np.asarray(ids.cast(pl.UInt64).to_numpy())
 
 
 def _flags(pairs: pl.DataFrame, column: str) -> NDArray[np.bool_]:

@@ -111,9 +111,9 @@ class PairStore:
     @cached_property
     def pairs(self) -> pl.DataFrame:
         """A row a group: prompt_id, prompt (row of `prompts`), chosen and rejected (row, and rows, of `responses`)."""
-        none = [np.empty(0, np.uint64)] * 3
-        empty = Pairs(*none, np.zeros(1, np.int64), np.empty(0, np.uint64)).frame()
-        return pl.concat([piece.frame() for piece in self.pieces]) if self.pieces else empty
+        nothing = np.empty(0, np.uint64)
+        pieces = self.pieces or (Pairs(nothing, nothing, nothing, np.zeros(1, np.int64), nothing),)
+        return pl.concat([piece.frame() for piece in pieces])
 
     @cached_property
     def negatives(self) -> int:
@@ -186,8 +186,8 @@ class PairStore:
         pieces, before = [], (0, 0)
         for record in manifest["shards"]:
             for batch in shards.read(folder, record, "pairs"):
-                own = [batch.column(name).to_numpy() for name in ("prompt_id", "prompt", "chosen")]
-                pieces.append(Pairs(*own, *arrow.parts(batch.column("rejected")), before))
+                prompt_id, prompt, chosen = (batch.column(place).to_numpy() for place in range(3))
+                pieces.append(Pairs(prompt_id, prompt, chosen, *arrow.parts(batch.column("rejected")), before))
             prompts += shards.read(folder, record, "prompts")
             responses += shards.read(folder, record, "responses")
             before = (before[0] + record["prompts"], before[1] + record["responses"])

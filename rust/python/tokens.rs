@@ -4,6 +4,7 @@ use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
 
 use super::{chunks, strings};
+use crate::engine::Choice;
 use crate::tokens::{self, Table};
 
 /// A tokenizer that neither cuts nor pads, whatever its tokenizer.json says.
@@ -13,8 +14,22 @@ pub(super) struct Encoder(pub(super) tokens::Encoder);
 #[pymethods]
 impl Encoder {
     #[new]
-    fn new(py: Python<'_>, json: &[u8]) -> PyResult<Self> {
-        Ok(Self(py.detach(|| tokens::Encoder::from_json(json))?))
+    #[pyo3(signature = (json, engine="auto"))]
+    fn new(py: Python<'_>, json: &[u8], engine: &str) -> PyResult<Self> {
+        let choice = Choice::from_name(engine)?;
+        Ok(Self(py.detach(|| tokens::Encoder::from_json(json, choice))?))
+    }
+
+    /// The engine that encodes: fastokens or tokenizers.
+    #[getter]
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+
+    /// Why it is that engine, in a sentence.
+    #[getter]
+    fn why(&self) -> &str {
+        self.0.why()
     }
 
     /// Ids of each text: (offsets int64 [n + 1], ids uint32 [offsets[n]]).

@@ -1,0 +1,302 @@
+//! Whether fastokens treats a tokenizer as tokenizers does: a look at its `tokenizer.json`, and ids held against ids.
+//! Knows no table and no Python.
+
+use fastokens::tiktoken;
+use rayon::prelude::*;
+use serde_json::Value;
+
+use crate::engine::{Engine, HuggingFace};
+
+/// Refuses, by name, all that is not known to be the same in fastokens 0.3.5 and tokenizers 0.23.
+///
+/// The list is of what may pass, so what is new is refused. Regular expressions pass only where fastokens scans them by
+/// hand: others it gives to PCRE2, whose classes are those of another Unicode than Oniguruma's, and whose matches it
+/// caches by thread.
+pub(crate) fn inspect(json: &Value) -> Result<(), String> {
+    inspect_model(&json["model"])?;
+    inspect_normalizer(&json["normalizer"])?;
+    inspect_pre_tokenizer(&json["pre_tokenizer"])?;
+    inspect_post_processor(&json["post_processor"])?;
+    inspect_added(
+        json["added_tokens"].as_array().map_or(&[], Vec::as_slice),
+        json["normalizer"].is_null(),
+    )
+}
+
+fn refuse<T>(what: &str) -> Result<T, String> {
+    Err(format!(
+        "{what} is not known to be the same in fastokens as in tokenizers"
+    ))
+}
+
+fn kind(step: &Value) -> &str {
+    step["type"].as_str().unwrap_or("none")
+}
+
+fn is_set(value: &Value) -> bool {
+    !(value.is_null() || value.as_str() == Some(""))
+}
+
+fn inspect_model(model: &Value) -> Result<(), String> {
+    // Files of old name no type; tokenizers tells BPE by its merges.
+    let is_bpe = kind(model) == "BPE" || (model["type"].is_null() && model["merges"].is_array());
+    if !is_bpe {
+        return refuse(&format!("the model {}", kind(model)));
+    }
+    if model["dropout"].as_f64().is_some_and(|p| p != 0.0) {
+        return refuse("dropout");
+    }
+    for affix in ["continuing_subword_prefix", "end_of_word_suffix"] {
+        if is_set(&model[affix]) {
+            return refuse(affix);
+        }
+    }
+    let falls_back = model["byte_fallback"] == true
+        && (0..=255u8).all(|byte| model["vocab"][format!("<0x{byte:02X}>").as_str()].is_u64());
+    if is_set(&model["unk_token"]) && !falls_back {
+        return refuse("unk_token without all bytes to fall back on");
+    }
+    Ok(())
+}
+
+fn inspect_normalizer(step: &Value) -> Result<(), String> {
+    match kind(step) {
+        "none" if step.is_null() => Ok(()),
+        "NFC" | "Prepend" => Ok(()),
+        "Replace" if is_set(&step["pattern"]["String"]) => Ok(()),
+        "Sequence" => each(&step["normalizers"], inspect_normalizer),
+        other => refuse(&format!("the normalizer {other}")),
+    }
+}
+
+fn inspect_pre_tokenizer(step: &Value) -> Result<(), String> {
+    if is_scanned(step) {
+        return Ok(());
+    }
+    match kind(step) {
+        "none" if step.is_null() => Ok(()),
+        "ByteLevel" | "Digits" => Ok(()),
+        "Sequence" => each(&step["pretokenizers"], inspect_pre_tokenizer),
+        "Split" => refuse("the pattern or behavior of the pre-tokenizer Split"),
+        other => refuse(&format!("the pre-tokenizer {other}")),
+    }
+}
+
+/// Split steps with patterns that fastokens scans by hand, before a ByteLevel that only maps bytes.
+fn is_scanned(step: &Value) -> bool {
+    let steps = step["pretokenizers"].as_array().map_or(&[][..], Vec::as_slice);
+    let Some((last, splits)) = steps.split_last() else {
+        return false;
+    };
+    let maps_bytes = kind(last) == "ByteLevel" && last["use_regex"] == false && last["add_prefix_space"] == false;
+    let isolated = |step: &Value| kind(step) == "Split" && step["behavior"] == "Isolated" && step["invert"] == false;
+    let inverted = |step: &Value| kind(step) == "Split" && step["behavior"] == "Removed" && step["invert"] == true;
+    let pattern = |step: &Value| step["pattern"]["Regex"].as_str().unwrap_or_default().to_owned();
+    let single = [
+        tiktoken::CL100K_BASE_PATTERN,
+        tiktoken::QWEN2_PATTERN,
+        tiktoken::QWEN35_PATTERN,
+        tiktoken::O200K_BASE_PATTERN,
+        tiktoken::TEKKEN_PATTERN,
+    ];
+    let deepseek = [
+        tiktoken::DEEPSEEK_SPLIT1_PATTERN,
+        tiktoken::DEEPSEEK_SPLIT2_PATTERN,
+        tiktoken::DEEPSEEK_SPLIT3_PATTERN,
+    ];
+    maps_bytes
+        && match splits {
+            [split] => (isolated(split) || inverted(split)) && single.contains(&pattern(split).as_str()),
+            splits => splits.iter().all(isolated) && splits.iter().map(pattern).eq(deepseek),
+        }
+}
+
+fn inspect_post_processor(step: &Value) -> Result<(), String> {
+    match kind(step) {
+        "none" if step.is_null() => Ok(()),
+        "ByteLevel" | "TemplateProcessing" => Ok(()),
+        "Sequence" => each(&step["processors"], inspect_post_processor),
+        other => refuse(&format!("the post-processor {other}")),
+    }
+}
+
+fn inspect_added(tokens: &[Value], plain: bool) -> Result<(), String> {
+    // Without a normalizer, `normalized` only says which tokens are looked for first: nothing, if all say the same.
+    let alike = plain
+        && tokens
+            .iter()
+            .all(|token| token["normalized"] == tokens[0]["normalized"]);
+    for token in tokens {
+        for flag in ["single_word", "lstrip", "rstrip", "normalized"] {
+            if token[flag] == true && !(flag == "normalized" && alike) {
+                return refuse(&format!("the added token {} with {flag}", token["content"]));
+            }
+        }
+        if !is_set(&token["content"]) {
+            return refuse("an empty added token");
+        }
+    }
+    Ok(())
+}
+
+fn each(steps: &Value, inspect: fn(&Value) -> Result<(), String>) -> Result<(), String> {
+    steps
+        .as_array()
+        .map_or(&[][..], Vec::as_slice)
+        .iter()
+        .try_for_each(inspect)
+}
+
+/// Holds the engine against the truth; the number of texts, or the first in which they differ.
+pub(crate) fn compare(engine: &dyn Engine, truth: &HuggingFace) -> Result<usize, String> {
+    let texts = battery(truth);
+    let first = texts.par_iter().find_map_first(|text| {
+        [false, true]
+            .into_iter()
+            .find_map(|special| differ(engine, truth, text, special))
+    });
+    first.map_or(Ok(texts.len()), Err)
+}
+
+/// What two engines say of a text, where it is not the same.
+pub(crate) fn differ(engine: &dyn Engine, truth: &HuggingFace, text: &str, special: bool) -> Option<String> {
+    let encode = |engine: &dyn Engine| {
+        let mut ids = Vec::new();
+        engine.encode(text, special, &mut ids).map(|()| ids)
+    };
+    let (found, expected) = (encode(engine), encode(truth));
+    (found != expected).then(|| describe(text, found, expected))
+}
+
+/// Holds ids against those of the truth; what both say, where it is not the same.
+pub(crate) fn check(truth: &HuggingFace, text: &str, special: bool, ids: &[u32]) -> Result<(), String> {
+    let mut expected = Vec::with_capacity(ids.len());
+    let expected = truth.encode(text, special, &mut expected).map(|()| expected);
+    if expected.as_deref() == Ok(ids) {
+        Ok(())
+    } else {
+        Err(describe(text, Ok(ids.to_vec()), expected))
+    }
+}
+
+fn describe(text: &str, found: Result<Vec<u32>, String>, expected: Result<Vec<u32>, String>) -> String {
+    // A long text differs somewhere in the middle: what is shown are the ids from there on.
+    let from = match (&found, &expected) {
+        (Ok(found), Ok(expected)) => found.iter().zip(expected).take_while(|(a, b)| a == b).count(),
+        _ => 0,
+    };
+    let show = |ids: Result<Vec<u32>, String>| match ids {
+        Ok(ids) => format!("{:?}", &ids[from.min(ids.len())..(from + 8).min(ids.len())]),
+        Err(reason) => reason,
+    };
+    let beginning: String = text.chars().take(60).collect();
+    format!(
+        "fastokens and tokenizers differ for {beginning:?}… ({} bytes) from token {from} on: {} and {}",
+        text.len(),
+        show(found),
+        show(expected)
+    )
+}
+
+/// Pieces that pre-tokenizers, normalizers and merges treat in their own ways.
+const PIECES: &[&str] = &[
+    "I'll can't we've you're he'd it's I'm 'S 'T 'LL 'Re o'clock ''s '' ' s it\u{2019}s it'\u{17f} 'LĿ",
+    "1 12 123 1234 12345 1.5 1,234 3rd x2 2x ٣٤٥ ½ Ⅷ ²³ 十二 1_000 0x1F 1e-9 ₿5",
+    "!!! ?! ... -- --- ,.;: (a) [b] {c} <d> \"e\" `f` #g @h $i %j ^k &l *m /n \\o |p ~q =r +s _t",
+    "a/b //c /\n/ x!\n/\n/y !\r\n\r\n! end.\n/usr b\n/b's",
+    "a b  c   d    e     f\tg\t\th \ti\t j\u{b}k\u{c}l",
+    "a\nb\n\nc\n\n\nd\r\ne\r\rf\n\rg \n h\n  \n  i\t\n\tj   \n\n   k",
+    " leading",
+    "  leading",
+    "trailing ",
+    "trailing  ",
+    "\n",
+    "\r\n",
+    " ",
+    "  ",
+    "\t",
+    "",
+    "\n ",
+    " \n",
+    "camelCase HTTPServer iPhone McDonald ABCdefGHI ÀÉî ßẞ ǅ ŉ İıI ﬁ Ω Å K",
+    "日本語のテキストと漢字、かな・カナ。「引用」　全角　ＡＢＣ１２３",
+    "中文，没有空格的句子。한국어 문장입니다 ไทยไม่มีช่องว่าง العربية עברית हिन्दी தமிழ்",
+    "👍 👍🏽 👨‍👩‍👧‍👦 🏳️‍🌈 🇯🇵🇩🇪 ☺️ 1️⃣ ❤\u{fe0f}\u{200d}🔥",
+    "e\u{301} \u{e9} a\u{323}\u{302} \u{1ea7} o\u{302}\u{323} \u{1100}\u{1161}\u{11a8} \u{ac01} \u{212b} \u{2126} \u{301}x",
+    "\u{6e0}\u{7fd} \u{308}\u{7fd} \u{344} \u{958} \u{fb2a} \u{f900} \u{2adc} \u{1d15e}",
+    "a\u{a0}b\u{2003}c\u{2009}d\u{200b}e\u{202f}f\u{205f}g\u{3000}h\u{1680}i\u{180e}j\u{feff}k\u{85}l\u{2028}m\u{2029}n",
+    "\u{0}\u{1}\u{7}\u{8}\u{1b}[0m\u{7f}\u{80}\u{9f}\u{ad}\u{200e}\u{202e}\u{2060}\u{fffd}\u{fffd}\u{ffff}\u{10ffff}\u{e000}",
+    "\u{378}\u{1c89}\u{1c8a}\u{a7cb}\u{a7da}\u{10d40}\u{10ec2}\u{16d40}\u{1e5d0}\u{1cc00}\u{1fae9}\u{2ebf0}\u{1e4d0}\u{11f02}",
+    "def f(x):\n    return [y ** 2 for y in x if y != 0]  # done\n\n\nclass A:\n\tpass\n",
+    "https://example.org/a?b=c&d=%20e#f user@example.org C:\\dir\\file.txt",
+    "▁ ▁a a▁b ▁▁ Ġ Ġa Ċ ĉ â <0x0A> <0xE2> <unk> <s> </s> ## ##a </w> ï¿½",
+    "<|endoftext|> <|im_start|>user\nhi<|im_end|>\n<|eot_id|> [INST] <<SYS>> <|",
+    "<",
+    "<|",
+    "|>",
+    "</",
+    "[",
+];
+
+/// Texts in which engines that differ at all are likely to.
+fn battery(truth: &HuggingFace) -> Vec<String> {
+    let mut texts: Vec<String> = PIECES.iter().map(|&piece| piece.to_owned()).collect();
+    texts.push((0..128u8).map(char::from).collect());
+    texts.push((0..128u8).flat_map(|byte| [char::from(byte), ' ']).collect());
+    texts.push(
+        (0..128u8)
+            .flat_map(|byte| ['a', char::from(byte), '1', char::from(byte)])
+            .collect(),
+    );
+    texts.push((0x80..0x600u32).filter_map(char::from_u32).collect());
+    for (one, times) in [
+        ("a", 10_000),
+        (" ", 10_000),
+        ("\n", 3_000),
+        ("ab", 2_000),
+        ("あ", 1_000),
+        ("!", 2_000),
+        ("1", 2_000),
+    ] {
+        texts.push(one.repeat(times));
+        texts.push(format!("x{}y", one.repeat(times / 7)));
+    }
+    // Neighbours matter: each piece before each of a few others, which the count of pieces is no multiple of.
+    for (place, first) in PIECES.iter().enumerate() {
+        for step in [1, 5, 11] {
+            texts.push([first, PIECES[(place + step) % PIECES.len()]].concat());
+        }
+    }
+    texts.extend(around(&truth.added()));
+    texts.extend(glued(truth));
+    // Above 256 KiB fastokens looks for added tokens, and above 64 scans, in parts.
+    texts.push(PIECES.concat().repeat(40));
+    texts
+}
+
+/// Added tokens inside of words, twice, with spaces around and cut off.
+fn around(added: &[String]) -> Vec<String> {
+    // Some tokenizers reserve a thousand of a kind: 64 of them are looked at closely, and all at least once.
+    let step = added.len().div_ceil(64).max(1);
+    let close = added.iter().step_by(step).map(|token| {
+        let ends: Vec<usize> = token.char_indices().map(|(place, _)| place).collect();
+        let (second, last) = (ends.get(1).copied().unwrap_or(0), ends.last().copied().unwrap_or(0));
+        let (start, end, upper) = (&token[..last], &token[second..], token.to_uppercase());
+        format!(
+            "a{token}b {token} {token}{token}\n{token}\n  {token}  {start} {end} {start}{token}{end} {upper}é{token}"
+        )
+    });
+    close
+        .chain([added.concat(), added.join(" "), added.join("a")])
+        .collect()
+}
+
+/// Texts of tokens from all over the vocabulary, side by side.
+fn glued(truth: &HuggingFace) -> Vec<String> {
+    let (texts, tokens) = (128, 16);
+    let vocabulary = truth.vocabulary().max(1);
+    // A multiplier without a common divisor with any likely size walks through the whole vocabulary.
+    let id = |place: u32| (u64::from(place) * 2_654_435_761 % u64::from(vocabulary)) as u32;
+    let ids = |text: u32| (text * tokens..(text + 1) * tokens).map(id).collect::<Vec<_>>();
+    (0..texts).filter_map(|text| truth.decode(&ids(text))).collect()
+}
