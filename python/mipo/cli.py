@@ -104,12 +104,29 @@ def _tokens(args: argparse.Namespace) -> None:
     from mipo.responses import load_tokenizer
 
     tokenizer = load_tokenizer(args.tokenizer)
-    told = prepare(args.pairs, tokenizer, args.output, **given(args, prepare))
+    with _ray(args) as each:
+        told = prepare(args.pairs, tokenizer, args.output, each=each, **given(args, prepare))
     _tell(told["dropped"].items(), told["rows_in"], args.output)
-    for engine, why in {(shard["engine"], shard["why"]) for shard in told["shards"] if shard["engine"] == "tokenizers"}:
-        print(f"{args.output}: tokenized by {engine}, since {why}")
+    for encoder, why in {
+        (shard["encoder"], shard["why"]) for shard in told["shards"] if shard["encoder"] == "tokenizers"
+    }:
+        print(f"{args.output}: tokenized by {encoder}, since {why}")
     if told["merged"]:
         print(f"{args.output}: in {told['merged']:,} groups prompt and response share a token, or more, as in TRL")
+
+
+@contextmanager
+def _ray(args: argparse.Namespace) -> Iterator[Any]:
+    """What does the work on Ray, or None for this machine."""
+    if args.engine != "ray":
+        if args.address:
+            raise ValueError("--address is that of a Ray cluster; give --engine ray with it")
+        yield None
+        return
+    from mipo import cluster
+
+    with cluster.connected(args.address):
+        yield cluster.run
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -175,7 +192,7 @@ Command = tuple[str, Callable[[argparse.Namespace], None], tuple[str, ...], tupl
 SOURCE = ("prompts", {"help": "JSONL, Parquet or CSV file, or a Hugging Face dataset"})
 OUTPUT = ("--output", {"type": Path, "required": True, "help": HELP["output"]})
 HELD_OUT = ("--held-out", {"help": "a file of prompts, with the same columns, that must not be trained on"})
-WHERE = "where the draw is prepared: here, or on Ray"
+WHERE = "where the work is done: here, or on Ray"
 ENGINE = (
     ("--engine", {"choices": ("local", "ray"), "default": "local", "help": WHERE}),
     ("--address", {"help": "a Ray cluster's, as auto or ray://HOST:10001; without it one is started on this machine"}),
@@ -229,6 +246,7 @@ COMMANDS: dict[str, Command] = {
             ("pairs", {"nargs": "+", "help": "preference pairs: prompt, chosen, rejected; files, or datasets"}),
             ("--tokenizer", {"required": True, "help": "a model's folder or hub name"}),
             OUTPUT,
+            *ENGINE,
         ),
     ),
     "train": (

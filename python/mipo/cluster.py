@@ -1,4 +1,4 @@
-"""Cluster: the draw of counter-prompts for a `ray.data.Dataset`, the same bytes as on one machine.
+"""Cluster: the draw of counter-prompts for a `ray.data.Dataset`, the same bytes as on one machine; and other work.
 
 Where the texts are, their blocks are normalised, hashed and cut into parts. Gathered are 128 bits a row of the text,
 as much of each text in a column of `match` or `differ`, and the numbers of `near`: who may face whom depends on all
@@ -9,9 +9,9 @@ the draw is the same. Knows Ray and blocks. Knows nothing of how counterparts ar
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mipo.contrast import Kind, with_parts
 from mipo.contrast import contrast as draw
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 else:
     pl = lazy("polars")
     ray = lazy("ray")
+
+Result = TypeVar("Result")
 
 # Ends of names of the columns that stand for another one: its values as they are, and the lengths of its texts. From
 # Unicode's private area, so that they are found again in what the draw says of a column.
@@ -90,6 +92,16 @@ def connected(address: str | None = None, *, cores: int | None = None) -> Iterat
         ray.shutdown()
 
 
+def run(work: Sequence[Callable[[], Result]]) -> Iterator[Result]:
+    """Calls each piece of work on one core of the cluster; the results as they come."""
+    alone = {"env_vars": {name: "1" for name in ("RAYON_NUM_THREADS", "POLARS_MAX_THREADS", "OMP_NUM_THREADS")}}
+    remote = ray.remote(num_cpus=1, runtime_env=alone)(_call)
+    left = [remote.remote(piece) for piece in work]
+    while left:
+        done, left = ray.wait(left)
+        yield from ray.get(done)
+
+
 def spread(frame: pl.DataFrame, *, blocks: int | None = None) -> ray.data.Dataset:
     """A frame as a dataset of about equal blocks, by default two for each core of the cluster."""
     wanted = blocks or 2 * int(ray.cluster_resources().get("CPU", 1))
@@ -135,6 +147,10 @@ def _cut(block: pa.Table, drawn: pa.Table, seed: int) -> pa.Table:
     rows, frame = _frame(drawn), _frame(block)
     cut = with_parts(rows, frame.with_columns(rows["prompt_id"]), seed)
     return cut.to_arrow(compat_level=pl.CompatLevel.oldest())
+
+
+def _call(piece: Callable[[], Result]) -> Result:
+    return piece()
 
 
 def _count(block: pa.Table) -> int:

@@ -41,11 +41,11 @@ class GroupBuilder:
     pairs by reason, `merged` groups whose border was moved.
     """
 
-    def __init__(self, tokenizer: Any, *, max_length: int | None = None, engine: Choice = "auto") -> None:
+    def __init__(self, tokenizer: Any, *, max_length: int | None = None, encoder: Choice = "auto") -> None:
         if getattr(tokenizer, "eos_token", None) is None:
             raise ValueError("tokenizer: has no eos_token, so no response could ever end; set one")
         self.tokenizer, self.max_length = tokenizer, max_length
-        self.encoder = tokens.open_encoder(tokenizer, engine)
+        self.encoder = tokens.open_encoder(tokenizer, encoder)
         self.dropped, self.merged = Counter[str](), 0
         self._builder = _native.GroupBuilder(self.encoder)
 
@@ -144,7 +144,7 @@ class GroupBuilder:
             if made != trl_ids(row, self.tokenizer):
                 raise ValueError(
                     f"row {row['_row'] + 1}: {self.encoder.name}'s token ids are not those of transformers; please "
-                    "report this, with the tokenizer, and tokenize with --engine tokenizers"
+                    "report this, with the tokenizer, and tokenize with encoder tokenizers"
                 )
 
 
@@ -165,7 +165,7 @@ def aligned(batches: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
 
 
 def tokenize(
-    pairs: pl.DataFrame, tokenizer: Any, *, max_length: int | None = None, engine: Choice = "auto"
+    pairs: pl.DataFrame, tokenizer: Any, *, max_length: int | None = None, encoder: Choice = "auto"
 ) -> tuple[PairStore, dict[str, int]]:
     """Tokenizes preference pairs (TRL's columns prompt, chosen, rejected) as TRL 1.16 would.
 
@@ -174,11 +174,11 @@ def tokenize(
     marked truncated carries no end of turn, since the model made none; all others do. Without a prompt, what chosen and
     rejected have in common is the prompt. Returns the store and the dropped rows by reason: nulls, and groups with a
     response that ends after `max_length` tokens, or has no token of its own.
-    `engine` as in `mipo.encode`. Raises ValueError for pairs that are none, and for messages without a template.
+    `encoder` as in `mipo.encode`. Raises ValueError for pairs that are none, and for messages without a template.
     """
     if not pairs.height:
         raise ValueError("pairs: no row is left to tokenize")
-    builder, pieces, before = GroupBuilder(tokenizer, max_length=max_length, engine=engine), [], 0
+    builder, pieces, before = GroupBuilder(tokenizer, max_length=max_length, encoder=encoder), [], 0
     for batch in aligned(pairs.iter_slices(BATCH_ROWS)):
         pieces.append(builder.add(batch, before=before))
         before += batch.height

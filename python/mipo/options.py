@@ -17,6 +17,7 @@ HELP = {
     "context": "column with the user's context",
     "control": "train a control instead of the method: shuffled (chosen and rejected swapped at random) or sft",
     "differ": "columns in which a counterpart differs (a user)",
+    "encoder": "what makes the ids: fastokens, tokenizers (the truth, slow), or auto, which says why it is slow",
     "format": "trl, openrlhf or nemo-rl",
     "kind": "what the rejected response answers: random, partial, context or dropped",
     "match": "columns in which a counterpart equals its row (a task, a language)",
@@ -34,6 +35,7 @@ HELP = {
     "sample": "how many pairs the page shows",
     "seed": "the same seed gives the same result",
     "share": "share of a held-out prompt's words that lies in runs of words which the prompt has too",
+    "shard_rows": "rows of Parquet files that make one shard",
     "split": "split of a Hugging Face dataset",
     "temperature": "sampling temperature; 0 is greedy",
     "top_p": "nucleus sampling",
@@ -67,7 +69,7 @@ def _plain(parameter: inspect.Parameter) -> bool:
     """Whether an option can say it: text, numbers, paths and lists of names."""
     if parameter.name in ("progress", "folder"):  # the name of a progress bar; --output says the folder
         return False
-    words = {"bool", "str", "int", "float", "Path", "Kind", "Format", "None"}
+    words = {"bool", "str", "int", "float", "Path", "Kind", "Format", "Choice", "None"}
     words |= {"Sequence[str]", "Mapping[str, Path]", "tuple[str, float]"}
     return all(part in words for part in _annotation(parameter).split(" | "))
 
@@ -88,7 +90,11 @@ def _option(parameter: inspect.Parameter) -> dict[str, Any]:
     if kind.startswith("Sequence"):
         return {"nargs": "*", "default": list(default), "metavar": "COLUMN", "help": about}
     shown = f"{about} (default {default})" if about and default is not None else about
-    choices = {"Kind": ("random", "partial", "context", "dropped"), "Format": ("trl", "openrlhf", "nemo-rl")}.get(kind)
+    choices = {
+        "Kind": ("random", "partial", "context", "dropped"),
+        "Format": ("trl", "openrlhf", "nemo-rl"),
+        "Choice": ("auto", "fastokens", "tokenizers"),
+    }.get(kind)
     number: Any = {"int": int, "float": float}.get(kind.split(" | ")[0], str)
     return {"default": default, "type": number, "choices": choices, "help": shown}
 

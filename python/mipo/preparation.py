@@ -42,7 +42,7 @@ def prepare(
     max_length: int | None = None,
     shard_rows: int = 1_000_000,
     split: str = "train",
-    engine: Choice = "auto",
+    encoder: Choice = "auto",
     progress: str | None = "tokens",
     each: Callable[[list[Shard]], Iterable[dict[str, Any]]] | None = None,
 ) -> dict[str, Any]:
@@ -52,21 +52,26 @@ def prepare(
     CSV (also .gz, .xz), folders of Parquet parts, or Hugging Face datasets. Parquet is cut into shards of about
     `shard_rows` rows, never within a prompt_id; any other source is one shard. In a shard each distinct prompt and
     response is stored once. Memory is that of a batch, and about 100 bytes a row of the shard. Shards that are there,
-    of the same rows and settings, are not made again. `max_length` and `engine` as in `mipo.groups.tokenize`. `each`
-    does the work of the shards elsewhere (`mipo.cluster.run`).
+    of the same rows and settings, are not made again. `max_length` and `encoder` as in `mipo.groups.tokenize`. `each`
+    does the work of the shards elsewhere, as `mipo.cluster.run`.
 
     Returns the manifest: rows_in, dropped (reason → rows), merged, groups, and the shards. Raises ValueError for what
     are no pairs, with the row, and for a folder that holds tokens of other pairs or settings.
     """
+    from tqdm import tqdm
+
+    folder = folder.absolute()
     if shard_rows < 1:
         raise ValueError(f"shard_rows: expected at least 1 row, came {shard_rows}")
     parts = [part for source in pairs for part in _parts(source, shard_rows, split)]
     about = {"fingerprint": tokens.fingerprint(tokenizer), "max_length": max_length}
-    work = [Shard(folder, number, part, tokenizer, engine, about, progress) for number, part in enumerate(parts)]
+    alone = progress if each is None else None
+    work = [Shard(folder, number, part, tokenizer, encoder, about, alone) for number, part in enumerate(parts)]
     todo = [shard for shard in work if not shard.is_there()]
     if shards.found(folder, len(parts)):
         raise ValueError(f"{folder}: holds tokens of more pairs than these; name another folder, or delete this one")
-    for _ in map(Shard.__call__, todo) if each is None else each(todo):
+    made = map(Shard.__call__, todo) if each is None else each(todo)
+    for _ in tqdm(made, total=len(todo), desc=progress, unit="shard", delay=0.5, disable=each is None or not progress):
         pass
     written = [shards.found(folder, number) or {} for number in range(len(parts))]
     totals: dict[str, Any] = {name: sum(told[name] for told in written) for name in ("rows_in", "groups", "merged")}
@@ -93,7 +98,7 @@ class Shard:
     number: int
     part: Part
     tokenizer: Any
-    engine: Choice
+    encoder: Choice
     about: dict[str, Any]
     progress: str | None
 
@@ -117,7 +122,7 @@ class Shard:
         """Makes it, and returns its record."""
         from tqdm import tqdm
 
-        builder = GroupBuilder(self.tokenizer, max_length=self.about["max_length"], engine=self.engine)
+        builder = GroupBuilder(self.tokenizer, max_length=self.about["max_length"], encoder=self.encoder)
         row, first = self.part.start, self.part.start
         total = self.part.stop and self.part.stop - first
         bar = tqdm(total=total, desc=self.progress, unit="row", delay=0.5, disable=self.progress is None)
@@ -135,7 +140,7 @@ class Shard:
             _flush(builder, shard)
             shard.record |= {"key": self.key, "source": self.part.source, "rows_in": row - first}
             shard.record |= {"merged": builder.merged, "dropped": dict(builder.dropped)}
-            shard.record |= {"engine": builder.encoder.name, "why": builder.encoder.why}
+            shard.record |= {"encoder": builder.encoder.name, "why": builder.encoder.why}
         return shard.record
 
 
@@ -158,7 +163,7 @@ def _parts(source: str | Path, shard_rows: int, split: str) -> Iterator[Part]:
     path = Path(source)
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     told = " ".join(_content(file) for file in files) if path.exists() else str(source)
-    part = Part(str(source), hashlib.sha256(told.encode()).hexdigest(), split)
+    part = Part(str(path.absolute() if path.exists() else source), hashlib.sha256(told.encode()).hexdigest(), split)
     whole = sources.scan(source) if path.suffix == ".parquet" or any(path.glob("*.parquet")) else None
     if not isinstance(whole, pl.LazyFrame):
         yield part

@@ -21,6 +21,7 @@ from mipo import evaluation, files, groups, prompts, recipe, report, responses, 
 from mipo.contrast import contrast, counter_prompts
 from mipo.overlap import overlaps, reasons
 from mipo.pairs import dropped, join, judge, keep, shuffle
+from mipo.preparation import prepare
 from mipo.stages import Rows, Run
 from mipo.store import PairStore
 
@@ -259,12 +260,11 @@ class _Walk:
         max_length = self.settings["tokens"]["max_length"]
 
         def work() -> Rows:
-            made = self._read("pairs.parquet")
-            store, lost = groups.tokenize(made, self.tokenizer, max_length=max_length)
-            if not len(store):
-                raise ValueError(f"tokens: no pair is left ({lost})")
-            store.save(self.folder / "tokens")
-            return Rows(made.height, made.height - sum(lost.values()), lost)
+            pairs, folder = [self.folder / "pairs.parquet"], self.folder / "tokens"
+            told = prepare(pairs, self.tokenizer, folder, max_length=max_length)
+            if not told["groups"]:
+                raise ValueError(f"tokens: no pair is left ({told['dropped']})")
+            return Rows(told["rows_in"], told["rows_in"] - sum(told["dropped"].values()), told["dropped"])
 
         inputs = {"max_length": max_length, "tokenizer": self._tokenizer(), "files": self.run.hashes("pairs")}
         self.run.stage("tokens", inputs, ("tokens",), work)
