@@ -1,0 +1,147 @@
+"""One engine that encodes texts, in a process of its own, which does what it is told line by line.
+
+    python benchmarks/engines.py mipo --tokenizer FOLDER --texts texts.arrow [--rows N]
+
+Answers with a line of JSON: first what it loaded, then to each line of its input. `go` encodes all texts, `check` sums
+up the ids of the last `go`, and any other line is a file to write these ids to. The engine may be one of an interpreter
+that has no mipo. Each gets the texts as it likes them best, made before the time is taken, and may give the ids back in
+a form of its own; only `check` asks for them as flat arrays.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+class Engine(NamedTuple):
+    """How an engine is called: texts as it takes them, what it makes of them, and lengths and ids of that."""
+
+    take: Callable[[Any], Any]
+    encode: Callable[[Any], Any]
+    flat: Callable[[Any], tuple[Any, Any]]
+
+
+def open_mipo(folder: Path) -> Engine:
+    """Arrow in, a `TokenTable` out; the tokenizer is the one of transformers, as most people have it."""
+    import mipo
+    from mipo.responses import load_tokenizer
+
+    tokenizer = load_tokenizer(str(folder))
+    return Engine(
+        lambda texts: texts,
+        lambda texts: mipo.encode(texts, tokenizer, add_special_tokens=False),
+        lambda table: (table.lengths(), table.ids),
+    )
+
+
+def open_tokenizers(folder: Path) -> Engine:
+    """A list of str in, a list of `Encoding` out; that it is no array yet is not counted against it."""
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return Engine(
+        lambda texts: texts.to_pylist(),
+        lambda texts: tokenizer.encode_batch_fast(texts, add_special_tokens=False),
+        lambda rows: (
+            np.array([len(row.ids) for row in rows]),
+            np.concatenate([np.empty(0, np.uint32), *(np.array(row.ids, np.uint32) for row in rows)]),
+        ),
+    )
+
+
+def open_fastokens(folder: Path) -> Engine:
+    """A list of str in, flat ids and offsets out."""
+    from fastokens import Tokenizer
+
+    tokenizer = Tokenizer.from_json_str((folder / "tokenizer.json").read_text())
+    return Engine(
+        lambda texts: texts.to_pylist(),
+        tokenizer.encode_batch_flat,
+        lambda made: (np.diff(np.frombuffer(made[1], np.uint64)), np.frombuffer(made[0], np.uint32)),
+    )
+
+
+def open_gigatoken(folder: Path) -> Engine:
+    """Arrow in and out, by way of awkward."""
+    import awkward as ak
+    from gigatoken.gigatoken_rs import load_hf_json
+
+    tokenizer = load_hf_json((folder / "tokenizer.json").read_bytes())
+    return Engine(
+        ak.from_arrow,
+        tokenizer.encode_batch,
+        lambda made: (ak.to_numpy(ak.num(made)), ak.to_numpy(ak.flatten(made))),
+    )
+
+
+ENGINES = {"mipo": open_mipo, "tokenizers": open_tokenizers, "fastokens": open_fastokens, "gigatoken": open_gigatoken}
+PACKAGES = {"mipo": ("polars", "transformers"), "gigatoken": ("gigatoken", "awkward")}
+
+
+def load(path: Path, rows: int | None) -> pa.Array:
+    """The first texts of the file as one array in memory."""
+    column = pa.ipc.open_file(pa.memory_map(str(path))).read_all()["text"]
+    return pa.concat_arrays(column.slice(0, rows).chunks)
+
+
+def flat(engine: Engine, made: Any) -> tuple[Any, Any]:
+    """Lengths and ids of what an engine made, in one dtype for all engines."""
+    lengths, ids = engine.flat(made)
+    return np.ascontiguousarray(lengths, np.int64), np.ascontiguousarray(ids).astype(np.uint32, copy=False)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=list(ENGINES))
+    parser.add_argument("--tokenizer", type=Path, required=True, help="a folder with tokenizer.json")
+    parser.add_argument("--texts", type=Path, required=True, help="an Arrow file with the column text")
+    parser.add_argument("--rows", type=int, help="only so many, the first ones")
+    args = parser.parse_args()
+    # What an engine prints goes to the log: the line that answers stands by itself.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def answer(**told: Any) -> None:
+        print(json.dumps(told), file=answers, flush=True)
+
+    texts = load(args.texts, args.rows)
+    rows, size = len(texts), int(pc.sum(pc.binary_length(texts)).as_py() or 0)
+    started = time.perf_counter()
+    engine = ENGINES[args.name](args.tokenizer)
+    # One letter, so that what is opened with the first text, threads too, counts as loading.
+    engine.encode(engine.take(pa.array(["a"], pa.large_string())))
+    seconds = time.perf_counter() - started
+    texts = engine.take(texts)
+    versions = {name: metadata.version(name) for name in PACKAGES.get(args.name, (args.name,))}
+    answer(rows=rows, bytes=size, load_seconds=seconds, versions=versions, python=sys.version.split()[0])
+    made = None
+    for line in sys.stdin:
+        word = line.strip()
+        if word == "go":
+            made = None
+            started, used = time.perf_counter(), time.process_time()
+            made = engine.encode(texts)
+            answer(seconds=time.perf_counter() - started, cpu_seconds=time.process_time() - used)
+            continue
+        lengths, ids = flat(engine, made)
+        if word == "check":
+            answer(tokens=len(ids), checksum=zlib.crc32(ids, zlib.crc32(lengths)))
+        else:
+            np.savez(word, lengths=lengths, ids=ids)
+            answer(tokens=len(ids))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

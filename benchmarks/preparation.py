@@ -1,0 +1,193 @@
+"""Preference pairs from a Parquet file to token ids that a trainer can read: by `mipo tokens`, and by TRL.
+
+    python benchmarks/preparation.py trl PAIRS --tokenizer FOLDER [--ids FILE] [--fastokens]
+    python benchmarks/preparation.py mipo STORE [--ids FILE]
+    python benchmarks/preparation.py tokenizer FOLDER
+
+This room knows how a process's time and memory are taken, and how TRL is called; started by itself it is one process
+that prepares with TRL, opens our store, or only loads the tokenizer, and tells what it found as a line of JSON.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+PROCESSES = 2  # TRL's dataset_num_proc
+EVERY = 0.02  # seconds between two looks at a process's memory
+
+Row = dict[str, Any]
+
+
+# What is run, from outside
+
+
+def prepare_mipo(pairs: Path, tokenizer: Path, store: Path) -> Row:
+    """`mipo tokens` on the command line, its start included."""
+    command = [sys.executable, "-m", "mipo", "tokens", pairs, "--tokenizer", tokenizer, "--output", store]
+    return run(list(map(str, command)))
+
+
+def prepare_trl(pairs: Path, tokenizer: Path, fastokens: Path | None, ids: Path | None = None) -> Row:
+    """TRL in a process of its own, and with nothing in its cache; `fastokens` is a folder to import that from, or `.`.
+
+    Its seconds are those of reading the file and of `_prepare_dataset`; Python's start, the imports and the tokenizer
+    are not counted against it, and stand in process_seconds.
+    """
+    paths = [str(fastokens)] * (fastokens is not None) + [os.environ.get("PYTHONPATH", "")]
+    extra = ["--fastokens"] * (fastokens is not None) + (["--ids", str(ids)] if ids else [])
+    with tempfile.TemporaryDirectory(dir=pairs.parent) as cache:
+        quiet = {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": cache}
+        environment = {**os.environ, **quiet, "HF_DATASETS_CACHE": cache, "PYTHONPATH": os.pathsep.join(paths)}
+        seen = run([*ask("trl", pairs), "--tokenizer", str(tokenizer), *extra], environment)
+    return {**seen, "process_seconds": seen["seconds"], **seen.pop("told")}
+
+
+def ask(what: str, *arguments: str | Path) -> list[str]:
+    """The command of this file as a process of its own."""
+    return [sys.executable, __file__, what, *map(str, arguments)]
+
+
+def run(command: list[str], environment: dict[str, str] | None = None) -> Row:
+    """Seconds, cpu_seconds and the peaks of a process and its children; told: the JSON that it ended on, if any.
+
+    peak_bytes is the kernel's largest resident size of any one of the processes, files that are mapped included.
+    anonymous_bytes is what they hold of their own, all at one time, seen every 20 ms; what forked processes share
+    counts in each. Raises RuntimeError with the last lines of what failed.
+    """
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        started, anonymous = time.monotonic(), 0
+        child = subprocess.Popen(command, stdout=out, stderr=err, env=environment)
+        while not (ended := os.wait4(child.pid, os.WNOHANG))[0]:
+            anonymous = max(anonymous, _anonymous(child.pid))
+            time.sleep(EVERY)
+        seconds = time.monotonic() - started
+        child.returncode = os.waitstatus_to_exitcode(ended[1])
+        out.seek(0)
+        err.seek(0)
+        printed, logged = out.read().splitlines(), err.read().split()
+    if child.returncode:
+        raise RuntimeError(f"exit status {child.returncode}: {' '.join([*printed[-3:], *logged])[-400:]}")
+    usage = ended[2]
+    told = json.loads(printed[-1]) if printed and printed[-1].startswith("{") else {}
+    return {
+        "seconds": seconds, "cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_bytes": usage.ru_maxrss * 1024,
+        "anonymous_bytes": anonymous, "told": told,
+    }  # fmt: skip
+
+
+def _anonymous(process: int) -> int:
+    """RssAnon of a process and all below it; 0 for one that has ended."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+        below = [Path(task, "children").read_text().split() for task in Path(f"/proc/{process}/task").iterdir()]
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    own = [int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon:")]
+    return sum(own) + sum(_anonymous(int(child)) for found in below for child in found)
+
+
+# One process
+
+
+def trl(pairs: Path, tokenizer_folder: Path, use_fastokens: bool, ids: Path | None) -> Row:
+    """TRL's own `_prepare_dataset`, on a stand-in for the trainer, from the file to its cache files."""
+    versions = {name: metadata.version(name) for name in ("trl", "datasets", "transformers", "tokenizers")}
+    if use_fastokens:
+        import fastokens
+
+        fastokens.patch_transformers()
+    from datasets import load_dataset
+    from trl import DPOTrainer
+
+    from mipo.responses import load_tokenizer
+
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    backend = type(tokenizer.backend_tokenizer).__module__
+    if use_fastokens != backend.startswith("fastokens"):
+        raise RuntimeError(f"the tokenizer's engine is of {backend}, with fastokens {use_fastokens}")
+    options: Any = SimpleNamespace(dataset_num_proc=PROCESSES, max_length=None, truncation_mode="keep_start")
+    stand_in: Any = SimpleNamespace(_tokenizer=tokenizer)
+    started = time.perf_counter()
+    read = load_dataset("parquet", data_files=str(pairs), split="train")
+    made = DPOTrainer._prepare_dataset(stand_in, read, tokenizer, options, "train")
+    seconds = time.perf_counter() - started
+    files = {file["filename"] for file in made.cache_files}
+    written = sum(Path(file).stat().st_size for file in files)
+    _write(made, ids)
+    return {"seconds": seconds, "rows": len(made), "written_bytes": written, "versions": versions, "engine": backend}
+
+
+def mipo(folder: Path, ids: Path | None) -> Row:
+    """What stands in a store that `mipo tokens` made."""
+    from mipo import PairStore
+
+    PairStore.open(folder)  # what is imported with the first one is not the store's time
+    started = time.perf_counter()
+    store = PairStore.open(folder)
+    seconds = time.perf_counter() - started
+    if ids:
+        _write(store.to_trl(), ids)
+    written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return {"open_seconds": seconds, "rows": len(store), "merged": store.merged, "written_bytes": written}
+
+
+def tokenizer(folder: Path) -> Row:
+    """Loads the tokenizer as `mipo tokens` does, and nothing else."""
+    from mipo.responses import load_tokenizer
+
+    return {"words": len(load_tokenizer(str(folder)))}
+
+
+def _write(dataset: Any, path: Path | None) -> None:
+    """The ids of a dataset as a Parquet file in one type, whoever made them."""
+    if path is None:
+        return
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kind = pa.schema({name: pa.large_list(pa.uint32()) for name in COLUMNS})
+    pq.write_table(dataset.select_columns(list(COLUMNS)).with_format("arrow")[:].cast(kind), path)
+
+
+def differ(one: Path, other: Path) -> Row:
+    """In how many rows two files of `_write` are not the same, and the first of them."""
+    import polars as pl
+
+    ours, theirs = (pl.read_parquet(path) for path in (one, other))
+    if ours.height != theirs.height:
+        return {"rows": ours.height, "differ": abs(ours.height - theirs.height), "first": None}
+    unlike = [ours[name].ne_missing(theirs[name]) for name in COLUMNS]
+    found = (unlike[0] | unlike[1] | unlike[2]).arg_true()
+    return {"rows": ours.height, "differ": len(found), "first": found[0] if len(found) else None}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("trl", "mipo", "tokenizer", "differ"))
+    parser.add_argument("path", type=Path, help="pairs, a store, a tokenizer's folder, or a file of ids")
+    parser.add_argument("other", type=Path, nargs="?", help="differ: the other file of ids")
+    parser.add_argument("--tokenizer", type=Path)
+    parser.add_argument("--ids", type=Path, help="a Parquet file for the ids of all rows, not timed")
+    parser.add_argument("--fastokens", action="store_true", help="after fastokens.patch_transformers()")
+    args = parser.parse_args()
+    told = {
+        "trl": lambda: trl(args.path, args.tokenizer, args.fastokens, args.ids),
+        "mipo": lambda: mipo(args.path, args.ids),
+        "tokenizer": lambda: tokenizer(args.path),
+        "differ": lambda: differ(args.path, args.other),
+    }[args.what]()
+    print(json.dumps(told))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""What `tokens.py` measured, as tables, and the targets of issue 7 as met or not.
+
+This room knows rows of plain values, as they stand in the result file. It runs nothing.
+"""
+
+from typing import Any
+
+# Issue 7, "what it must show", points 2 and 3.
+TOKENIZERS_TARGET = 20.0
+PEERS_TARGET = 0.85  # of the faster of these two
+PEERS = ("fastokens", "gigatoken")
+PREPARE_TARGETS = {"trl": 25.0, "trl, fastokens": 10.0}
+MEMORY_TARGET = 2**30  # bytes beyond the tokenizer
+# Bytes that the largest number of pairs may hold beyond the smallest: what an allocator keeps, and no rows.
+SPARE = 64 << 20
+
+FIGURES = ("seconds", "cpu_seconds", "peak_bytes", "anonymous_bytes")
+MEMORY = {"peak_bytes": "resident", "anonymous_bytes": "anonymous"}
+
+Row = dict[str, Any]
+
+
+def judge(record: Row) -> list[Row]:
+    """The targets, each with the number behind it; not measured in a self-check."""
+    found = [*_judge_encode(record["encode"]), *_judge_prepare(record["prepare"], record.get("tokenizer_alone"))]
+    return [one | {"number": None, "verdict": "not measured"} for one in found] if record["small"] else found
+
+
+def _judge_encode(results: list[Row]) -> list[Row]:
+    verdicts = []
+    for result in results:
+        for kind in ("cold", "warm"):
+            speed = {row["name"]: row.get(f"{kind}_mb_s") for row in result["engines"]}
+            # A peer counts here even where some of its ids are wrong.
+            fastest = max((speed[name] for name in PEERS if speed[name]), default=None)
+            what = f"{result['tokenizer']}, {result['rows']:,} prompts, {kind}"
+            ratio = quotient(speed["mipo"], speed["tokenizers"])
+            target = f"{what}: at least {TOKENIZERS_TARGET:g} times as fast as tokenizers"
+            verdicts.append(verdict(target, ratio, TOKENIZERS_TARGET))
+            ratio = quotient(speed["mipo"], fastest)
+            target = f"{what}: at least {PEERS_TARGET:g} of the faster of {' and '.join(PEERS)}"
+            verdicts.append(verdict(target, ratio, PEERS_TARGET))
+        same = [row["wrong"] == 0 for row in result["engines"] if row["name"] == "mipo" and "wrong" in row]
+        verdicts.append(verdict(f"{result['tokenizer']}: ids are those of tokenizers", _all(same), 1))
+    return verdicts
+
+
+def _judge_prepare(results: list[Row], alone: Row | None) -> list[Row]:
+    verdicts, shapes = [], dict.fromkeys(row["shape"] for row in results)
+    for result in results:
+        ours, what = contender(result, "mipo"), f"{result['pairs']:,} pairs, {result['shape']}"
+        for name, least in PREPARE_TARGETS.items():
+            seconds, scaled = taken(results, result, name)
+            verdicts.append(
+                verdict(
+                    f"{what}: at least {least:g} times as fast as {name}", quotient(seconds, ours["seconds"]), least
+                )
+            )
+            if scaled:
+                verdicts[-1]["beside"] = f"{name} measured on fewer pairs and scaled by rows"
+    for shape in shapes:
+        sizes = sorted((row for row in results if row["shape"] == shape), key=lambda row: row["pairs"])
+        few, many = contender(sizes[0], "mipo"), contender(sizes[-1], "mipo")
+        what = f"{sizes[-1]['pairs']:,} pairs, {shape}"
+        for figure, word in MEMORY.items():
+            beyond = None if alone is None else (many[figure] - alone[figure]) / 2**30
+            verdicts.append(
+                verdict(f"{what}: at most 1 GiB beyond the tokenizer, {word}", beyond, most=MEMORY_TARGET / 2**30)
+            )
+            grown = (many[figure] - few[figure]) / 2**20 if len(sizes) > 1 else None
+            target = f"{shape}: MiB, {word}, more with {sizes[-1]['pairs']:,} pairs than with {sizes[0]['pairs']:,}"
+            verdicts.append(verdict(f"{target}, at most {SPARE >> 20}", grown, most=SPARE / 2**20))
+        same = [row["wrong"] == 0 for row in sizes[0]["contenders"] if row["name"] == "mipo"]
+        whole = [row["store"]["rows"] == row["pairs"] for row in sizes]
+        verdicts.append(verdict(f"{shape}: ids are those of TRL, and no pair is lost", _all(same + whole), 1))
+    return verdicts
+
+
+def contender(result: Row, name: str) -> Row:
+    return next((row for row in result["contenders"] if row["name"] == name), {})
+
+
+def taken(results: list[Row], result: Row, name: str) -> tuple[float | None, bool]:
+    """Seconds of a contender for these pairs, and whether they are scaled from the most that it was measured on."""
+    if found := contender(result, name):
+        return found["seconds"], False
+    like = [row for row in results if row["shape"] == result["shape"] and contender(row, name)]
+    if not like:
+        return None, False
+    most = max(like, key=lambda row: row["pairs"])
+    return contender(most, name)["seconds"] / most["pairs"] * result["pairs"], True
+
+
+def quotient(one: float | None, other: float | None) -> float | None:
+    return one / other if one and other else None
+
+
+def verdict(target: str, number: float | None, least: float = float("-inf"), most: float = float("inf")) -> Row:
+    said = "not measured" if number is None else "met" if least <= number <= most else "NOT met"
+    return {"target": target, "number": number, "verdict": said}
+
+
+def _all(checks: list[bool]) -> float | None:
+    return float(all(checks)) if checks else None
+
+
+def render(record: Row) -> str:
+    """Tables and targets, in Markdown."""
+    lines = ["", ", ".join(f"{name} {value}" for name, value in record["machine"].items()), ""]
+    lines += ["**Tiny sizes: a self-check. The ratios mean nothing.**", ""] * record["small"]
+    lines += [", ".join(f"{name} {value}" for name, value in record["texts"].items()), ""]
+    for result in record["encode"]:
+        lines += [*_encode_table(result), ""]
+    lines += _prepare_table(record["prepare"], record.get("tokenizer_alone"))
+    lines += [f"- left out: {name}: {reason}" for name, reason in record["left_out"].items()]
+    for found in record["targets"]:
+        number = "" if found["number"] is None else f" ({found['number']:.2f})"
+        beside = f"; {found['beside']}" if "beside" in found else ""
+        lines.append(f"- target, {found['target']}: {found['verdict']}{number}{beside}")
+    return "\n".join(lines)
+
+
+def _encode_table(result: Row) -> list[str]:
+    lines = [
+        f"| {result['tokenizer']}, {result['rows']:,} prompts | version | rows timed | opened in s | cold MB/s "
+        f"| warm MB/s | ours / this, cold | warm | wrong of {result['sample']:,} | all ids as ours |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    ours = next(row for row in result["engines"] if row["name"] == "mipo")
+    for row in result["engines"]:
+        if "cold_mb_s" not in row:
+            lines.append(f"| {row['name']} | {row['failure']} |" + " |" * 8)
+            continue
+        ratios = [quotient(ours.get(f"{kind}_mb_s"), row[f"{kind}_mb_s"]) for kind in ("cold", "warm")]
+        told = {True: "yes", False: "NO", None: "-"}[row["all_as_ours"]]
+        version = " ".join(f"{name} {number}" for name, number in row["versions"].items())
+        lines.append(
+            f"| {row['name']} | {version} | {row['rows']:,} | {min(row['load']):.2f} | {row['cold_mb_s']:.1f} | "
+            f"{row['warm_mb_s']:.1f} | {' | '.join('-' if r is None else f'{r:.2f}' for r in ratios)} | "
+            f"{row['wrong']:,} | {told} |"
+        )
+    return lines
+
+
+def _prepare_table(results: list[Row], alone: Row | None) -> list[str]:
+    if alone is None:
+        return []
+    lines = [
+        "| pairs | shape | contender | s | slowest-fastest | CPU s | / ours | peak MiB | of its own "
+        "| beyond the tokenizer | of its own | rows with wrong ids |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        ours = contender(result, "mipo")
+        for row in result["contenders"]:
+            memory = [row[figure] / 2**20 for figure in MEMORY]
+            beyond = [(row[figure] - alone[figure]) / 2**20 for figure in MEMORY]
+            lines.append(
+                f"| {result['pairs']:,} | {result['shape']} | {row['name']} | {row['seconds']:.2f} | "
+                f"{max(row['runs']) - min(row['runs']):.2f} | {row['cpu_seconds']:.1f} | "
+                f"{row['seconds'] / ours['seconds']:.1f} | "
+                f"{' | '.join(f'{size:,.0f}' for size in memory + beyond)} | {row['wrong']:,} |"
+            )
+    size = ", ".join(f"{alone[figure] / 2**20:,.0f} MiB {word}" for figure, word in MEMORY.items())
+    lines += ["", f"- the tokenizer alone, Python and imports with it: {alone['seconds']:.2f} s, {size}"]
+    for result in results:
+        store = result["store"]
+        told = f"{store['rows']:,} groups, {store['merged']:,} merged, {store['written_bytes'] / 2**20:,.0f} MiB"
+        lines.append(f"- {result['pairs']:,} pairs, {result['shape']}: {told}, opened in {store['open_seconds']:.3f} s")
+    return lines

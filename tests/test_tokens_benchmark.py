@@ -1,0 +1,70 @@
+"""The benchmark of tokens checks itself: all contenders make the same ids, or are named. Never how fast."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    """What the benchmark prints and writes at tiny sizes."""
+    into = tmp_path_factory.mktemp("results")
+    command = [sys.executable, ROOT / "benchmarks" / "tokens.py", "--small", "--shapes", "chat"]
+    paths = os.pathsep.join([str(ROOT / "python"), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--into", into, "--folder", into], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    (path,) = into.iterdir()
+    return done.stdout, json.loads(path.read_text())
+
+
+def test_a_self_check_says_that_its_ratios_mean_nothing(run: tuple[str, dict[str, Any]]) -> None:
+    told, record = run
+    assert "mean nothing" in told
+    assert {found["verdict"] for found in record["targets"]} == {"not measured"}
+
+
+def test_every_engine_makes_the_ids_of_tokenizers_or_is_named(run: tuple[str, dict[str, Any]]) -> None:
+    told, record = run
+    (result,) = record["encode"]
+    seen = {row["name"]: row for row in result["engines"]}
+    assert list(seen) == ["mipo", "tokenizers", "fastokens", "gigatoken"]
+    for name, row in seen.items():
+        assert f"| {name} |" in told
+        assert ("failure" in row) != (row.get("wrong") == 0)
+    for name in ("mipo", "tokenizers"):
+        assert seen[name]["wrong"] == 0
+        assert (len(seen[name]["cold"]), len(seen[name]["warm"])) == (1, 2)
+    assert seen["mipo"]["rows"] == result["rows"] > seen["tokenizers"]["rows"]
+
+
+def test_stores_hold_all_pairs_with_the_ids_of_trl(run: tuple[str, dict[str, Any]]) -> None:
+    record = run[1]
+    assert [row["shape"] for row in record["prepare"]] == ["chat", "chat"]
+    for row, contenders in zip(record["prepare"], ({"mipo", "trl"}, {"mipo"}), strict=True):
+        seen = {found["name"]: found for found in row["contenders"]}
+        assert contenders == seen.keys() - {"trl, fastokens"}
+        assert {found["wrong"] for found in seen.values()} == {0}
+        assert row["store"]["rows"] == row["pairs"]
+        assert seen["mipo"]["peak_bytes"] > seen["mipo"]["anonymous_bytes"] > 0
+
+
+def test_targets_name_what_the_issue_asks_for(run: tuple[str, dict[str, Any]]) -> None:
+    told = [found["target"] for found in run[1]["targets"]]
+    for words in ("cold: at least 20 times as fast as tokenizers", "warm: at least 0.85 of the faster of fastokens"):
+        assert any(words in target for target in told)
+    for words in (
+        "chat: at least 25 times as fast as trl",
+        "at least 10 times as fast as trl, fastokens",
+        "1 GiB beyond",
+    ):
+        assert any(words in target for target in told)
