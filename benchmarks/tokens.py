@@ -1,6 +1,6 @@
 """Texts to ids, and preference pairs to a store for the trainer, against tokenizers, fastokens, gigatoken and TRL.
 
-    python benchmarks/tokens.py --peers PEERS     everything, about forty minutes on two cores; 12 GiB, 20 GB of disk
+    python benchmarks/tokens.py --peers PEERS     everything, about half an hour on two cores; 12 GiB, 20 GB of disk
     python benchmarks/tokens.py --small           made-up rows, in a minute: a self-check whose ratios mean nothing
 
 PEERS is an environment of its own for what is not in our lock; without it these peers are named and left out:
@@ -54,9 +54,13 @@ class Child:
     def __init__(self, python: str, name: str, tokenizer: Path, made: Path, rows: int | None) -> None:
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- it lives as long as the process
         command = [python, str(HERE / "engines.py"), name, "--tokenizer", str(tokenizer), "--texts", str(made)]
-        pipe = subprocess.PIPE
         self.process = subprocess.Popen(
-            command + (["--rows", str(rows)] if rows else []), stdin=pipe, stdout=pipe, stderr=self.log, text=True
+            command + (["--rows", str(rows)] if rows else []),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=dict(os.environ) if python == sys.executable else foreign(),
         )
         self.opened = self._answer()
 
@@ -229,9 +233,13 @@ def interpreter(name: str, peers: Path | None) -> str | None:
 def place(python: Path, name: str) -> Path | None:
     """The folder of a package of another interpreter."""
     code = f"import importlib.util as u; print((u.find_spec({name!r}) or exit(1)).origin)"
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False, env=foreign())
     return Path(done.stdout.strip()).parent if done.returncode == 0 else None
+
+
+def foreign() -> dict[str, str]:
+    """The environment of another interpreter, which is not to import what is ours."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def compare_ids(

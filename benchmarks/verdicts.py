@@ -56,8 +56,11 @@ def _judge_prepare(results: list[Row], alone: Row | None) -> list[Row]:
                     f"{what}: at least {least:g} times as fast as {name}", quotient(seconds, ours["seconds"]), least
                 )
             )
+            process = quotient(contender(result, name).get("process_seconds"), ours["seconds"])
             if scaled:
                 verdicts[-1]["beside"] = f"{name} measured on fewer pairs and scaled by rows"
+            elif process:
+                verdicts[-1]["beside"] = f"{process:.1f} if {name} is charged for its start and imports, too"
     for shape in shapes:
         sizes = sorted((row for row in results if row["shape"] == shape), key=lambda row: row["pairs"])
         few, many = contender(sizes[0], "mipo"), contender(sizes[-1], "mipo")
@@ -115,7 +118,7 @@ def render(record: Row) -> str:
     lines += [f"- left out: {name}: {reason}" for name, reason in record["left_out"].items()]
     for found in record["targets"]:
         number = "" if found["number"] is None else f" ({found['number']:.2f})"
-        beside = f"; {found['beside']}" if "beside" in found else ""
+        beside = f"; {found['beside']}" if "beside" in found and not record["small"] else ""
         lines.append(f"- target, {found['target']}: {found['verdict']}{number}{beside}")
     return "\n".join(lines)
 

@@ -1,5 +1,6 @@
 """The benchmark of tokens checks itself: all contenders make the same ids, or are named. Never how fast."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -68,3 +69,27 @@ def test_targets_name_what_the_issue_asks_for(run: tuple[str, dict[str, Any]]) -
         "1 GiB beyond",
     ):
         assert any(words in target for target in told)
+
+
+def test_targets_are_judged_by_seconds_scaled_to_all_pairs_and_by_what_is_beyond_the_tokenizer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    verdicts = importlib.import_module("verdicts")
+
+    def prepared(pairs: int, peak: int, **seconds: float) -> dict[str, Any]:
+        memory = {"peak_bytes": peak, "anonymous_bytes": peak}
+        contenders = [{"name": name, "seconds": taken, "wrong": 0, **memory} for name, taken in seconds.items()]
+        return {"shape": "text", "pairs": pairs, "store": {"rows": pairs}, "contenders": contenders}
+
+    gib = 2**30
+    few, many = prepared(100, 2 * gib, mipo=1, trl=30), prepared(500, 4 * gib, mipo=10)
+    alone = {"peak_bytes": gib, "anonymous_bytes": gib}
+    record = {"small": False, "encode": [], "prepare": [few, many], "tokenizer_alone": alone}
+    found = {one["target"]: (one["number"], one["verdict"]) for one in verdicts.judge(record)}
+    assert found["100 pairs, text: at least 25 times as fast as trl"] == (30, "met")
+    assert found["500 pairs, text: at least 25 times as fast as trl"] == (15, "NOT met")
+    assert found["500 pairs, text: at least 10 times as fast as trl, fastokens"] == (None, "not measured")
+    assert found["500 pairs, text: at most 1 GiB beyond the tokenizer, resident"] == (3, "NOT met")
+    assert found["text: MiB, anonymous, more with 500 pairs than with 100, at most 64"] == (2048, "NOT met")
+    assert found["text: ids are those of TRL, and no pair is lost"] == (1, "met")
