@@ -41,7 +41,7 @@ def open_mipo(folder: Path) -> Engine:
     return Engine(
         lambda texts: texts,
         lambda texts: mipo.encode(texts, tokenizer, add_special_tokens=False),
-        lambda table: (table.lengths(), table.ids),
+        lambda table: (table.lengths(), table.ids[: table.lengths().sum()]),
     )
 
 

@@ -155,7 +155,9 @@ def _write(dataset: Any, path: Path | None) -> None:
     import pyarrow.parquet as pq
 
     kind = pa.schema({name: pa.large_list(pa.uint32()) for name in COLUMNS})
-    pq.write_table(dataset.select_columns(list(COLUMNS)).with_format("arrow")[:].cast(kind), path)
+    # As the trainer reads them: what lies below may be row numbers.
+    rows = dataset[:]
+    pq.write_table(pa.table({name: list(rows[name]) for name in COLUMNS}, schema=kind), path)
 
 
 def differ(one: Path, other: Path) -> Row:

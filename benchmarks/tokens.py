@@ -342,7 +342,7 @@ def compare_pairs(
         except RuntimeError as error:
             left_out[PATCHED] = str(error)[-150:]
             del ways[PATCHED]
-    wrong = {TRL: 0}
+    wrong: dict[str, int] = {TRL: 0}
     for name in runs.keys() - {TRL}:
         command = preparation.ask("differ", files[name], files[TRL])
         wrong[name] = preparation.run(command)["told"]["differ"]
