@@ -9,12 +9,12 @@ PEERS is an environment of its own for what is not in our lock; without it these
 
 Encoding: each engine is a process that holds the texts in the form that it likes best. All take turns, one at a time,
 from either end; the first call of a process is cold, the next ones are warm, the median of all rounds counts. The slow
-one, tokenizers, gets a part of the rows, and its time is scaled to the bytes of all. Opening the tokenizer, told apart,
-takes in a first text of one letter. Preparing: `mipo tokens` from the shell, start and tokenizer included, against
-TRL's `_prepare_dataset` with two processes, from the same Parquet file, without its start, imports and tokenizer; also
-after `fastokens.patch_transformers()`. TRL runs on the smallest number of pairs, and its time for the others is scaled
-by rows, unless `--long`. First all are checked for equal ids. `texts.py` says what the texts are, `engines.py` and
-`preparation.py` how each contender is called.
+one, tokenizers, gets a part of the rows, and its speed is that of these. Opening the tokenizer, told apart, takes in a
+first text of one letter. Preparing: `mipo tokens` from the shell, start and tokenizer included, against TRL's
+`_prepare_dataset` with two processes, from the same Parquet file, without its start, imports and tokenizer; also after
+`fastokens.patch_transformers()`. TRL runs on the first number of pairs, and its time for the others follows from what
+it took for each row beyond the sample, unless `--long`. First all are checked for equal ids. `texts.py` says what the
+texts are, `engines.py` and `preparation.py` how each contender is called.
 """
 
 import argparse
@@ -303,10 +303,11 @@ def prepare(args: argparse.Namespace, folder: Path, left_out: dict[str, str]) ->
                         seen.setdefault(name, []).append(ways[name](folder / f"pairs-{shape}-{size}.parquet"))
                         print(f"{shape}, {size:,} pairs, {name}: {seen[name][-1]['seconds']:.2f} s", flush=True)
             store = preparation.run(preparation.ask("mipo", folder / "store"))["told"]
-            rows.append({"shape": shape, "pairs": size, "store": store, "contenders": []})
+            rows.append({"shape": shape, "pairs": size, "sample": args.sample, "store": store, "contenders": []})
             for name, runs in seen.items():
                 figures = {figure: statistics.median(run[figure] for run in runs) for figure in verdicts.FIGURES}
-                told = {key: runs[0][key] for key in ("process_seconds", "written_bytes") if key in runs[0]}
+                told = {"sample_seconds": checked[name]["seconds"]}
+                told |= {key: runs[0][key] for key in ("process_seconds", "written_bytes") if key in runs[0]}
                 rows[-1]["contenders"].append(
                     {"name": name, "runs": [run["seconds"] for run in runs], **figures, **told, "wrong": wrong[name]}
                 )

@@ -58,7 +58,7 @@ def _judge_prepare(results: list[Row], alone: Row | None) -> list[Row]:
             )
             process = quotient(contender(result, name).get("process_seconds"), ours["seconds"])
             if scaled:
-                verdicts[-1]["beside"] = f"{name} measured on fewer pairs and scaled by rows"
+                verdicts[-1]["beside"] = f"{name} measured on fewer pairs, and its time a row taken for the others"
             elif process:
                 verdicts[-1]["beside"] = f"{process:.1f} if {name} is charged for its start and imports, too"
     for shape in shapes:
@@ -84,14 +84,22 @@ def contender(result: Row, name: str) -> Row:
 
 
 def taken(results: list[Row], result: Row, name: str) -> tuple[float | None, bool]:
-    """Seconds of a contender for these pairs, and whether they are scaled from the most that it was measured on."""
+    """Seconds of a contender for these pairs, and whether they were not measured but follow from fewer pairs.
+
+    Then it is a line through the sample's time and that of the most pairs that were measured: what is spent once, and
+    counts much where rows are cheap, is not multiplied.
+    """
     if found := contender(result, name):
         return found["seconds"], False
     like = [row for row in results if row["shape"] == result["shape"] and contender(row, name)]
     if not like:
         return None, False
     most = max(like, key=lambda row: row["pairs"])
-    return contender(most, name)["seconds"] / most["pairs"] * result["pairs"], True
+    measured, rows = contender(most, name), most["pairs"] - most["sample"]
+    if rows <= 0:
+        return measured["seconds"] / most["pairs"] * result["pairs"], True
+    a_row = max(0.0, measured["seconds"] - measured["sample_seconds"]) / rows
+    return measured["seconds"] + a_row * (result["pairs"] - most["pairs"]), True
 
 
 def quotient(one: float | None, other: float | None) -> float | None:
