@@ -1,6 +1,7 @@
 """Preference pairs from a Parquet file to token ids that a trainer can read: by `mipo tokens`, and by TRL.
 
     python benchmarks/preparation.py trl PAIRS --tokenizer FOLDER [--ids FILE] [--fastokens]
+    python benchmarks/preparation.py prepare PAIRS STORE --tokenizer FOLDER
     python benchmarks/preparation.py mipo STORE [--ids FILE]
     python benchmarks/preparation.py tokenizer FOLDER
 
@@ -31,9 +32,9 @@ Row = dict[str, Any]
 
 
 def prepare_mipo(pairs: Path, tokenizer: Path, store: Path) -> Row:
-    """`mipo tokens` on the command line, its start included."""
-    command = [sys.executable, "-m", "mipo", "tokens", pairs, "--tokenizer", tokenizer, "--output", store]
-    return run(list(map(str, command)))
+    """What `mipo tokens` does, in a process of its own; its seconds are told as those of TRL."""
+    seen = run([*ask("prepare", pairs, store), "--tokenizer", str(tokenizer)])
+    return {**seen, "process_seconds": seen["seconds"], **seen.pop("told")}
 
 
 def prepare_trl(pairs: Path, tokenizer: Path, fastokens: Path | None, ids: Path | None = None) -> Row:
@@ -126,6 +127,18 @@ def trl(pairs: Path, tokenizer_folder: Path, use_fastokens: bool, ids: Path | No
     return {"seconds": seconds, "rows": len(made), "written_bytes": written, "versions": versions, "engine": backend}
 
 
+def prepare(pairs: Path, folder: Path, tokenizer_folder: Path) -> Row:
+    """Our store, from the file to its own; opening the engine and its probe included."""
+    from mipo.preparation import prepare
+    from mipo.responses import load_tokenizer
+
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    started = time.perf_counter()
+    made = prepare([pairs], tokenizer, folder, progress=None)
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "rows": made["rows_in"], "encoder": made["shards"][0]["encoder"]}
+
+
 def mipo(folder: Path, ids: Path | None) -> Row:
     """What stands in a store that `mipo tokens` made."""
     from mipo import PairStore
@@ -174,15 +187,16 @@ def differ(one: Path, other: Path) -> Row:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("trl", "mipo", "tokenizer", "differ"))
+    parser.add_argument("what", choices=("trl", "prepare", "mipo", "tokenizer", "differ"))
     parser.add_argument("path", type=Path, help="pairs, a store, a tokenizer's folder, or a file of ids")
-    parser.add_argument("other", type=Path, nargs="?", help="differ: the other file of ids")
+    parser.add_argument("other", type=Path, nargs="?", help="differ: the other file of ids; prepare: the store")
     parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--ids", type=Path, help="a Parquet file for the ids of all rows, not timed")
     parser.add_argument("--fastokens", action="store_true", help="after fastokens.patch_transformers()")
     args = parser.parse_args()
     told = {
         "trl": lambda: trl(args.path, args.tokenizer, args.fastokens, args.ids),
+        "prepare": lambda: prepare(args.path, args.other, args.tokenizer),
         "mipo": lambda: mipo(args.path, args.ids),
         "tokenizer": lambda: tokenizer(args.path),
         "differ": lambda: differ(args.path, args.other),

@@ -56,11 +56,11 @@ def _judge_prepare(results: list[Row], alone: Row | None) -> list[Row]:
                     f"{what}: at least {least:g} times as fast as {name}", quotient(seconds, ours["seconds"]), least
                 )
             )
-            process = quotient(contender(result, name).get("process_seconds"), ours["seconds"])
+            process = quotient(contender(result, name).get("process_seconds"), ours.get("process_seconds"))
             if scaled:
                 verdicts[-1]["beside"] = f"{name} measured on fewer pairs, and its time a row taken for the others"
             elif process:
-                verdicts[-1]["beside"] = f"{process:.1f} if {name} is charged for its start and imports, too"
+                verdicts[-1]["beside"] = f"{process:.1f} with the start and imports of both"
     for shape in shapes:
         sizes = sorted((row for row in results if row["shape"] == shape), key=lambda row: row["pairs"])
         few, many = contender(sizes[0], "mipo"), contender(sizes[-1], "mipo")
