@@ -10,7 +10,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +103,8 @@ def _tokens(args: argparse.Namespace) -> None:
     from mipo.preparation import prepare
     from mipo.responses import load_tokenizer
 
-    tokenizer = load_tokenizer(args.tokenizer)
+    with _no_torch() if args.own_process else nullcontext():
+        tokenizer = load_tokenizer(args.tokenizer)
     with _ray(args) as each:
         told = prepare(args.pairs, tokenizer, args.output, each=each, **given(args, prepare))
     _tell(told["dropped"].items(), told["rows_in"], args.output)
@@ -113,6 +114,20 @@ def _tokens(args: argparse.Namespace) -> None:
         print(f"{args.output}: tokenized by {encoder}, since {why}")
     if told["merged"]:
         print(f"{args.output}: in {told['merged']:,} groups prompt and response share a token, or more, as in TRL")
+
+
+@contextmanager
+def _no_torch() -> Iterator[None]:
+    """transformers loads torch, which takes as long as to tokenize 100,000 pairs; here nothing needs it."""
+    if "torch" in sys.modules:
+        yield
+        return
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no torch
+    sys.modules["torch"] = None  # type: ignore[assignment]  # Python's way to say that there is none
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
 
 
 @contextmanager
@@ -291,10 +306,12 @@ COMMANDS: dict[str, Command] = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns 0, or 2 after one line on standard error about what is wrong."""
+    own = arguments is None
     arguments = sys.argv[1:] if arguments is None else arguments
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     args = _parse(arguments)
+    args.own_process = own
     try:
         args.work(args)
     except (ValueError, OSError, ImportError, TypeError) as error:
