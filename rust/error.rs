@@ -167,6 +167,21 @@ pub enum Error {
         /// The first row with a null.
         row: usize,
     },
+    /// A chat template that is not in the normal form.
+    #[error("template: expected the normal form that `mipo.jinja` makes of a chat template, got {reason}")]
+    Template {
+        /// What the template engine says.
+        reason: String,
+    },
+    /// An Arrow array of something else than messages of texts.
+    #[error(
+        "conversations: expected an Arrow array of lists of messages whose fields are strings, got {got}; \
+             nested fields are left to transformers"
+    )]
+    NotMessages {
+        /// The Arrow type that came.
+        got: String,
+    },
     /// An Arrow array of something else than text.
     #[error("texts: expected an Arrow array of string, large_string or string_view, got {got}; cast it to string")]
     NotText {
@@ -182,7 +197,7 @@ impl From<Error> for pyo3::PyErr {
         let message = error.to_string();
         match error {
             Error::Memory { .. } => PyMemoryError::new_err(message),
-            Error::NotText { .. } => PyTypeError::new_err(message),
+            Error::NotText { .. } | Error::NotMessages { .. } => PyTypeError::new_err(message),
             _ => PyValueError::new_err(message),
         }
     }

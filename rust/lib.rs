@@ -1,4 +1,4 @@
-//! mipo's native half: counterparts of rows, texts that are alike, and token ids. `python` (on by default) adds the
+//! mipo's native half: counterparts of rows, texts that are alike, chat templates and token ids. `python` (on by default) adds the
 //! module `mipo._native`.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
@@ -11,8 +11,11 @@ pub mod error;
 pub mod groups;
 mod ngrams;
 pub mod overlap;
+pub mod pytext;
 pub mod random;
 
+pub mod split;
+pub mod template;
 pub mod tokens;
 pub mod within;
 

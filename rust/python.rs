@@ -14,6 +14,7 @@ use crate::within::Near;
 use crate::{contrast, duplicates, overlap, within};
 
 mod groups;
+mod templates;
 mod tokens;
 
 #[pymodule]
@@ -22,6 +23,9 @@ mod _native {
     use super::groups::{GroupBuilder, checksum};
     #[pymodule_export]
     use super::tokens::Encoder;
+    use super::templates::Template;
+    #[pymodule_export]
+    use super::tokens::{Encoder, Split, split};
     #[pymodule_export]
     use super::{clusters, counterparts, counterparts_within, overlaps};
 }
