@@ -277,6 +277,12 @@ fn environment() -> Environment<'static> {
     environment.add_function("raise_exception", |message: &str| -> Result<Value, Raised> {
         Err(failure(message.to_owned()))
     });
+    environment.add_function("py_range", |start: i64, stop: i64, step: Option<i64>| -> Vec<i64> {
+        match step {
+            Some(-1) => (stop.saturating_add(1)..=start).rev().collect(),
+            _ => (start..stop).collect(),
+        }
+    });
     environment.add_test("of", |value: &Value, kinds: &str| {
         kinds.split(' ').any(|kind| kind == kind_of(value))
     });

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mipo.lazy import lazy
-from mipo.terms import LISTS, PRINTED, UNDEFINED, Facts, Macro, Refused, Scope, Term, Terms
+from mipo.terms import LISTS, LOOPED, NEIGHBOURS, PRINTED, UNDEFINED, VALUES, Facts, Macro, Refused, Scope, Term, Terms
 from mipo.terms import constant, demand, either, quoted, some, truth
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class _Statements:
         # A macro sees the template's variables as they are when it is called, so those that change are not for it.
         self.hidden = {name: some("v_", "unknown") for name in stored}
         self.macros: Scope = {}
+        self.loops = 0
 
     def template(self, tree: nodes.Template) -> str:
         """The whole template."""
@@ -97,7 +98,7 @@ class _Statements:
     def _if(self, chain: list[nodes.If], last: list[nodes.Node], scope: Scope, loop: bool) -> list[Any]:
         if not chain:
             return self.body(last, scope, loop=loop)
-        test = demand(self.terms.term(chain[0].test, scope), {*PRINTED, "message", *LISTS}, "the truth")
+        test = demand(self.terms.term(chain[0].test, scope), VALUES, "the truth")
         if (known := truth(test)) is not None:
             return self.body(chain[0].body, scope, loop=loop) if known else self._if(chain[1:], last, scope, loop)
         yes, no = dict(scope), dict(scope)
@@ -134,17 +135,32 @@ class _Statements:
             raise Refused("a filtered loop that counts or has an else")
         test = None if node.test is None else demand(self.terms.term(node.test, within), PRINTED, "the truth")
         leaves, stores = _leaves(node.body), _assigned(node.body)
-        if leaves and stores:
-            raise Refused("break or continue in a loop that sets variables")
-        body = self.body(node.body, within, loop=True)
+        self.loops += 1
+        first, reset = self._fresh(stores, scope) if leaves else ([], [])
+        if NEIGHBOURS.keys() & {found.attr for part in node.body for found in part.find_all(nodes.Getattr)}:
+            first.append(("code", f"{{% set i_{self.loops} = {over.code} %}}"))
+            within[LOOPED] = some(f"i_{self.loops}", *over.kinds)
+        body = reset + self.body(node.body, within, loop=True)
         if test is not None and not test.known:
             body = [("code", f"{{% if {test.code} %}}"), *body, ("code", "{% endif %}")]
         elif test is not None and not truth(test):
             body = []
-        body = _inner(body) if stores else body
+        body = _inner(body) if stores and not leaves else body
         other = self.body(node.else_, dict(scope))
         end = [("code", "{% else %}"), *_inner(other)] if other else []
-        return [("code", f"{{% for v_{name} in {over.code} %}}"), *body, *end, ("code", "{% endfor %}")]
+        return [*first, ("code", f"{{% for v_{name} in {over.code} %}}"), *body, *end, ("code", "{% endfor %}")]
+
+    def _fresh(self, stores: set[str], scope: Scope) -> tuple[list[Any], list[Any]]:
+        """Assignments before a loop, and at the start of each turn: the variables that it sets, as they are around it.
+
+        A scope within the loop would do, but break and continue do not leave it in minijinja.
+        """
+        before, reset = [], []
+        for name in sorted(stores & self.facts.read):
+            outer = scope.get(name, constant(UNDEFINED))
+            before.append(("code", f"{{% set o_{self.loops}_{name} = {outer.code} %}}"))
+            reset.append(("code", f"{{% set v_{name} = o_{self.loops}_{name} %}}"))
+        return before, reset
 
     def _assign(self, node: nodes.Assign, scope: Scope) -> list[Any]:
         if isinstance(node.target, nodes.NSRef):
@@ -154,7 +170,7 @@ class _Statements:
         name, value = node.target.name, node.node
         if isinstance(value, nodes.Call) and isinstance(value.node, nodes.Name) and value.node.name == "namespace":
             return self._namespace(name, value, scope)
-        term = demand(self.terms.term(value, scope), {*PRINTED, "message", *LISTS}, "a variable")
+        term = demand(self.terms.term(value, scope), VALUES, "a variable")
         scope[name] = Term(f"v_{name}", term.kinds, True, term.known)
         kept = name in self.facts.read or not term.pure
         return [("code", f"{{% set v_{name} = {term.code} %}}")] if kept else []
@@ -181,7 +197,7 @@ class _Statements:
         """One more value of a namespace's attribute, whose kinds hold wherever it is read."""
         if key.startswith("_") or not key.isascii():
             raise Refused(f"the attribute {key!r} of a namespace")
-        demand(term, {*PRINTED, "message", *LISTS}, "an attribute")
+        demand(term, VALUES, "an attribute")
         self.facts.attributes[space, key] = self.facts.attributes.get((space, key), frozenset()) | term.kinds
 
     def _assignblock(self, node: nodes.AssignBlock, scope: Scope) -> list[Any]:
@@ -203,7 +219,7 @@ class _Statements:
         for target, value in zip(node.targets, node.values, strict=True):
             if not isinstance(target, nodes.Name):
                 raise Refused("a with that unpacks")
-            term = demand(self.terms.term(value, scope), {*PRINTED, "message", *LISTS}, "a variable")
+            term = demand(self.terms.term(value, scope), VALUES, "a variable")
             within[target.name] = Term(f"v_{target.name}", term.kinds, True, term.known)
             sets.append((target.name, term.code))
         # Values are those of the scope around, so names stand for them in between.
@@ -225,7 +241,10 @@ class _Statements:
         if not macro.given and names or any(part.name == "caller" for part in node.find_all(nodes.Name)):
             return []
         within = self.context | self.hidden | self.macros
-        within |= {argument: Term(f"v_{argument}", macro.given[argument]) for argument in names}
+        nothing = {frozenset(["undefined"]): constant(UNDEFINED), frozenset(["none"]): constant(None)}
+        for argument in names:
+            kinds = macro.given[argument]
+            within[argument] = nothing.get(kinds, Term(f"v_{argument}", kinds))
         body = self.body(node.body, within)
         start = f"{{% macro v_{name}({', '.join(f'v_{argument}' for argument in names)}) %}}"
         return [("code", start), *body, ("code", "{% endmacro %}")]
@@ -240,17 +259,25 @@ def _inner(pieces: list[Any]) -> list[Any]:
     return [("code", "{% with %}"), *pieces, ("code", "{% endwith %}")] if sets else pieces
 
 
-def _assigned(body: Iterable[nodes.Node]) -> bool:
-    """Whether statements set a variable of their own scope."""
-    inner = (part for node in body if isinstance(node, nodes.If) for part in (node.body, node.elif_, node.else_))
-    own = (nodes.Assign, nodes.AssignBlock)
-    return any(isinstance(node, own) for node in body) or any(_assigned(part) for part in inner)
+def _assigned(body: Iterable[nodes.Node]) -> set[str]:
+    """The variables that statements set in their own scope."""
+    made: set[str] = set()
+    for node in body:
+        if isinstance(node, nodes.If):
+            made |= _assigned([*node.body, *node.elif_, *node.else_])
+        elif isinstance(node, nodes.Assign | nodes.AssignBlock) and isinstance(node.target, nodes.Name):
+            made.add(node.target.name)
+    return made
 
 
 def _leaves(body: Iterable[nodes.Node]) -> bool:
     """Whether statements leave the loop that they stand in."""
-    inner = (part for node in body if isinstance(node, nodes.If) for part in (node.body, node.elif_, node.else_))
-    return any(isinstance(node, nodes.Break | nodes.Continue) for node in body) or any(_leaves(part) for part in inner)
+    return any(
+        _leaves([*node.body, *node.elif_, *node.else_])
+        if isinstance(node, nodes.If)
+        else isinstance(node, nodes.Break | nodes.Continue)
+        for node in body
+    )
 
 
 def _written(pieces: list[Any]) -> str:

@@ -23,9 +23,11 @@ else:
 
 REQUIRED = ("role", "content")  # texts in every message
 OPTIONAL = ("reasoning_content", "thinking", "reasoning", "name")  # a text or absent; any other field is absent
-LISTS = {"chat": "message", "messages": "message", "strings": "string"}  # a chat has a first message, messages may not
+# Lists and what they hold; a chat has a first message, messages may have none.
+LISTS = {"chat": "message", "messages": "message", "strings": "string", "integers": "integer"}
 NOTHING = {"undefined", "none"}
 PRINTED = {"string", "integer", "boolean", "none", "undefined"}
+VALUES = {*PRINTED, "message", *LISTS}  # what may be tested, stored and handed on
 FAILS = {"string", "undefined", "none"}  # a method of str, or + with one, raises in both languages for the last two
 OWN_ATTRIBUTES = set(dir(dict)) | set(dir(str))  # names that Jinja2 would find on a value itself, before its items
 COMPARED: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
@@ -225,7 +227,7 @@ class Terms:
     _tuple = _list
 
     def _and(self, node: nodes.And, scope: Scope) -> Term:
-        left = demand(self.term(node.left, scope), {*PRINTED, "message", *LISTS}, "the truth")
+        left = demand(self.term(node.left, scope), VALUES, "the truth")
         if (known := truth(left)) is not None:
             return self.term(node.right, scope) if known else left
         right = self.term(node.right, scope)
@@ -233,20 +235,20 @@ class Terms:
         return Term(f"({left.code} and {right.code})", kinds, left.pure and right.pure)
 
     def _or(self, node: nodes.Or, scope: Scope) -> Term:
-        left = demand(self.term(node.left, scope), {*PRINTED, "message", *LISTS}, "the truth")
+        left = demand(self.term(node.left, scope), VALUES, "the truth")
         if (known := truth(left)) is not None:
             return left if known else self.term(node.right, scope)
         right = self.term(node.right, scope)
         return Term(f"({left.code} or {right.code})", (left.kinds - NOTHING) | right.kinds, left.pure and right.pure)
 
     def _not(self, node: nodes.Not, scope: Scope) -> Term:
-        inner = demand(self.term(node.node, scope), {*PRINTED, "message", *LISTS}, "the truth")
+        inner = demand(self.term(node.node, scope), VALUES, "the truth")
         if (known := truth(inner)) is not None:
             return constant(not known)
         return some(f"(not {inner.code})", "boolean", pure=inner.pure)
 
     def _condexpr(self, node: nodes.CondExpr, scope: Scope) -> Term:
-        test = demand(self.term(node.test, scope), {*PRINTED, "message", *LISTS}, "the truth")
+        test = demand(self.term(node.test, scope), VALUES, "the truth")
         known = truth(test)
         # Only the side that is chosen is evaluated, so the other demands nothing.
         sides = [
@@ -266,10 +268,11 @@ class Terms:
     def _arithmetic(self, node: nodes.BinExpr, scope: Scope) -> Term:
         left, right, sign = self.term(node.left, scope), self.term(node.right, scope), node.operator
         pure = left.pure and right.pure
-        if sign == "+" and left.kinds <= FAILS and right.kinds <= FAILS:
+        texts = (left.kinds <= FAILS and right.kinds <= FAILS) or {"string"} in (left.kinds, right.kinds)
+        if sign == "+" and texts and left.kinds | right.kinds <= PRINTED:
             if left.known and right.known and left.kinds == right.kinds == {"string"}:
                 return constant(left.known[0] + right.known[0])
-            # With a null or undefined side both languages raise, so what is left is text.
+            # Where a side is no text both languages raise, so what is left is text.
             pure = pure and left.kinds == right.kinds == {"string"}
             return some(f"({left.code} + {right.code})", "string", pure=pure)
         if sign == "*" and {*left.kinds} == {"string"} and {*right.kinds} == {"integer"}:
@@ -352,13 +355,17 @@ class Terms:
             return inner if node.name == "true" else some(f"(not {inner.code})", "boolean", pure=inner.pure)
         if node.name not in TESTS or node.args:
             raise Refused(f"the test {node.name!r}")
-        demand(inner, {*PRINTED, "message", *LISTS}, f"the test {node.name!r}")
+        demand(inner, VALUES, f"the test {node.name!r}")
         verdicts = {kind in TESTS[node.name] for kind in inner.kinds}
         if inner.pure and len(verdicts) == 1:
             return constant(verdicts.pop())
         return some(f"({inner.code} is of({quoted(' '.join(sorted(TESTS[node.name])))}))", "boolean", pure=inner.pure)
 
     def _getattr(self, node: nodes.Getattr, scope: Scope) -> Term:
+        if isinstance(node.node, nodes.Name) and node.node.name == "loop" and node.attr in NEIGHBOURS:
+            items = scope.get(LOOPED, constant(UNDEFINED))
+            if not items.known:
+                return self._at(items, some(f"(loop.index0 {NEIGHBOURS[node.attr]} 1)", "integer"), "nth")
         return self._field(self.term(node.node, scope), node.attr)
 
     def _getitem(self, node: nodes.Getitem, scope: Scope) -> Term:
@@ -382,12 +389,12 @@ class Terms:
             return some(f"({text.code})|{ends[key.known[0]]}({by.code})", "string", pure=whole.pure)
         return self._at(self.term(node.node, scope), key)
 
-    def _at(self, items: Term, key: Term) -> Term:
-        demand(items, {*LISTS}, "an item")
-        kinds = {LISTS[kind] for kind in items.kinds}
+    def _at(self, items: Term, key: Term, place: str = "at") -> Term:
+        demand(items, {*LISTS, "string"}, "an item")
+        kinds = {LISTS.get(kind, "string") for kind in items.kinds}
         if not (items.kinds == {"chat"} and key.known and key.known[0] in (0, -1)):
             kinds.add("undefined")
-        return some(f"({items.code})|at({key.code})", *kinds, pure=items.pure and key.pure)
+        return some(f"({items.code})|{place}({key.code})", *kinds, pure=items.pure and key.pure)
 
     def _slice(self, items: Term, node: nodes.Slice, scope: Scope) -> Term:
         demand(items, {*LISTS, "string"}, "a slice")
@@ -419,8 +426,10 @@ class Terms:
         demand(of, {"message", "string", "none", "undefined"}, f"the attribute {name!r}")
         if of.pure and of.kinds and of.kinds <= {"string", "none"}:
             return constant(UNDEFINED)
-        demand(of, {"message", "undefined"}, f"the attribute {name!r}")
         pure, code = of.pure and of.kinds == {"message"}, f"({of.code}).{name}"
+        if of.kinds <= {"string", "undefined"}:
+            return some(code, "undefined", pure=False)
+        demand(of, {"message", "undefined"}, f"the attribute {name!r}")
         if name in REQUIRED:
             return some(code, "string", pure=pure)
         if name in OPTIONAL:
@@ -441,6 +450,12 @@ class Terms:
         if name == "raise_exception" and name not in scope and len(node.args) == 1 and not node.kwargs:
             said = demand(self.term(node.args[0], scope), {"string"}, "raise_exception")
             return some(f"raise_exception({said.code})", pure=False)
+        if name == "range" and name not in scope and 0 < len(node.args) < 4 and not node.kwargs:
+            bounds = [demand(self.term(arg, scope), {"integer"}, "range") for arg in node.args]
+            if len(bounds) < 3 or bounds[2].known in ((1,), (-1,)):
+                bounds = [constant(0), *bounds] if len(bounds) == 1 else bounds
+                code = ", ".join(bound.code for bound in bounds)
+                return some(f"py_range({code})", "integers", pure=all(bound.pure for bound in bounds))
         if scope.get(name, constant(UNDEFINED)).kinds == {f"macro {name}"}:
             return self._macro(name, node, scope)
         raise Refused(f"the function {name!r}")
@@ -453,7 +468,7 @@ class Terms:
             raise Refused(f"such arguments of the macro {name!r}")
         given |= named
         for other in macro.names:
-            term = demand(given.setdefault(other, macro.defaults[other]), {*PRINTED, "message", *LISTS}, "an argument")
+            term = demand(given.setdefault(other, macro.defaults[other]), VALUES, "an argument")
             macro.given[other] = macro.given.get(other, frozenset()) | term.kinds
         return some(f"v_{name}({', '.join(given[other].code for other in macro.names)})", "string", pure=False)
 
@@ -523,9 +538,9 @@ class Terms:
         if name in ("length", "count") and not args:
             demand(of, {"string", "undefined", *LISTS}, f"the filter {name!r}")
             return some(f"({of.code})|py_length", "integer", pure=pure)
-        if name == "list" and not args and of.kinds <= {*LISTS}:
+        if name == "list" and not args and of.kinds <= LISTS.keys():
             return of
-        if name in ("first", "last") and not args and of.kinds <= {*LISTS}:
+        if name in ("first", "last") and not args and of.kinds <= LISTS.keys():
             return self._at(of, constant(0 if name == "first" else -1))
         if name == "join" and len(args) < 2 and of.kinds <= {"strings"}:
             by = demand(args[0], {"string"}, "join").code if args else '""'
@@ -542,6 +557,8 @@ class Terms:
         raise Refused(f"the filter {name!r} with {len(args)} argument(s) on {' or '.join(sorted(of.kinds))}")
 
 
+LOOPED = "what is looped over"  # no name of a template
+NEIGHBOURS = {"previtem": "-", "nextitem": "+"}
 GLOBALS = ("range", "dict", "lipsum", "cycler", "joiner", "namespace", "raise_exception", "strftime_now")
 LOOP = {"index": "integer", "index0": "integer", "revindex": "integer", "revindex0": "integer", "length": "integer",
         "first": "boolean", "last": "boolean"}  # fmt: skip
