@@ -14,7 +14,6 @@ pub mod overlap;
 pub mod pytext;
 pub mod random;
 
-pub mod split;
 pub mod template;
 pub mod tokens;
 pub mod within;

@@ -43,7 +43,11 @@ pub fn capitalize(text: &str) -> String {
 pub fn title(text: &str) -> String {
     let mut before = false;
     let turn = |char: char| {
-        let made = if before { char.to_ascii_lowercase() } else { char.to_ascii_uppercase() };
+        let made = if before {
+            char.to_ascii_lowercase()
+        } else {
+            char.to_ascii_uppercase()
+        };
         before = char.is_ascii_alphabetic();
         made
     };

@@ -22,10 +22,9 @@ mod _native {
     #[pymodule_export]
     use super::groups::{GroupBuilder, checksum};
     #[pymodule_export]
-    use super::tokens::Encoder;
     use super::templates::Template;
     #[pymodule_export]
-    use super::tokens::{Encoder, Split, split};
+    use super::tokens::Encoder;
     #[pymodule_export]
     use super::{clusters, counterparts, counterparts_within, overlaps};
 }

@@ -176,7 +176,9 @@ impl Rendered {
             whole.offsets.extend(part.offsets.iter().skip(1).map(|end| start + end));
             whole.bytes.extend_from_slice(&part.bytes);
             let failed = part.failed.into_iter();
-            whole.failed.extend(failed.map(|(place, message)| (row + place, message)));
+            whole
+                .failed
+                .extend(failed.map(|(place, message)| (row + place, message)));
         }
         whole
     }
@@ -294,7 +296,7 @@ fn failure(message: String) -> Raised {
     Raised::new(ErrorKind::InvalidOperation, message)
 }
 
-/// What `mipo.terms` calls a value's kind; of lists, the one that stands for all.
+/// What `mipo.kinds` calls a value's kind; of lists, the one that stands for all.
 fn kind_of(value: &Value) -> &'static str {
     use minijinja::value::ValueKind;
     match value.kind() {
@@ -328,7 +330,9 @@ fn cased(value: &Value, make: impl Fn(&str) -> String) -> Result<String, Raised>
     if text.is_ascii() {
         Ok(make(text))
     } else {
-        Err(failure(format!("{LEFT}upper or lower case of other letters than ASCII's")))
+        Err(failure(format!(
+            "{LEFT}upper or lower case of other letters than ASCII's"
+        )))
     }
 }
 
@@ -350,8 +354,12 @@ fn add_filters(environment: &mut Environment) {
         }
     });
     environment.add_filter("py_strip", |v: &Value, chars: Option<&str>| strip(v, chars, true, true));
-    environment.add_filter("py_lstrip", |v: &Value, chars: Option<&str>| strip(v, chars, true, false));
-    environment.add_filter("py_rstrip", |v: &Value, chars: Option<&str>| strip(v, chars, false, true));
+    environment.add_filter("py_lstrip", |v: &Value, chars: Option<&str>| {
+        strip(v, chars, true, false)
+    });
+    environment.add_filter("py_rstrip", |v: &Value, chars: Option<&str>| {
+        strip(v, chars, false, true)
+    });
     environment.add_filter("py_replace", |v: &Value, old: &str, new: &str| -> Made {
         Ok(Value::from(text(v)?.replace(old, new)))
     });
@@ -370,8 +378,12 @@ fn add_filters(environment: &mut Environment) {
     environment.add_filter("py_startswith", |v: &Value, start: &str| -> Made {
         Ok(text(v)?.starts_with(start).into())
     });
-    environment.add_filter("py_endswith", |v: &Value, end: &str| -> Made { Ok(text(v)?.ends_with(end).into()) });
-    environment.add_filter("py_contains", |v: &Value, part: &str| -> Made { Ok(text(v)?.contains(part).into()) });
+    environment.add_filter("py_endswith", |v: &Value, end: &str| -> Made {
+        Ok(text(v)?.ends_with(end).into())
+    });
+    environment.add_filter("py_contains", |v: &Value, part: &str| -> Made {
+        Ok(text(v)?.contains(part).into())
+    });
     environment.add_filter("py_find", |v: &Value, part: &str| -> Made {
         Ok(pytext::find(text(v)?, part).into())
     });
@@ -410,7 +422,11 @@ fn add_filters(environment: &mut Environment) {
         Ok(part(v, whole.split(by).last().unwrap_or(whole)))
     });
     environment.add_filter("py_default", |v: &Value, other: &Value, falsy: bool| -> Value {
-        if v.is_undefined() || (falsy && !v.is_true()) { other.clone() } else { v.clone() }
+        if v.is_undefined() || (falsy && !v.is_true()) {
+            other.clone()
+        } else {
+            v.clone()
+        }
     });
     add_filters_of_lists(environment);
 }
@@ -436,13 +452,20 @@ fn add_filters_of_lists(environment: &mut Environment) {
         Ok(Value::from(texts.join(by)))
     });
     environment.add_filter("py_map", |v: &Value, field: &str| -> Made {
-        items(v)?.iter().map(|item| item.get_attr(field)).collect::<Result<Vec<_>, _>>().map(Value::from)
+        items(v)?
+            .iter()
+            .map(|item| item.get_attr(field))
+            .collect::<Result<Vec<_>, _>>()
+            .map(Value::from)
     });
-    environment.add_filter("py_select", |v: &Value, field: &str, value: &Value, keep: bool| -> Made {
-        let mut kept = items(v)?;
-        kept.retain(|item| (item.get_attr(field).ok().as_ref() == Some(value)) == keep);
-        Ok(Value::from(kept))
-    });
+    environment.add_filter(
+        "py_select",
+        |v: &Value, field: &str, value: &Value, keep: bool| -> Made {
+            let mut kept = items(v)?;
+            kept.retain(|item| (item.get_attr(field).ok().as_ref() == Some(value)) == keep);
+            Ok(Value::from(kept))
+        },
+    );
 }
 
 /// The items of a list; of a text, its characters.

@@ -11,7 +11,16 @@ from typing import Protocol, final, type_check_only
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Encoder", "GroupBuilder", "checksum", "clusters", "counterparts", "counterparts_within", "overlaps"]
+__all__ = [
+    "Encoder",
+    "GroupBuilder",
+    "Template",
+    "checksum",
+    "clusters",
+    "counterparts",
+    "counterparts_within",
+    "overlaps",
+]
 
 @type_check_only
 class _ArrowArray(Protocol):

@@ -5,7 +5,7 @@ tools, no documents. Knows nothing of tokenizers, and renders nothing.
 
 What is certain before a message is seen (tools are none, a content is a string) is decided here, so a branch that no
 chat of texts can reach demands nothing. The rest is written in so small a part of the language, every variable and
-operation of a known kind (`mipo.terms`), that minijinja and Jinja2 have no room to differ: white space is cut, literals
+operation of a known kind (`mipo.terms`, `mipo.kinds`), that minijinja and Jinja2 have no room to differ: white space is cut, literals
 are joined, precedence is in parentheses, Python's methods are filters of ours (rust/template.rs).
 """
 
@@ -16,16 +16,34 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mipo.kinds import (
+    LISTS,
+    LOOPED,
+    NEIGHBOURS,
+    PRINTED,
+    UNDEFINED,
+    VALUES,
+    Facts,
+    Macro,
+    Refused,
+    Scope,
+    Term,
+    constant,
+    demand,
+    either,
+    quoted,
+    some,
+    truth,
+)
 from mipo.lazy import lazy
-from mipo.terms import LISTS, LOOPED, NEIGHBOURS, PRINTED, UNDEFINED, VALUES, Facts, Macro, Refused, Scope, Term, Terms
-from mipo.terms import constant, demand, either, quoted, some, truth
+from mipo.terms import Terms
 
 if TYPE_CHECKING:
     from jinja2 import nodes
 else:
     nodes = lazy("jinja2.nodes")
 
-MARKS = ("{{", "{%", "{#")
+MARKS = ("{{", "{%", "{#", "\r")
 
 
 @dataclass(frozen=True)
@@ -238,7 +256,7 @@ class _Statements:
                 raise Refused("a default that is no constant")
         macro = self.facts.macros.setdefault(name, Macro(names, given))
         self.macros[name] = scope[name] = some(f"v_{name}", f"macro {name}")
-        if not macro.given and names or any(part.name == "caller" for part in node.find_all(nodes.Name)):
+        if (not macro.given and names) or any(part.name == "caller" for part in node.find_all(nodes.Name)):
             return []
         within = self.context | self.hidden | self.macros
         nothing = {frozenset(["undefined"]): constant(UNDEFINED), frozenset(["none"]): constant(None)}
@@ -287,7 +305,7 @@ def _written(pieces: list[Any]) -> str:
         if kind == "text":
             text += said
             continue
-        # As text it would begin a tag, or end in a line break that is cut off the source.
+        # As text it would begin a tag, be changed, or end in a line break that is cut off the source.
         literal = any(mark in text for mark in MARKS) or text.endswith("{") or (kind == "end" and text[-1:].isspace())
         made += [f"{{{{ {quoted(text)} }}}}" if literal else text, said]
         text = ""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -129,7 +129,7 @@ def _native_of(tokenizer: Any, source: str) -> tuple[_native.Template | None, st
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     from mipo.jinja import normal
-    from mipo.terms import Refused
+    from mipo.kinds import Refused
 
     try:
         environment = _compile_jinja_template(source).environment
@@ -159,6 +159,7 @@ def _probe(tokenizer: Any, native: _native.Template) -> str | None:
 
 def _conversations() -> Iterator[list[dict[str, Any]]]:
     """Conversations for the probe."""
+
     def chat(*roles: str, start: int = 0) -> list[dict[str, Any]]:
         said = itertools.islice(itertools.cycle(CONTENTS), start, None)
         return [{"role": role, "content": text} for role, text in zip(roles, said, strict=False)]
