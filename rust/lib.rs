@@ -19,6 +19,7 @@ pub mod tokens;
 pub mod within;
 
 mod exchange;
+mod filters;
 mod near;
 mod probe;
 mod remainder;

@@ -1,13 +1,16 @@
+# ruff: noqa: E501 (templates stand in one line)
 """Templates: what Rust renders is what transformers renders, to the byte and to the error, or the room says why not."""
 
 import copy
 import json
+import random
 import sys
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+import template_grammar
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -51,7 +54,7 @@ NASTY = {
     "{% for m in messages[1:-1] %}{{ m.content[1:3] }}{{ m.content[-2:] }}{{ m.content[0] }}{% endfor %}",
     "white space control": "  {%- if true %}\n  a  \n{%- endif -%}\n\n  b\n" + LOOP + "\n   {{- message.content -}}   \n\t{% endfor %}\n\n",
     "white space kept": "{%+ if true %} a\n {% endif +%}\n" + LOOP + "\n  {{ message.content }}\n  {% set x = 1 %}\n{% endfor %}  z\n\n",
-    "comments and raw": "{# {{ no }} #}{% raw %}{{ raw }} {% x %} {# y #}{% endraw %}{{ '{{' }}{{ '{%' }}\r\n{" + LOOP +
+    "comments and raw": "{# {{ no }} #}{% raw %}{{ raw }} {% x %} {# y #}{% endraw %}{{ '{{' }}{{ '{%' }}\r\n{ " + LOOP +
     "{#- cut -#} {{ message.content }}{% endfor %}{",
     "loops in loops": LOOP + "{% set i = loop.index0 %}{% for other in messages %}{{ i }}{{ loop.index0 }}{{ loop.first }}"
     "{% if other.content == message.content %}={% endif %}{% endfor %}{{ loop.index }}{% endfor %}{{ i is defined }}",
@@ -158,8 +161,12 @@ def check(tokenizer: Any, native: _native.Template, conversations: list[list[dic
 
 
 ROLES = st.sampled_from(["user", "assistant", "system", "tool", "developer", "User", "", "é\n"])
-CHARACTERS = st.sampled_from(list(" \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0\u2003\u2028\u200b\ufeff<>/{}%#'\"\\|aAlızÉß日🙂\0"))
-PIECES = st.sampled_from(["<think>", "</think>", "<tool_response>", "</tool_response>", "<|im_end|>", "{{", "{%", "None"])
+CHARACTERS = st.sampled_from(
+    list(" \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0\u2003\u2028\u200b\ufeff<>/{}%#'\"\\|aAlızÉß日🙂\0")
+)
+PIECES = st.sampled_from(
+    ["<think>", "</think>", "<tool_response>", "</tool_response>", "<|im_end|>", "{{", "{%", "None"]
+)
 TEXTS = st.lists(CHARACTERS | PIECES | st.text(max_size=4), max_size=12).map("".join) | st.sampled_from(CONTENTS)
 TURNS = st.fixed_dictionaries(
     {"role": ROLES, "content": TEXTS},
@@ -221,6 +228,17 @@ def test_never_a_difference_on_nasty_templates(chats, name, demo_tokenizer, open
 @given(chats=CHATS, path=st.sampled_from([path for path in shipped() if path.stem not in LEFT]))
 def test_never_a_difference_on_shipped_templates(chats, path, demo_tokenizer, opened):
     check(*opened(demo_tokenizer, path.read_text()), chats)
+
+
+@SLOW
+@given(seed=st.integers(0, 2**64), chats=CHATS)
+def test_never_a_difference_on_random_templates(seed, chats, demo_tokenizer):
+    """Nothing but the normal form stands between a difference and a text here: there is no probe."""
+    tokenizer = with_template(demo_tokenizer, template_grammar.template(random.Random(seed)))
+    native, why = templates._native_of(tokenizer, tokenizer.chat_template)
+    assert (native is None) == (why is not None)
+    if native is not None:
+        check(tokenizer, native, chats)
 
 
 @pytest.fixture(scope="session")
@@ -286,7 +304,10 @@ def test_a_row_that_the_template_refuses_is_named(demo_tokenizer):
 @pytest.mark.parametrize(
     "rows",
     [
-        [[{"role": "user", "content": "a", "name": None, "extra": "b"}], [{"role": "user", "content": "c", "extra": None}]],
+        [
+            [{"role": "user", "content": "a", "name": None, "extra": "b"}],
+            [{"role": "user", "content": "c", "extra": None}],
+        ],
         [[{"role": "user", "content": None, "extra": "b"}], [{"role": "user", "content": "c", "extra": "d"}]],
         [[{"role": "assistant", "content": "a", "tool_calls": [{"name": "f"}]}], [{"role": "user", "content": "b"}]],
         [[{"role": "user", "content": [{"type": "text", "text": "a"}]}]],
@@ -294,7 +315,10 @@ def test_a_row_that_the_template_refuses_is_named(demo_tokenizer):
     ],
 )
 def test_fields_that_are_null_nested_or_unknown(rows, demo_tokenizer):
-    source = LOOP + "{{ message.content if message.content is string else 'P' }}{{ message.tool_calls|length }}{{ message.extra }}{% endfor %}"
+    source = (
+        LOOP
+        + "{{ message.content if message.content is string else 'P' }}{{ message.tool_calls|length }}{{ message.extra }}{% endfor %}"
+    )
     tokenizer = with_template(demo_tokenizer, source)
     got = open_template(tokenizer).render(pl.Series(rows), add_generation_prompt=False)
     assert got.to_list() == tokenizer.apply_chat_template(rows, tokenize=False)
@@ -331,8 +355,9 @@ def test_no_template_several_templates_and_a_broken_one(demo_tokenizer):
     assert open_template(named).render(chat, add_generation_prompt=False).to_list() == ["ax"]
     with pytest.raises(ValueError, match="multiple chat templates"):
         open_template(with_template(demo_tokenizer, {"one": "a", "two": "b"}))
-    broken = open_template(with_template(demo_tokenizer, "{% if %}"))
-    assert "cannot be parsed" in broken.why
+    for source in ("{% if %}", "{% break %}", "{{ 'a' | nosuch }}"):
+        broken = open_template(with_template(demo_tokenizer, source))
+        assert "cannot be parsed" in broken.why or "the filter 'nosuch'" in broken.why
 
 
 def test_what_is_no_conversation(demo_tokenizer):
@@ -341,7 +366,7 @@ def test_what_is_no_conversation(demo_tokenizer):
         opened.render(pl.Series(["text"]), add_generation_prompt=False)
     with pytest.raises(ValueError, match="null in row 1"):
         opened.render(pl.Series([[{"role": "user", "content": "x"}], None]), add_generation_prompt=False)
-    with pytest.raises(ValueError, match="row 0: .* empty conversation"):
+    with pytest.raises(ValueError, match=r"row 0: .* empty conversation"):
         opened.render(pl.Series([[]], dtype=KIND), add_generation_prompt=False)
     assert opened.render(pl.Series([], dtype=KIND), add_generation_prompt=False).to_list() == []
 
@@ -355,5 +380,7 @@ def test_arrow_in_any_layout(demo_tokenizer):
             array = pa.array(rows, lists(pa.struct({"role": text, "content": text})))
             for told in (array, array[3:7], pa.chunked_array([array[:2], array[5:]])):
                 offsets, data, failed = opened.native.render(told, False)
-                assert templates._texts(offsets, data).to_list() == [f"user{row[-1]['content']}" for row in told.to_pylist()]
+                assert templates._texts(offsets, data).to_list() == [
+                    f"user{row[-1]['content']}" for row in told.to_pylist()
+                ]
                 assert not failed

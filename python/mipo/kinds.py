@@ -119,11 +119,11 @@ def constant(value: Any) -> Term:
     kinds = {str: "string", bool: "boolean", int: "integer", type(None): "none", Undefined: "undefined"}
     if type(value) not in kinds:
         raise Refused(f"a constant of type {type(value).__name__}")
-    codes = {"string": quoted, "boolean": lambda said: str(said).lower(), "integer": "({})".format}
     kind = kinds[type(value)]
     if kind == "integer" and abs(value) >= 2**31:
         raise Refused("an integer of more than 31 bits")
-    made = codes[kind](value) if kind in codes else {"none": "none", "undefined": "undef"}[kind]
+    fixed = {"none": "none", "undefined": "undef", "boolean": str(value).lower(), "integer": f"({value})"}
+    made = quoted(value) if kind == "string" else fixed[kind]
     return Term(made, frozenset([kind]), True, (value,))
 
 

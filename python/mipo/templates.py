@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     import polars as pl
     import pyarrow as pa
+    from numpy.typing import NDArray
 
     from mipo import _native
 else:
@@ -57,7 +58,7 @@ class Renderer:
         with the row counted from 0, for a conversation that the template refuses, and for one that the two render
         differently.
         """
-        _check(conversations)
+        conversations = _checked(conversations)
         if self.native is None or not _of_texts(conversations):
             return self._by_transformers(conversations, add_generation_prompt)
         offsets, data, failed = self.native.render(conversations, add_generation_prompt)
@@ -137,7 +138,7 @@ def _native_of(tokenizer: Any, source: str) -> tuple[_native.Template | None, st
         return _native.Template(made.source, made.absent), None
     except Refused as refused:
         return None, f"its chat template has {refused}"
-    except TemplateError as error:
+    except (TemplateError, SyntaxError) as error:
         return None, f"its chat template cannot be parsed: {error}"
 
 
@@ -196,21 +197,27 @@ def _difference(row: int, told: str | Exception, made: str) -> str:
     )
 
 
-def _check(conversations: pl.Series) -> None:
+def _checked(conversations: pl.Series) -> pl.Series:
+    """The conversations, with fields that are null in all messages as texts that are null."""
     if not isinstance(conversations.dtype, pl.List):
         raise TypeError(f"conversations: expected a Series of lists of messages, came {conversations.dtype}")
     if conversations.null_count():
         row = conversations.is_null().arg_true()[0]
         raise ValueError(f"conversations: expected messages in every row, came a null in row {row}; drop it")
+    inner = conversations.dtype.inner
+    if not isinstance(inner, pl.Struct) or not any(field.dtype == pl.Null for field in inner.fields):
+        return conversations
+    kinds = {field.name: pl.String if field.dtype == pl.Null else field.dtype for field in inner.fields}
+    return conversations.cast(pl.List(pl.Struct(kinds)))
 
 
 def _of_texts(conversations: pl.Series) -> bool:
     """Whether every field of every message is a text (or null)."""
     inner = conversations.dtype.inner  # type: ignore[attr-defined]
-    return isinstance(inner, pl.Struct) and all(field.dtype in (pl.String, pl.Null) for field in inner.fields)
+    return isinstance(inner, pl.Struct) and all(field.dtype == pl.String for field in inner.fields)
 
 
-def _texts(offsets: np.ndarray, data: np.ndarray) -> pl.Series:
+def _texts(offsets: NDArray[np.int64], data: NDArray[np.uint8]) -> pl.Series:
     """Rust's buffers as a Series, without a copy."""
     made = pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(data))
     return pl.Series(made)

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mipo.calls import default, filtered, item, method, soft
 from mipo.kinds import (
-    ANSWERS,
     COMPARED,
     FAILS,
-    FILTERS,
     GLOBALS,
     LISTS,
     LOOP,
     LOOPED,
-    METHODS,
     NEIGHBOURS,
     NOTHING,
     OPTIONAL,
@@ -83,14 +81,7 @@ class Terms:
         if isinstance(node, nodes.CondExpr) and (known := truth(self.term(node.test, scope))) is not None:
             chosen = node.expr1 if known else node.expr2
             return [] if chosen is None else self.printed(chosen, scope)
-        return [self._soft(self.term(node, scope))]
-
-    def _soft(self, term: Term) -> Term:
-        """The term as text, as `str` makes it of Python's value."""
-        demand(term, PRINTED, "the text")
-        if term.known:
-            return constant("" if term.known[0] is UNDEFINED else str(term.known[0]))
-        return term if term.kinds <= {"string"} else some(f"({term.code})|soft", "string", pure=term.pure)
+        return [soft(self.term(node, scope))]
 
     def _templatedata(self, node: nodes.TemplateData, scope: Scope) -> Term:
         return constant(str(node.data))
@@ -99,7 +90,7 @@ class Terms:
         return constant(node.value)
 
     def _name(self, node: nodes.Name, scope: Scope) -> Term:
-        if node.name in GLOBALS and node.name not in scope:
+        if self._is_global(node, scope):
             raise Refused(f"the function {node.name!r}")
         found = scope.get(node.name, constant(UNDEFINED))
         if "unknown" in found.kinds:
@@ -147,7 +138,7 @@ class Terms:
         ]
         if len(sides) == 1:
             return sides[0]
-        made = either(*sides, f"({sides[0].code} if {test.code} else {sides[1].code})")
+        made = either(sides[0], sides[1], f"({sides[0].code} if {test.code} else {sides[1].code})")
         return made if test.pure else Term(made.code, made.kinds, False)
 
     def _neg(self, node: nodes.Neg, scope: Scope) -> Term:
@@ -229,9 +220,8 @@ class Terms:
         if node.name in signs and len(node.args) == 1:
             operand = nodes.Operand(signs[node.name], node.args[0])
             return self._compare(nodes.Compare(node.node, [operand], lineno=node.lineno), scope)
-        if isinstance(node.node, nodes.Name) and node.node.name in GLOBALS and node.node.name not in scope:
-            if node.name in ("defined", "undefined"):
-                return constant(node.name == "defined")
+        if node.name in ("defined", "undefined") and self._is_global(node.node, scope):
+            return constant(node.name == "defined")
         inner = self.term(node.node, scope)
         if node.name in ("true", "false") and not node.args:
             if inner.pure and "boolean" not in inner.kinds and inner.kinds:
@@ -248,11 +238,14 @@ class Terms:
             return constant(verdicts.pop())
         return some(f"({inner.code} is of({quoted(' '.join(sorted(TESTS[node.name])))}))", "boolean", pure=inner.pure)
 
+    def _is_global(self, node: nodes.Node, scope: Scope) -> bool:
+        return isinstance(node, nodes.Name) and node.name in GLOBALS and node.name not in scope
+
     def _getattr(self, node: nodes.Getattr, scope: Scope) -> Term:
         if isinstance(node.node, nodes.Name) and node.node.name == "loop" and node.attr in NEIGHBOURS:
             items = scope.get(LOOPED, constant(UNDEFINED))
             if not items.known:
-                return self._at(items, some(f"(loop.index0 {NEIGHBOURS[node.attr]} 1)", "integer"), "nth")
+                return item(items, some(f"(loop.index0 {NEIGHBOURS[node.attr]} 1)", "integer"), "nth")
         return self._field(self.term(node.node, scope), node.attr)
 
     def _getitem(self, node: nodes.Getitem, scope: Scope) -> Term:
@@ -274,14 +267,7 @@ class Terms:
             whole = self.term(node.node, scope)  # checks the arguments
             text, by = self.term(node.node.node.node, scope), self.term(node.node.args[0], scope)
             return some(f"({text.code})|{ends[key.known[0]]}({by.code})", "string", pure=whole.pure)
-        return self._at(self.term(node.node, scope), key)
-
-    def _at(self, items: Term, key: Term, place: str = "at") -> Term:
-        demand(items, {*LISTS, "string"}, "an item")
-        kinds = {LISTS.get(kind, "string") for kind in items.kinds}
-        if not (items.kinds == {"chat"} and key.known and key.known[0] in (0, -1)):
-            kinds.add("undefined")
-        return some(f"({items.code})|{place}({key.code})", *kinds, pure=items.pure and key.pure)
+        return item(self.term(node.node, scope), key)
 
     def _slice(self, items: Term, node: nodes.Slice, scope: Scope) -> Term:
         demand(items, {*LISTS, "string"}, "a slice")
@@ -352,7 +338,7 @@ class Terms:
     def _macro(self, name: str, node: nodes.Call, scope: Scope) -> Term:
         macro = self.facts.macros[name]
         given = dict(zip(macro.names, (self.term(arg, scope) for arg in node.args), strict=False))
-        named = {pair.key: self.term(pair.value, scope) for pair in node.kwargs}
+        named = {str(pair.key): self.term(pair.value, scope) for pair in node.kwargs}
         if len(node.args) > len(macro.names) or set(named) - set(macro.names) or set(named) & set(given):
             raise Refused(f"such arguments of the macro {name!r}")
         given |= named
@@ -366,81 +352,11 @@ class Terms:
         if name == "get" and of.kinds == {"message"} and args and args[0].known and isinstance(args[0].known[0], str):
             if len(args) > 2:
                 raise Refused("get with such arguments")
-            found = self._field(of, args[0].known[0])
-            other = args[1] if len(args) > 1 else constant(None)
-            return self._default(found, other)
-        demand(of, FAILS, f"the method {name!r}")
-        pure = of.pure and of.kinds == {"string"} and all(arg.pure for arg in args)
-        made = METHODS.get((name, len(args)), ""), "string"
-        if not made[0]:
-            made = ANSWERS.get((name, len(args)), ("", ""))
-        if name == "join" and len(args) == 1 and args[0].kinds <= {"strings"}:
-            return some(f"({args[0].code})|py_join({demand(of, {'string'}, 'join').code})", "string", pure=pure)
-        if not made[0]:
-            raise Refused(f"the method {name!r} with {len(args)} argument(s)")
-        for arg in args:
-            demand(arg, {"string"}, f"the method {name!r}")
-        if name == "split" and args and not (args[0].known and args[0].known[0]):
-            raise Refused("split by something else than a constant text")
-        return some(f"({of.code})|{made[0]}({', '.join(arg.code for arg in args)})", made[1], pure=pure)
-
-    def _default(self, found: Term, other: Term, *, falsy: bool = False) -> Term:
-        if falsy and (known := truth(found)) is not None:
-            return found if known else other
-        if not falsy and found.pure and "undefined" not in found.kinds and found.kinds:
-            return found
-        if not falsy and found.known == (UNDEFINED,):
-            return other
-        kinds = (found.kinds - (NOTHING if falsy else {"undefined"})) | other.kinds
-        code = f"({found.code})|py_default({other.code}, {str(falsy).lower()})"
-        return Term(code, kinds, found.pure and other.pure)
+            return default(self._field(of, args[0].known[0]), args[1] if len(args) > 1 else constant(None))
+        return method(name, of, args)
 
     def _filter(self, node: nodes.Filter, scope: Scope) -> Term:
         if node.node is None or node.dyn_args or node.dyn_kwargs:
             raise Refused(f"the filter {node.name!r} so used")
-        of, args, name = self.term(node.node, scope), [self.term(arg, scope) for arg in node.args], node.name
-        named = {pair.key: self.term(pair.value, scope) for pair in node.kwargs}
-        if name == "tojson" and named.keys() <= {"ensure_ascii"} and all(v.known == (False,) for v in named.values()):
-            named = {}
-        if name == "map" and named.keys() == {"attribute"} and of.kinds <= {"chat", "messages"} and not args:
-            attribute = named["attribute"].known
-            if attribute and attribute[0] in REQUIRED:
-                return some(f"({of.code})|py_map({named['attribute'].code})", "strings", pure=of.pure)
-        if named:
-            raise Refused(f"the filter {name!r} with named arguments")
-        if (name, len(args)) in FILTERS:
-            for arg in args:
-                demand(arg, {"string"}, f"the filter {name!r}")
-            text = self._soft(demand(of, PRINTED, f"the filter {name!r}"))
-            pure = text.pure and all(arg.pure for arg in args)
-            code = f"({text.code})|{FILTERS[name, len(args)]}({', '.join(arg.code for arg in args)})"
-            return some(code, "string", pure=pure)
-        return self._filter_of_any(name, of, args)
-
-    def _filter_of_any(self, name: str, of: Term, args: list[Term]) -> Term:
-        pure = of.pure and all(arg.pure for arg in args)
-        if name == "string" and not args:
-            return self._soft(of)
-        if name in ("default", "d") and 0 < len(args) < 3 and (len(args) == 1 or args[1].known):
-            falsy = len(args) == 2 and bool(args[1].known[0])
-            return self._default(of, args[0], falsy=falsy)
-        if name in ("length", "count") and not args:
-            demand(of, {"string", "undefined", *LISTS}, f"the filter {name!r}")
-            return some(f"({of.code})|py_length", "integer", pure=pure)
-        if name == "list" and not args and of.kinds <= LISTS.keys():
-            return of
-        if name in ("first", "last") and not args and of.kinds <= LISTS.keys():
-            return self._at(of, constant(0 if name == "first" else -1))
-        if name == "join" and len(args) < 2 and of.kinds <= {"strings"}:
-            by = demand(args[0], {"string"}, "join").code if args else '""'
-            return some(f"({of.code})|py_join({by})", "string", pure=pure)
-        if name == "tojson" and not args:
-            demand(of, {"string", "boolean", "integer", "none"}, "tojson")
-            return some(f"({of.code})|py_json", "string", pure=pure)
-        if name in ("selectattr", "rejectattr") and len(args) == 3 and of.kinds <= {"chat", "messages"}:
-            known = [arg.known[0] if arg.known else None for arg in args[:2]]
-            if known[0] in REQUIRED and known[1] in ("equalto", "eq", "==") and args[2].kinds <= {"string"}:
-                keep = str(name == "selectattr").lower()
-                code = f"({of.code})|py_select({args[0].code}, {args[2].code}, {keep})"
-                return some(code, "messages", pure=pure)
-        raise Refused(f"the filter {name!r} with {len(args)} argument(s) on {' or '.join(sorted(of.kinds))}")
+        named = {str(pair.key): self.term(pair.value, scope) for pair in node.kwargs}
+        return filtered(node.name, self.term(node.node, scope), [self.term(arg, scope) for arg in node.args], named)
