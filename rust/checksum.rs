@@ -1,4 +1,9 @@
-//! A checksum of buffers, on all threads. Knows bytes.
+//! Checksums of bytes and of files, on all threads. Knows nothing of what they mean.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::path::Path;
 
 use rayon::prelude::*;
 use xxhash_rust::xxh3::xxh3_128;
@@ -13,9 +18,53 @@ const BLOCK: usize = 1 << 20;
 pub fn checksum(buffers: &[&[u8]]) -> u128 {
     let mut told = Vec::new();
     for buffer in buffers {
-        told.extend_from_slice(&(buffer.len() as u64).to_le_bytes());
-        let blocks: Vec<u128> = buffer.par_chunks(BLOCK).map(xxh3_128).collect();
-        told.extend(blocks.iter().flat_map(|block| block.to_le_bytes()));
+        // A few bytes wait for no thread: in a forked process there is none.
+        let blocks = if buffer.len() <= BLOCK {
+            buffer.chunks(BLOCK).map(xxh3_128).collect()
+        } else {
+            buffer.par_chunks(BLOCK).map(xxh3_128).collect::<Vec<_>>()
+        };
+        tell(&mut told, buffer.len() as u64, &blocks);
     }
     xxh3_128(&told)
+}
+
+/// The checksum of a file's bytes, those of `hole` read as zeros: there the file may tell its own checksum.
+///
+/// A thread holds a block at a time; nothing is mapped, so that a file that is cut off meanwhile is an error.
+///
+/// # Errors
+/// What the system says of a file that cannot be read.
+pub fn checksum_file(path: &Path, hole: Range<u64>) -> io::Result<u128> {
+    let length = path.metadata()?.len();
+    let open = || (File::open(path), Vec::new());
+    let hash = |(file, bytes): &mut (io::Result<File>, Vec<u8>), block: u64| {
+        let file = file.as_mut().map_err(|error| io::Error::from(error.kind()))?;
+        let start = block * BLOCK as u64;
+        let end = length.min(start + BLOCK as u64);
+        bytes.resize((end - start) as usize, 0);
+        file.seek(SeekFrom::Start(start))?;
+        file.read_exact(bytes)?;
+        let within = |place: u64| (place.clamp(start, end) - start) as usize;
+        bytes[within(hole.start)..within(hole.end)].fill(0);
+        Ok(xxh3_128(bytes))
+    };
+    let count = length.div_ceil(BLOCK as u64);
+    let blocks = if count <= 1 {
+        let mut file = open();
+        (0..count).map(|block| hash(&mut file, block)).collect()
+    } else {
+        (0..count)
+            .into_par_iter()
+            .map_init(open, hash)
+            .collect::<io::Result<Vec<_>>>()
+    };
+    let mut told = Vec::new();
+    tell(&mut told, length, &blocks?);
+    Ok(xxh3_128(&told))
+}
+
+fn tell(told: &mut Vec<u8>, length: u64, blocks: &[u128]) {
+    told.extend_from_slice(&length.to_le_bytes());
+    told.extend(blocks.iter().flat_map(|block| block.to_le_bytes()));
 }

@@ -241,7 +241,7 @@ impl Interner {
     ) -> Result<Made, Error> {
         groups.check(texts.sizes())?;
         let count = groups.rows.len();
-        let chunks: Vec<Chunk> = (0..count.div_ceil(CHUNK))
+        let tried: Vec<Result<Chunk, Error>> = (0..count.div_ceil(CHUNK))
             .into_par_iter()
             .map(|chunk| {
                 let mut made = Chunk::default();
@@ -249,7 +249,9 @@ impl Interner {
                     .try_for_each(|group| made.add(encoder, texts, groups, group, limit))?;
                 Ok(made)
             })
-            .collect::<Result<_, Error>>()?;
+            .collect();
+        // Of several errors the first one, whichever thread was faster; nothing was stored then.
+        let chunks = tried.into_iter().collect::<Result<Vec<_>, _>>()?;
         let mut made = Made {
             offsets: vec![0],
             ..Made::default()

@@ -20,7 +20,7 @@ mod tokens;
 #[pymodule]
 mod _native {
     #[pymodule_export]
-    use super::groups::{GroupBuilder, checksum};
+    use super::groups::{GroupBuilder, checksum, checksum_file};
     #[pymodule_export]
     use super::templates::Template;
     #[pymodule_export]

@@ -1,4 +1,4 @@
-"""Arrow: IPC files that are written batch by batch and carry a checksum of each; what is broken is refused when opened.
+"""Arrow: IPC files that are written batch by batch and carry their own checksum; what is broken is refused when opened.
 
 Knows columns of numbers and of lists of numbers, without nulls. Knows nothing of what they mean.
 """
@@ -18,61 +18,57 @@ if TYPE_CHECKING:
     from mipo import _native
 else:
     _native = lazy("mipo._native")
-    np = lazy("numpy")
     pa = lazy("pyarrow")
 
-CHECKSUM = b"mipo.xxh3"
+# Stands in the metadata of the schema, which is at the head of a file and, untouched, in its footer. The digits at the
+# head become the checksum of all the file's bytes, those digits read as NUL: so not a byte of a broken file reaches
+# Arrow's reader, which checks little of what it is given.
+MARK, DIGITS = b"mipo.xxh3:", 32
+HEAD = 4096  # bytes of a file in which the mark stands
 
 
 class Writer:
-    """Writes an Arrow IPC file; `checksum`, after `close`, is of all that was written."""
+    """Writes an Arrow IPC file, a batch at a time."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._writer, self._checksums = pa.ipc.new_file(str(path), schema), list[str]()
-        self._schema = schema
+        self._path, self._schema = path, schema.with_metadata({b"checksum": MARK + b"0" * DIGITS})
+        self._writer = pa.ipc.new_file(str(path), self._schema)
 
     def put(self, *columns: Any) -> None:
         """Adds a batch: an Arrow array a column."""
-        batch = pa.record_batch(list(columns), schema=self._schema)
-        self._checksums.append(_checksum(batch))
-        self._writer.write_batch(batch, custom_metadata={CHECKSUM: self._checksums[-1]})
+        assert not any(column.null_count for column in columns)
+        self._writer.write_batch(pa.record_batch(list(columns), schema=self._schema))
 
     def close(self) -> str:
         """Ends the file, and returns its checksum."""
         self._writer.close()
-        return _sum(self._checksums)
+        place, _ = _told(self._path)
+        checksum = _native.checksum_file(self._path, place, place + DIGITS)
+        with self._path.open("rb+") as file:
+            file.seek(place)
+            file.write(checksum.encode())
+        return checksum
 
 
-def read(path: Path, schema: pa.Schema) -> tuple[list[pa.RecordBatch], str]:
+def read(path: Path, schema: pa.Schema, *, trusted: bool = False) -> tuple[list[pa.RecordBatch], str]:
     """The batches of a file that `Writer` wrote, memory-mapped, and its checksum.
 
-    Every byte of the batches is read, on all threads. FileNotFoundError for no file, ValueError for one that was cut
-    off, or is not as it was written, or has other columns.
+    Every byte of the file is read first, on all threads, unless it is `trusted`, since that was done. FileNotFoundError
+    for no file, ValueError for one that was cut off, or is not as it was written, or has other columns.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; it was not written, or not to its end")
-    try:
-        # The descriptor may be closed then: the mapping stays as long as a batch is in use.
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        found = [reader.get_batch_with_custom_metadata(i) for i in range(reader.num_record_batches)]
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not a whole Arrow file ({error}); make it again") from None
+    place, checksum = _told(path)
+    if not trusted and _native.checksum_file(path, place, place + DIGITS) != checksum:
+        raise ValueError(f"{path}: is not as it was written, or was cut off; make it again")
+    # The descriptor may be closed then: the mapping stays as long as a batch is in use.
+    reader = pa.ipc.open_file(pa.memory_map(str(path)))
     if not reader.schema.equals(schema):
-        told = ", ".join(f"{field.name}: {field.type}" for field in schema)
-        raise ValueError(f"{path}: expected the columns {told}; came {reader.schema.to_string()}; make it again")
-    batches, checksums = [], []
-    for number, (batch, told) in enumerate(found):
-        try:
-            batch.validate()
-            written = (told or {})[CHECKSUM].decode()
-            as_written = written == _checksum(batch)
-        except (pa.ArrowException, KeyError, ValueError):
-            as_written = False
-        if not as_written:
-            raise ValueError(f"{path}: batch {number} is not as it was written; make the file again")
-        batches.append(batch)
-        checksums.append(written)
-    return batches, _sum(checksums)
+        expected, came = (
+            ", ".join(f"{field.name}: {field.type}" for field in each) for each in (schema, reader.schema)
+        )
+        raise ValueError(f"{path}: expected the columns {expected}; came {came}; name another file")
+    return [reader.get_batch(number) for number in range(reader.num_record_batches)], checksum
 
 
 def lists(offsets: NDArray[np.int64], values: NDArray[Any]) -> pa.LargeListArray:
@@ -85,13 +81,12 @@ def parts(column: pa.LargeListArray) -> tuple[NDArray[np.int64], NDArray[Any]]:
     return column.offsets.to_numpy(), column.values.to_numpy()
 
 
-def _checksum(batch: pa.RecordBatch) -> str:
-    arrays: list[NDArray[Any]] = []
-    for column in batch.columns:
-        assert not column.null_count
-        arrays += parts(column) if pa.types.is_large_list(column.type) else [column.to_numpy()]
-    return _native.checksum([array.view(np.uint8) for array in arrays])
-
-
-def _sum(checksums: list[str]) -> str:
-    return _native.checksum([np.frombuffer(" ".join(checksums).encode(), np.uint8)])
+def _told(path: Path) -> tuple[int, str]:
+    """Where a file tells its checksum, and that."""
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    place = head.find(MARK) + len(MARK)
+    digits = head[place : place + DIGITS]
+    if MARK not in head or len(digits) < DIGITS:
+        raise ValueError(f"{path}: no Arrow file that mipo wrote, or its head is broken; make it again")
+    return place, digits.decode("latin-1")

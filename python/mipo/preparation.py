@@ -111,12 +111,12 @@ class Shard:
     def is_there(self) -> bool:
         """Whether it was made before; ValueError if another one has its place."""
         told = shards.found(self.folder, self.number)
-        if told and told["key"] != self.key:
+        if told and told.get("key") != self.key:
             raise ValueError(
                 f"{self.folder}: holds tokens of other pairs, or of another tokenizer or max_length "
-                f"({told['folder']}, of {told['source']}); name another folder, or delete this one"
+                f"({told['folder']}, of {told.get('source', 'a store that was saved')}); name another folder, or delete this one"
             )
-        return told is not None
+        return told is not None and shards.is_whole(self.folder, told)
 
     def __call__(self) -> dict[str, Any]:
         """Makes it, and returns its record."""

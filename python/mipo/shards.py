@@ -75,9 +75,9 @@ class Shard:
 
     def __exit__(self, kind: object, *_: object) -> None:
         try:
-            self.record["checksums"] = {name: writer.close() for name, writer in self._writers.items()}
             if kind is None:
-                files.write_json(self._temporary / RECORD, self.record)
+                self.record["checksums"] = {name: writer.close() for name, writer in self._writers.items()}
+                files.write_json(self._temporary / RECORD, _signed(self.record))
                 for name in NAMES:
                     with (self._temporary / f"{name}.arrow").open("rb+") as file:
                         os.fsync(file.fileno())
@@ -88,24 +88,36 @@ class Shard:
 
 
 def found(folder: Path, number: int) -> dict[str, Any] | None:
-    """What is told of a shard that was written, or None."""
+    """What is told of a shard that was written, or None; of its files `is_whole` knows."""
     path = folder / f"shard-{number:05}" / RECORD
-    return files.read_json(path) if path.is_file() else None
+    try:
+        return _verified(path, files.read_json(path))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def is_whole(folder: Path, record: dict[str, Any]) -> bool:
+    """Whether every byte of a shard's files is as it was written."""
+    try:
+        for name in NAMES:
+            read(folder, record, name)
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
 
 
 def finish(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
     """Writes the manifest of the shards that are there, in their order: now it is a store."""
-    written = [files.read_json(path) for path in sorted(folder.glob(f"shard-*/{RECORD}"))]
-    told = {"format": FORMAT, **about, "shards": written}
-    told["checksum"] = _checksum(told)
+    paths = sorted(folder.glob(f"shard-*/{RECORD}"), key=lambda path: int(path.parent.name.rpartition("-")[2]))
+    told = _signed({"format": FORMAT, **about, "shards": [_verified(path, files.read_json(path)) for path in paths]})
     files.write_json(folder / MANIFEST, told)
     return told
 
 
 def clear(folder: Path) -> None:
-    """Removes a store, manifest first."""
+    """Removes a store, manifest first, and what a killed process left of one."""
     (folder / MANIFEST).unlink(missing_ok=True)
-    for path in folder.glob("shard-*"):
+    for path in [*folder.glob("shard-*"), *folder.glob(".shard-*.tmp")]:
         shutil.rmtree(path)
 
 
@@ -119,15 +131,16 @@ def manifest(folder: Path) -> dict[str, Any]:
     told = files.read_json(path)
     if not isinstance(told, dict) or told.get("format") != FORMAT:
         raise ValueError(f"{path}: not the manifest of a store of tokens ({FORMAT!r}); make one with `mipo tokens`")
-    if told.get("checksum") != _checksum(told):
-        raise ValueError(f"{path}: is not as it was written; make the store again")
-    return told
+    return _verified(path, told)
 
 
-def read(folder: Path, record: dict[str, Any], name: str) -> list[pa.RecordBatch]:
-    """The batches of one file of a shard, memory-mapped, after every byte of them was compared with its checksum."""
+def read(folder: Path, record: dict[str, Any], name: str, *, trusted: bool = False) -> list[pa.RecordBatch]:
+    """The batches of one file of a shard, memory-mapped, after every byte of them was compared with its checksum.
+
+    Of a `trusted` one, which was read through before, that checksum alone is compared.
+    """
     path = folder / record["folder"] / f"{name}.arrow"
-    batches, checksum = arrow.read(path, _schema(name))
+    batches, checksum = arrow.read(path, _schema(name), trusted=trusted)
     if checksum != record["checksums"][name]:
         raise ValueError(f"{path}: is not the file that {folder / MANIFEST} tells of; make the store again")
     return batches
@@ -139,6 +152,16 @@ def _schema(name: str) -> pa.Schema:
     kinds = {"prompt_id": pa.uint64(), "prompt": pa.uint64(), "chosen": pa.uint64()}
     kinds["rejected"] = pa.large_list(pa.uint64())
     return pa.schema([pa.field(column, kind, nullable=False) for column, kind in kinds.items()])
+
+
+def _signed(told: dict[str, Any]) -> dict[str, Any]:
+    return {**told, "checksum": _checksum(told)}
+
+
+def _verified(path: Path, told: Any) -> dict[str, Any]:
+    if not isinstance(told, dict) or told.get("checksum") != _checksum(told):
+        raise ValueError(f"{path}: is not as it was written; make the store again")
+    return told
 
 
 def _checksum(told: dict[str, Any]) -> str:

@@ -72,7 +72,7 @@ class TokenTable:
     @property
     def ids(self) -> NDArray[np.uint32]:
         """The ids of all rows, one after another; of several pieces a copy."""
-        said = [ids[: offsets[-1]] for offsets, ids in self.pieces]
+        said = [ids[offsets[0] : offsets[-1]] for offsets, ids in self.pieces]
         return self.pieces[0][1] if len(said) == 1 else np.concatenate([np.empty(0, np.uint32), *said])
 
     def lengths(self) -> NDArray[np.int64]:

@@ -1,12 +1,14 @@
 //! The doors of the rooms `groups` and `checksum`.
 
+use std::path::PathBuf;
+
 use arrow_array::ArrayRef;
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 
 use super::tokens::{Encoder, PyTable, to_python};
 use super::{array, chunks, slice, strings};
-use crate::checksum::checksum as xxh3;
+use crate::checksum::{checksum as xxh3, checksum_file as xxh3_file};
 use crate::groups::{Groups, Interner, Made, Plain, Rendered, Unfinished};
 
 /// XXH3 of buffers, as 32 hexadecimal digits.
@@ -21,6 +23,13 @@ pub(super) fn checksum(py: Python<'_>, buffers: Vec<Bound<'_, PyAny>>) -> PyResu
         .map(|bytes| slice("buffers", bytes))
         .collect::<PyResult<_>>()?;
     Ok(format!("{:032x}", py.detach(|| xxh3(&bytes))))
+}
+
+/// The same of a file, the bytes start..stop read as zeros.
+#[pyfunction]
+pub(super) fn checksum_file(py: Python<'_>, path: PathBuf, start: u64, stop: u64) -> PyResult<String> {
+    let found = py.detach(|| xxh3_file(&path, start..stop))?;
+    Ok(format!("{found:032x}"))
 }
 
 /// (offsets int64 [groups + 1], rows uint64 [groups], unfinished chosen bool [groups], unfinished rejected bool).

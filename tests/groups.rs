@@ -1,0 +1,406 @@
+//! Prompts and responses of preference groups: the border between them, each stored once, and what is left out.
+#![allow(clippy::unwrap_used)]
+
+use std::borrow::Cow;
+
+use mipo::error::Error;
+use mipo::groups::{Groups, Interner, Made, Plain, Rendered, Said, Texts, Unfinished};
+use mipo::tokens::{Encoder, Table};
+
+/// The text "7 12" has the ids 7 and 12; the tokenizer's own special token is 99, and `words` is all it knows.
+fn encoder() -> Encoder {
+    let words: Vec<String> = (0..100).map(|id| format!(r#""{id}": {id}"#)).collect();
+    let json = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": {"type": "WhitespaceSplit"}, "decoder": null,
+        "post_processor": {"type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "99", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {"99": {"id": "99", "ids": [99], "tokens": ["99"]}}},
+        "model": {"type": "WordLevel", "unk_token": "unknown", "vocab": {WORDS}}}"#
+        .replace("WORDS", &words.join(", "));
+    Encoder::from_json(json.as_bytes()).unwrap()
+}
+
+fn rows(table: &Table) -> Vec<Vec<u32>> {
+    (0..table.view().len())
+        .map(|row| table.view().row(row).to_vec())
+        .collect()
+}
+
+/// Whole texts: of each group its prompt, the chosen joint text and the rejected ones.
+type Group<'a> = (&'a str, &'a str, &'a [&'a str]);
+
+/// Groups in arrays, all finished.
+struct Given<'a> {
+    texts: Rendered<'a>,
+    offsets: Vec<i64>,
+    rows: Vec<u64>,
+    flags: Vec<bool>,
+}
+
+impl<'a> Given<'a> {
+    fn new(groups: &[Group<'a>]) -> Self {
+        let mut given = Self {
+            texts: Rendered {
+                prompts: Vec::new(),
+                chosen: Vec::new(),
+                rejected: Vec::new(),
+            },
+            offsets: vec![0],
+            rows: Vec::new(),
+            flags: Vec::new(),
+        };
+        for (row, &(prompt, chosen, rejected)) in groups.iter().enumerate() {
+            given.texts.prompts.push(prompt);
+            given.texts.chosen.push(chosen);
+            given.texts.rejected.extend(rejected);
+            given.offsets.push(given.texts.rejected.len() as i64);
+            given.rows.push(1_000 + row as u64);
+        }
+        given.flags = vec![false; given.rows.len().max(given.texts.rejected.len())];
+        given
+    }
+
+    fn groups(&self) -> Groups<'_> {
+        Groups {
+            offsets: &self.offsets,
+            rows: &self.rows,
+            unfinished: Unfinished {
+                chosen: &self.flags[..self.rows.len()],
+                rejected: &self.flags[..self.texts.rejected.len()],
+                end_ids: &[],
+            },
+            special: false,
+        }
+    }
+}
+
+fn push(groups: &[Group], limit: Option<usize>) -> Result<(Made, Vec<Vec<u32>>, Vec<Vec<u32>>), Error> {
+    let (given, mut interner) = (Given::new(groups), Interner::default());
+    let made = interner.push(&encoder(), &given.texts, given.groups(), limit)?;
+    Ok((made, rows(&interner.take_prompts()), rows(&interner.take_responses())))
+}
+
+#[test]
+fn all_of_a_group_start_at_the_shortest_common_prefix() -> Result<(), Error> {
+    let (made, prompts, responses) = push(
+        &[
+            ("1 2 3", "1 2 3 4 5", &["1 2 34 5"]),
+            ("9", "9 4 5", &["9"]),
+            ("9", "9 4 5", &[]),
+            ("7 8", "6", &["7 8 6"]),
+        ],
+        None,
+    )?;
+    assert_eq!(prompts, [&[1, 2][..], &[9], &[]]);
+    assert_eq!(responses, [&[3, 4, 5][..], &[34, 5], &[4, 5], &[], &[6], &[7, 8, 6]]);
+    assert_eq!(made.prompt, [0, 1, 1, 2]);
+    assert_eq!(made.chosen, [0, 2, 2, 4]);
+    assert_eq!((made.offsets, made.rejected), (vec![0, 1, 2, 2, 3], vec![1, 3, 5]));
+    assert_eq!((made.verdicts, made.merged), (vec![0; 4], 2));
+    Ok(())
+}
+
+#[test]
+fn equal_ids_are_one_row_whatever_text_they_come_from() -> Result<(), Error> {
+    let (made, prompts, responses) = push(
+        &[
+            ("1", "1 7", &["1  8", "1 7"]),
+            (" 1", "1\t7", &["1 9"]),
+            ("2", "2 8", &["2 7"]),
+        ],
+        None,
+    )?;
+    assert_eq!(prompts, [[1], [2]]);
+    assert_eq!(responses, [[7], [8], [9]]);
+    assert_eq!(
+        (made.prompt, made.chosen, made.rejected),
+        (vec![0, 0, 1], vec![0, 0, 1], vec![1, 0, 2, 0])
+    );
+    Ok(())
+}
+
+#[test]
+fn what_was_taken_is_known_and_never_stored_again() -> Result<(), Error> {
+    let (encoder, mut interner) = (encoder(), Interner::default());
+    let mut push = |groups: &[Group]| {
+        let given = Given::new(groups);
+        let made = interner.push(&encoder, &given.texts, given.groups(), None)?;
+        let pending = interner.pending();
+        let taken = rows(&interner.take_prompts()).concat().len() + rows(&interner.take_responses()).concat().len();
+        assert_eq!((pending, interner.pending()), (4 * taken, 0));
+        Ok::<_, Error>((made.prompt, made.chosen, made.rejected, taken))
+    };
+    assert_eq!(push(&[("1", "1 7", &["1 8"])])?, (vec![0], vec![0], vec![1], 3));
+    assert_eq!(push(&[("1", "1 8", &["1 7"])])?, (vec![0], vec![1], vec![0], 0));
+    assert_eq!(
+        push(&[("1", "1 8", &["1 5 5"]), ("2", "2 7", &[])])?,
+        (vec![0, 1], vec![1, 0], vec![2], 3)
+    );
+    Ok(())
+}
+
+#[test]
+fn an_unfinished_response_loses_its_last_end_of_turn_and_what_follows() -> Result<(), Error> {
+    let given = Given::new(&[("1 90", "1 90 4 91 5 90 10", &["1 90 4 90 10", "1 90 6 7", "1 90 90"])]);
+    let unfinished = Unfinished {
+        chosen: &[true],
+        rejected: &[false, true, true],
+        end_ids: &[98, 90],
+    };
+    let groups = Groups {
+        unfinished,
+        ..given.groups()
+    };
+    let mut interner = Interner::default();
+    interner.push(&encoder(), &given.texts, groups, None)?;
+    assert_eq!(rows(&interner.take_prompts()), [[1, 90]]);
+    assert_eq!(
+        rows(&interner.take_responses()),
+        [&[4, 91, 5][..], &[4, 90, 10], &[6, 7], &[]]
+    );
+    let made = interner.push(&encoder(), &given.texts, groups, Some(100))?;
+    assert_eq!(made.verdicts, [1], "one of them has no token of its own");
+    Ok(())
+}
+
+#[test]
+fn what_is_left_out_says_why_and_leaves_nothing_behind() -> Result<(), Error> {
+    let groups: [Group; 6] = [
+        ("1 2", "1 2 3", &["1 2 4"]),
+        ("1 2", "1 2 3", &["1 2 4", "1 2 3 4"]),
+        ("1 2", "1 2 3", &["1 2"]),
+        ("1 2 3", "1 2 3 4", &["1 2 3 5"]),
+        ("5 6 7 8", "5 6 7 8", &["5 6 7 8 9"]),
+        ("5 6 7", "5 6 8 9", &["5 6 7"]),
+    ];
+    let (made, prompts, responses) = push(&groups, Some(3))?;
+    assert_eq!(made.verdicts, [0, 3, 1, 2, 1, 3]);
+    assert_eq!((prompts, responses), (vec![vec![1, 2]], vec![vec![3], vec![4]]));
+    assert_eq!((made.prompt, made.chosen), (vec![0], vec![0]));
+    assert_eq!((made.offsets, made.rejected, made.merged), (vec![0, 1], vec![1], 0));
+    let (made, ..) = push(&groups, Some(0))?;
+    assert_eq!((made.verdicts, made.offsets), (vec![2, 2, 1, 2, 1, 2], vec![0]));
+    let (made, ..) = push(&groups, None)?;
+    assert_eq!(made.verdicts, [0; 6]);
+    Ok(())
+}
+
+#[test]
+fn text_closes_with_one_end_unless_it_was_cut_off() -> Result<(), Error> {
+    let (chosen, rejected) = ([false, true], [false, true, false]);
+    let unfinished = Unfinished {
+        chosen: &chosen,
+        rejected: &rejected,
+        end_ids: &[],
+    };
+    let texts = Plain {
+        prompts: vec!["1 ", "2 "],
+        chosen: vec!["3", "3"],
+        rejected: vec!["4 50", "4 50", "4"],
+        end: " 50",
+        unfinished,
+    };
+    let groups = Groups {
+        offsets: &[0, 1, 3],
+        rows: &[1, 2],
+        unfinished,
+        special: true,
+    };
+    let mut interner = Interner::default();
+    let made = interner.push(&encoder(), &texts, groups, None)?;
+    assert_eq!(rows(&interner.take_prompts()), [[99, 1], [99, 2]]);
+    assert_eq!(rows(&interner.take_responses()), [&[3, 50][..], &[4, 50], &[3]]);
+    assert_eq!((made.chosen, made.rejected), (vec![0, 2], vec![1, 1, 1]));
+    Ok(())
+}
+
+#[test]
+fn no_groups_are_no_rows() -> Result<(), Error> {
+    let (made, prompts, responses) = push(&[], Some(1))?;
+    let nothing = Made {
+        offsets: vec![0],
+        ..Made::default()
+    };
+    assert_eq!(made, nothing);
+    assert!(prompts.is_empty() && responses.is_empty());
+    Ok(())
+}
+
+/// Many groups, some with responses of others, of every verdict.
+fn many(count: usize) -> Vec<(String, String, Vec<String>)> {
+    (0..count)
+        .map(|row| {
+            let prompt = format!("{} {}", row % 7, row % 11);
+            let joint = |k: usize| format!("{prompt} {}", "5 ".repeat((row + k) % 13) + &(k % 90).to_string());
+            let rejected = (1..1 + row % 4).map(|k| joint(row * k)).collect();
+            (prompt.clone(), joint(row), rejected)
+        })
+        .collect()
+}
+
+#[test]
+fn the_result_is_the_same_on_any_number_of_threads_and_in_any_batches() -> Result<(), Error> {
+    let owned = many(1_000);
+    let borrowed: Vec<(&str, &str, Vec<&str>)> = owned
+        .iter()
+        .map(|(prompt, chosen, rejected)| {
+            let rejected = rejected.iter().map(String::as_str).collect();
+            (prompt.as_str(), chosen.as_str(), rejected)
+        })
+        .collect();
+    let groups: Vec<Group> = borrowed
+        .iter()
+        .map(|(prompt, chosen, rejected)| (*prompt, *chosen, rejected.as_slice()))
+        .collect();
+    let whole = push(&groups, Some(12))?;
+    assert!(whole.0.verdicts.contains(&3) && whole.0.prompt.len() > 500);
+    for threads in [1, 2, 7] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        assert_eq!(pool.install(|| push(&groups, Some(12)))?, whole);
+    }
+    let (encoder, mut interner, mut made) = (encoder(), Interner::default(), Made::default());
+    for batch in groups.chunks(77) {
+        let given = Given::new(batch);
+        let part = interner.push(&encoder, &given.texts, given.groups(), Some(12))?;
+        let before = made.rejected.len() as i64;
+        made.verdicts.extend(part.verdicts);
+        made.prompt.extend(part.prompt);
+        made.chosen.extend(part.chosen);
+        let skip = usize::from(!made.offsets.is_empty());
+        made.offsets
+            .extend(part.offsets.iter().skip(skip).map(|end| before + end));
+        made.rejected.extend(part.rejected);
+        made.merged += part.merged;
+    }
+    let tables = (rows(&interner.take_prompts()), rows(&interner.take_responses()));
+    assert_eq!((made, tables.0, tables.1), whole);
+    Ok(())
+}
+
+#[test]
+fn an_error_names_the_first_row_and_stores_nothing() -> Result<(), Error> {
+    let (encoder, mut interner) = (encoder(), Interner::default());
+    let good: Group = ("1", "1 2", &["1 3"]);
+    for (bad, row) in [
+        (("what", "1 2", &["1 3"][..]), 1_300),
+        (("1", "1 what", &["1 3"]), 1_300),
+        (("1", "1 2", &["1 3", "1 what"]), 1_300),
+    ] {
+        let mut groups = vec![good; 900];
+        (groups[300], groups[301], groups[850]) = (bad, ("no", "1", &[]), ("no", "1", &[]));
+        let given = Given::new(&groups);
+        let error = interner.push(&encoder, &given.texts, given.groups(), None).unwrap_err();
+        assert!(matches!(error, Error::Group { row: got, .. } if got == row), "{error}");
+        assert!(error.to_string().starts_with("row 1300: "), "{error}");
+    }
+    let given = Given::new(&[good]);
+    assert_eq!(interner.push(&encoder, &given.texts, given.groups(), None)?.chosen, [0]);
+    assert_eq!(rows(&interner.take_responses()), [[2], [3]]);
+    Ok(())
+}
+
+/// A template that refuses one prompt.
+struct Refusing;
+
+impl Texts for Refusing {
+    fn sizes(&self) -> [usize; 3] {
+        [2, 2, 0]
+    }
+
+    fn prompt(&self, group: usize) -> Result<Cow<'_, str>, String> {
+        if group == 1 {
+            Err("roles must alternate".into())
+        } else {
+            Ok("1".into())
+        }
+    }
+
+    fn joint(&self, _: usize, _: Said) -> Result<Cow<'_, str>, String> {
+        Ok("1 2".into())
+    }
+}
+
+#[test]
+fn what_a_template_refuses_is_told_in_its_words() {
+    let given = Given::new(&[("", "", &[]), ("", "", &[])]);
+    let error = Interner::default()
+        .push(&encoder(), &Refusing, given.groups(), None)
+        .unwrap_err();
+    assert_eq!(error.to_string(), "row 1001: roles must alternate");
+}
+
+#[test]
+fn wrong_arrays_are_named() {
+    let given = Given::new(&[("1", "1 2", &["1 3"]), ("1", "1 2", &["1 3"])]);
+    let right = given.groups();
+    let flags = |chosen, rejected| Unfinished {
+        chosen,
+        rejected,
+        end_ids: &[],
+    };
+    let cases = [
+        (
+            Groups { offsets: &[], ..right },
+            "offsets: expected one offset more than there are rows",
+        ),
+        (
+            Groups {
+                offsets: &[0, 2, 1],
+                ..right
+            },
+            "offsets: expected offsets that never fall",
+        ),
+        (
+            Groups {
+                offsets: &[0, 1, 3],
+                ..right
+            },
+            "offsets: expected offsets that never fall, from 0 to at most 2",
+        ),
+        (
+            Groups {
+                offsets: &[0, 2],
+                ..right
+            },
+            "prompts: expected length 1, got 2",
+        ),
+        (
+            Groups {
+                offsets: &[0, 1, 1],
+                ..right
+            },
+            "rejected: expected length 1, got 2",
+        ),
+        (Groups { rows: &[1], ..right }, "rows: expected length 2, got 1"),
+        (
+            Groups {
+                unfinished: flags(&[true], &[true, true]),
+                ..right
+            },
+            "unfinished chosen: expected length 2, got 1",
+        ),
+        (
+            Groups {
+                unfinished: flags(&[true, true], &[]),
+                ..right
+            },
+            "unfinished rejected: expected length 2, got 0",
+        ),
+    ];
+    for (groups, beginning) in cases {
+        let error = Interner::default()
+            .push(&encoder(), &given.texts, groups, None)
+            .unwrap_err();
+        assert!(error.to_string().starts_with(beginning), "{error}");
+    }
+    let texts = Rendered {
+        chosen: vec!["1"],
+        ..Given::new(&[("1", "1 2", &["1 3"]), ("1", "1 2", &["1 3"])]).texts
+    };
+    let error = Interner::default().push(&encoder(), &texts, right, None).unwrap_err();
+    assert!(
+        error.to_string().starts_with("chosen: expected length 2, got 1"),
+        "{error}"
+    );
+}
