@@ -288,7 +288,8 @@ fn an_error_names_the_first_row_and_stores_nothing() -> Result<(), Error> {
         (("1", "1 2", &["1 3", "1 what"]), 1_300),
     ] {
         let mut groups = vec![good; 900];
-        (groups[300], groups[301], groups[850]) = (bad, ("no", "1", &[]), ("no", "1", &[]));
+        let worse: Group = ("no", "1", &[]);
+        (groups[300], groups[301], groups[850]) = (bad, worse, worse);
         let given = Given::new(&groups);
         let error = interner.push(&encoder, &given.texts, given.groups(), None).unwrap_err();
         assert!(matches!(error, Error::Group { row: got, .. } if got == row), "{error}");

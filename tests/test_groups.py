@@ -1,11 +1,10 @@
-"""Laws of groups: their ids are TRL's, the border cannot be shifted, and what cannot be tokenized is dropped by name."""
+"""Laws of groups: their ids are TRL's, the border cannot be shifted, and what is no pair is dropped by name."""
 
 import copy
 import itertools
 import random
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings

@@ -112,9 +112,10 @@ class Shard:
         """Whether it was made before; ValueError if another one has its place."""
         told = shards.found(self.folder, self.number)
         if told and told.get("key") != self.key:
+            source = told.get("source", "a store that was saved")
             raise ValueError(
                 f"{self.folder}: holds tokens of other pairs, or of another tokenizer or max_length "
-                f"({told['folder']}, of {told.get('source', 'a store that was saved')}); name another folder, or delete this one"
+                f"({told['folder']}, of {source}); name another folder, or delete this one"
             )
         return told is not None and shards.is_whole(self.folder, told)
 

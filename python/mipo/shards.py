@@ -47,7 +47,11 @@ class Shard:
     def __enter__(self) -> Shard:
         shutil.rmtree(self._temporary, ignore_errors=True)
         self._temporary.mkdir(parents=True)
-        self._writers = {name: arrow.Writer(self._temporary / f"{name}.arrow", _schema(name)) for name in NAMES}
+        try:
+            self._writers = {name: arrow.Writer(self._temporary / f"{name}.arrow", _schema(name)) for name in NAMES}
+        except BaseException:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            raise
         return self
 
     def put_prompts(self, offsets: NDArray[np.int64], ids: NDArray[np.uint32]) -> None:

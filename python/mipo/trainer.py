@@ -184,7 +184,7 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
             scored.append(self.accelerator.gather_for_metrics((chosen, rejected)))
         first, others = (torch.cat(side).tolist() for side in zip(*scored, strict=True))
         others = [row[:size] for row, size in zip(others, sizes, strict=True)] if self._grouped else others
-        return dataset.add_column(REF[0], first).add_column(REF[1], others)
+        return _with_columns(dataset, dict(zip(REF, (first, others), strict=True)))
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The reference's log-probs of a batch: chosen [G], and rejected [G], or [G, K] where groups have several."""
@@ -380,6 +380,17 @@ def _by_group(sums: Tensor, mask: Tensor) -> Tensor:
 
 def _grouped(row: Mapping[str, Any]) -> bool:
     return isinstance(next(iter(row.get("rejected_ids", [])), None), (list, tuple))
+
+
+def _with_columns(dataset: datasets.Dataset, columns: Mapping[str, list[Any]]) -> datasets.Dataset:
+    """The data set with new columns, and with its format, which `add_column` forgets: a lazy one shows ids by it."""
+    form = dataset.format
+    made = dataset.with_format("arrow")  # what it shows is not made, and not copied, where rows were left out
+    for name, values in columns.items():
+        made = made.add_column(name, values)
+    shown = None if set(form["columns"]) == set(dataset.column_names) else [*form["columns"], *columns]
+    kept = {"columns": shown, "output_all_columns": form["output_all_columns"]}
+    return made.with_format(form["type"], **kept, **form["format_kwargs"])
 
 
 def _sizes(dataset: datasets.Dataset) -> list[int]:
