@@ -1,7 +1,7 @@
 //! Chat templates in the normal form of `mipo.jinja`, rendered on all threads. Knows what a message is; knows nothing of
 //! how the normal form was made, of tokens or of Python.
 //!
-//! The normal form leaves to minijinja what it and Jinja2 agree on; the rest is in `filters`.
+//! The normal form leaves to minijinja what it and Jinja2 agree on; the rest is in rust/filters.rs.
 
 use std::sync::Arc;
 

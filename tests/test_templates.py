@@ -120,6 +120,7 @@ REFUSED = {
     "{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}": "a recursive loop",
     "{{ messages[::2]|length }}": "a slice with another step",
     "{{ '&' | escape }}": "the filter 'escape'",
+    "{% for m in messages %}{% continue %}{% else %}x{% endfor %}": "break or continue in a loop with an else",
     "{% filter upper %}a{% endfilter %}": "a statement of the type FilterBlock",
 }
 SLOW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -308,7 +309,7 @@ def test_a_row_that_the_template_refuses_is_named(demo_tokenizer):
             [{"role": "user", "content": "a", "name": None, "extra": "b"}],
             [{"role": "user", "content": "c", "extra": None}],
         ],
-        [[{"role": "user", "content": None, "extra": "b"}], [{"role": "user", "content": "c", "extra": "d"}]],
+        [[{"role": "user", "content": "c", "extra": "d"}], [{"role": "user", "content": None, "extra": "b"}]],
         [[{"role": "assistant", "content": "a", "tool_calls": [{"name": "f"}]}], [{"role": "user", "content": "b"}]],
         [[{"role": "user", "content": [{"type": "text", "text": "a"}]}]],
         [[{"role": "assistant", "content": "a", "tool_calls": "text"}], [{"role": "user", "content": "b"}]],

@@ -1,4 +1,4 @@
-"""Calls: methods and filters of Jinja2's templates on terms, as filters that rust/template.rs has.
+"""Calls: methods and filters of Jinja2's templates on terms, as filters that rust/filters.rs has.
 
 Knows which of them do the same in Rust, for which kinds of values, and what comes out. Knows no syntax tree.
 """

@@ -1,12 +1,12 @@
 """Jinja2's templates in a normal form that Rust renders as Jinja2 would, or the construct that forbids it.
 
-Knows Jinja2's statements and scopes, and what transformers hands to a chat template: messages whose fields are texts, no
-tools, no documents. Knows nothing of tokenizers, and renders nothing.
+Knows Jinja2's statements and scopes, and what transformers hands to a chat template: messages whose fields are texts,
+no tools, no documents. Knows nothing of tokenizers, and renders nothing.
 
 What is certain before a message is seen (tools are none, a content is a string) is decided here, so a branch that no
 chat of texts can reach demands nothing. The rest is written in so small a part of the language, every variable and
-operation of a known kind (`mipo.terms`, `mipo.kinds`), that minijinja and Jinja2 have no room to differ: white space is cut, literals
-are joined, precedence is in parentheses, Python's methods are filters of ours (rust/template.rs).
+operation of a known kind (`mipo.terms`, `mipo.kinds`), that minijinja and Jinja2 have no room to differ: white space is
+cut, literals are joined, precedence is in parentheses, Python's methods are filters of ours (rust/filters.rs).
 """
 
 from __future__ import annotations
@@ -153,6 +153,9 @@ class _Statements:
             raise Refused("a filtered loop that counts or has an else")
         test = None if node.test is None else demand(self.terms.term(node.test, within), PRINTED, "the truth")
         leaves, stores = _leaves(node.body), _assigned(node.body)
+        if leaves and node.else_:
+            # In Jinja2 a turn that is left does not count, so the else may follow.
+            raise Refused("break or continue in a loop with an else")
         self.loops += 1
         first, reset = self._fresh(stores, scope) if leaves else ([], [])
         if NEIGHBOURS.keys() & {found.attr for part in node.body for found in part.find_all(nodes.Getattr)}:

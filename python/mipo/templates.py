@@ -1,4 +1,4 @@
-"""Templates: conversations become the text that a model reads, by Rust where that is provably what transformers renders.
+"""Templates: conversations become the text that a model reads, by Rust where that is what transformers renders.
 
 Knows tokenizers' chat templates, and when to leave one to transformers. Knows nothing of prompts, responses or ids.
 
@@ -34,10 +34,12 @@ EVERY = 1_000  # conversations of which one is rendered by transformers as well
 LEFT = "left to transformers: "  # what rust/template.rs says of a row that it does not render
 # Contents for the probe: white space as Python has it, what looks like a template's own marks, what templates cut.
 CONTENTS = (
-    "Hello", "", " ", "\n", "\r\n a \t", "\x1c\x1d\x1e\x1f x \x1f", "\x85\xa0\u2003 y \u3000\u2028\u2029", "\u200b\ufeff z \u200b",
+    "Hello", "", " ", "\n", "\r\n a \t", "\x1c\x1d\x1e\x1f x \x1f", "\x85\xa0\u2003 y \u3000\u2028\u2029",
+    "\u200b\ufeff z \u200b",
     "{{ messages }} {% if x %} {# no #} {", "<|im_start|>user\n<|im_end|></s><s>[INST] [/INST]<|eot_id|><end_of_turn>",
     "<think>\nwell\n</think>\n\nyes", "</think>no<think>", "<think></think>", "a<think>b</think>c</think>\n d",
-    "<tool_response>\nx\n</tool_response>", "'single' \"double\" \\ \\n \\u0041 `", "日本語 é é ß ﬁ İ 🙂 👩‍👩‍👧 \U000e0041",
+    "<tool_response>\nx\n</tool_response>", "'single' \"double\" \\ \\n \\u0041 `",
+    "日本語 é é ß ﬁ İ 🙂 👩‍👩‍👧 \U000e0041",
     "a\n\n\nb\n", "\n\nlead and trail\n\n", "\0\x01\x08\x0b\x0c\x7f", "None True undefined 1.0", "x" * 300,
 )  # fmt: skip
 

@@ -1,6 +1,6 @@
 """Terms: what an expression of Jinja2 is in a normal form that Rust evaluates as Jinja2 would.
 
-Knows Jinja2's expressions, and which operations rust/template.rs has. Knows nothing of statements, tokenizers or texts.
+Knows Jinja2's expressions, and which operations rust/filters.rs has. Knows nothing of statements, tokenizers or texts.
 
 A term is code with the kinds of values that it can have. Where only one value is possible it is that constant; where an
 operation is not the same in Rust for every kind that may come, the term is refused with its name.
