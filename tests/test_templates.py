@@ -63,6 +63,8 @@ NASTY = {
     "{% with x = 'w', z = x %}{{ x }}{{ z }}{% set x = 'v' %}{% endwith %}{{ x }}{% set q %}<{{ x }}>{% endset %}{{ q }}",
     "leaving loops": "{% set x = 'out' %}" + LOOP + "{{ x }}{% if message.content == '' %}{% continue %}{% endif %}"
     "{% set x = message.content %}{% if message.role == 'tool' %}{% break %}{% endif %}{{ x }}{% endfor %}{{ x }}",
+    "leaving a loop that sets its own variable": "{% for m in messages %}{{ m.role }}{% if m.content == '' %}{% break %}"
+    "{% endif %}{% set m = 'x' %}{{ m }}{% endfor %}",
     "json": LOOP + "{{ message.content | tojson }}{{ message.role|tojson(ensure_ascii=false) }}{{ 3|tojson }}"
     "{{ none|tojson }}{{ true|tojson }}{% endfor %}",
     "what is defined": "{{ tools is defined }}{{ tools is none }}{{ x is defined }}{{ x }}{{ documents }}{{ bos_token is defined }}"

@@ -157,7 +157,7 @@ class _Statements:
             # In Jinja2 a turn that is left does not count, so the else may follow.
             raise Refused("break or continue in a loop with an else")
         self.loops += 1
-        first, reset = self._fresh(stores, scope) if leaves else ([], [])
+        first, reset = self._fresh(stores - {name}, scope) if leaves else ([], [])
         if NEIGHBOURS.keys() & {found.attr for part in node.body for found in part.find_all(nodes.Getattr)}:
             first.append(("code", f"{{% set i_{self.loops} = {over.code} %}}"))
             within[LOOPED] = some(f"i_{self.loops}", *over.kinds)
