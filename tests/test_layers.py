@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 HOUSE = ROOT / "python" / "mipo"
 ORDER = [
-    "lazy", "files", "tables", "_native", "kernels", "arrow", "sources", "prompts", "kinds", "terms", "calls", "jinja",
+    "lazy", "files", "tables", "_native", "kernels", "arrow", "sources", "prompts", "kinds", "calls", "terms", "jinja",
     "templates", "overlap", "contrast", "cluster", "responses", "pairs", "tokens", "shards", "store", "groups",
     "preparation", "logps", "loss", "heads", "fused", "trl_head", "preference_head", "trainer", "evaluation",
     "findings", "plots", "report", "recipe", "stages", "run", "demo", "doctor", "options", "cli",

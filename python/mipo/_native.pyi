@@ -150,3 +150,20 @@ class GroupBuilder:
 
     def pending(self) -> int:
         """Bytes of ids that were not taken yet."""
+
+@final
+class Template:
+    """A chat template in the normal form of `mipo.jinja`."""
+
+    def __new__(cls, source: str, absent: Sequence[str]) -> Template:
+        """The template; it leaves messages with a field out of `absent` to transformers. ValueError for no template."""
+
+    def render(
+        self, conversations: _ArrowArray | _ArrowStream, add_generation_prompt: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.uint8], list[tuple[int, str]]]:
+        """Texts: (offsets [n + 1], UTF-8 [offsets[n]], row and message of each conversation without a text).
+
+        `conversations`: an Arrow array, chunked or not, of lists of structs of strings. A message that begins with
+        "left to transformers: " tells why the conversation is not Rust's; any other is an error of the template.
+        Raises TypeError for another type; ValueError, with the row, for a null.
+        """

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from mipo import tokens
 from mipo.lazy import lazy
 from mipo.prompts import is_messages, key, plain, render
 from mipo.store import Pairs, PairStore
+from mipo.templates import Renderer, RowError, open_template
 from mipo.tokens import Choice, TokenTable, encode
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ else:
     pl = lazy("polars")
 
 SIDES = ("prompt", "chosen", "rejected")
+ARGUMENTS = ("tools", "chat_template_kwargs")
 BATCH_ROWS = 16_384
 # Groups of each batch that transformers tokenizes, too: a row in four thousand, which costs a few percent of the time.
 CHECKED = 4
@@ -48,6 +51,10 @@ class GroupBuilder:
         self.encoder = tokens.open_encoder(tokenizer, encoder)
         self.dropped, self.merged = Counter[str](), 0
         self._builder = _native.GroupBuilder(self.encoder)
+
+    @cached_property
+    def _renderer(self) -> Renderer:
+        return open_template(self.tokenizer)
 
     def add(self, pairs: pl.DataFrame, *, before: int = 0) -> Pairs:
         """The groups of a batch; its first row is row `before` + 1 of its source, which errors name.
@@ -122,13 +129,14 @@ class GroupBuilder:
 
     def _render(self, pairs: pl.DataFrame, side: str | None = None) -> pl.Series:
         """The chat template's text of each prompt, with what was said to it where `side` is given."""
-        asked: Iterable[Any] = pairs["prompt"]
-        if side is not None:
-            asked = ([*prompt, *said] for prompt, said in zip(pairs["prompt"], pairs[side], strict=True))
-        conversations = list(plain(asked))
-        how = {"tokenize": False, "add_generation_prompt": side is None}
-        texts = self.tokenizer.apply_chat_template(conversations, **how) if conversations else []
-        return pl.Series(texts, dtype=pl.String)
+        chats = pairs["prompt"] if side is None else _joined(pairs["prompt"], pairs[side])
+        arguments = [name for name in ARGUMENTS if name in pairs.columns and pairs[name].null_count() < pairs.height]
+        rows = pairs.select(arguments).iter_rows(named=True) if arguments else None
+        told = None if rows is None else [_template_arguments(row) for row in rows]
+        try:
+            return self._renderer.render(chats, add_generation_prompt=side is None, arguments=told)
+        except RowError as error:
+            raise ValueError(f"row {pairs['_row'][error.row] + 1}: {error.said}") from error
 
     def _check(self, pairs: pl.DataFrame, starts: NDArray[np.int64]) -> None:
         """Compares a few groups with what transformers makes of them; ValueError where one id differs."""
@@ -264,6 +272,23 @@ def _template_arguments(pair: dict[str, Any]) -> dict[str, Any]:
     tools = pair.get("tools")
     tools = json.loads(tools) if isinstance(tools, str) else tools
     return {"tools": tools, **(pair.get("chat_template_kwargs") or {})}
+
+
+def _joined(asked: pl.Series, said: pl.Series) -> pl.Series:
+    """The messages of both, one after another; a field that only one has is null in the other."""
+    if asked.dtype != said.dtype:
+        kinds = {field.name: field.dtype for side in (said, asked) for field in side.dtype.inner.fields}  # type: ignore[attr-defined]
+        asked, said = (_with_fields(side, kinds) for side in (asked, said))
+    return pl.select(pl.concat_list(asked, said)).to_series()
+
+
+def _with_fields(messages: pl.Series, kinds: dict[str, pl.DataType]) -> pl.Series:
+    own = {field.name for field in messages.dtype.inner.fields}  # type: ignore[attr-defined]
+    fields = [
+        (pl.element().struct.field(name) if name in own else pl.lit(None)).cast(kind).alias(name)
+        for name, kind in kinds.items()
+    ]
+    return messages.list.eval(pl.struct(fields))
 
 
 def _starts(pairs: pl.DataFrame) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,14 @@ CONTENTS = (
 )  # fmt: skip
 
 
+class RowError(ValueError):
+    """What is wrong with one conversation, by its row counted from 0."""
+
+    def __init__(self, row: int, said: str) -> None:
+        super().__init__(f"row {row}: {said}")
+        self.row, self.said = row, said
+
+
 @dataclass(frozen=True)
 class Renderer:
     """A tokenizer's chat template. `native` renders it in Rust; where there is none, `why` says so."""
@@ -52,17 +60,23 @@ class Renderer:
     native: _native.Template | None
     why: str | None
 
-    def render(self, conversations: pl.Series, *, add_generation_prompt: bool) -> pl.Series:
+    def render(
+        self,
+        conversations: pl.Series,
+        *,
+        add_generation_prompt: bool,
+        arguments: Sequence[dict[str, Any]] | None = None,
+    ) -> pl.Series:
         """The text of each conversation, a list of messages, as `apply_chat_template` renders it.
 
         In Rust on all threads where that is possible; by transformers, once per distinct conversation, where the
-        template (`why`) or the messages (a field that is no text, no role or content) forbid it. Raises ValueError,
-        with the row counted from 0, for a conversation that the template refuses, and for one that the two render
-        differently.
+        template (`why`) or the messages (a field that is no text, no role or content) forbid it, and where there are
+        `arguments`, what each row hands to the template besides (tools). Raises ValueError, with the row counted from
+        0, for a conversation that the template refuses, and for one that the two render differently.
         """
         conversations = _checked(conversations)
-        if self.native is None or not _of_texts(conversations):
-            return self._by_transformers(conversations, add_generation_prompt)
+        if self.native is None or arguments is not None or not _of_texts(conversations):
+            return self._by_transformers(conversations, add_generation_prompt, arguments=arguments)
         offsets, data, failed = self.native.render(conversations, add_generation_prompt)
         texts = _texts(offsets, data)
         rows = [row for row, _ in failed]
@@ -77,39 +91,42 @@ class Renderer:
         made = self._by_transformers(conversations.gather(rest), add_generation_prompt, rows=left)
         return texts.scatter(rest, made)
 
-    def _by_transformers(self, conversations: pl.Series, prompt: bool, rows: list[int] | None = None) -> pl.Series:
+    def _by_transformers(
+        self,
+        conversations: pl.Series,
+        prompt: bool,
+        *,
+        rows: list[int] | None = None,
+        arguments: Sequence[dict[str, Any]] | None = None,
+    ) -> pl.Series:
         """Every distinct conversation rendered once; `rows` are those that errors tell."""
-        asked = conversations.to_list()
+        asked = list(zip(conversations.to_list(), arguments or [{}] * len(conversations), strict=True))
         # What is equal as JSON, None and all, is equal to a template.
-        keys = [json.dumps(messages, ensure_ascii=False, default=repr) for messages in asked]
+        keys = [json.dumps(chat, ensure_ascii=False, default=repr) for chat in asked]
         made: dict[str, str] = {}
-        for row, (key, messages) in enumerate(zip(keys, asked, strict=True)):
+        for row, (key, (messages, how)) in enumerate(zip(keys, asked, strict=True)):
             if key in made:
                 continue
-            text = self._said(messages, prompt)
+            text = _said(self.tokenizer, messages, prompt, **how)
             if isinstance(text, Exception):
                 raise _refusal(rows[row] if rows else row, text) from text
             made[key] = text
         return pl.Series(conversations.name, [made[key] for key in keys], dtype=pl.String)
-
-    def _said(self, messages: list[dict[str, Any]], prompt: bool) -> str | Exception:
-        """What transformers renders, or raises."""
-        return _said(self.tokenizer, messages, prompt)
 
     def _compare(self, conversations: pl.Series, texts: pl.Series, failed: set[int], prompt: bool) -> None:
         """ValueError where a sample of the rows is not what transformers renders."""
         for row in range(0, len(texts), EVERY):
             if row in failed:
                 continue
-            told = self._said(conversations[row].to_list(), prompt)
+            told = _said(self.tokenizer, conversations[row].to_list(), prompt)
             if told != texts[row]:
-                raise ValueError(_difference(row, told, texts[row]))
+                raise _difference(row, told, texts[row])
 
     def _refuse(self, conversations: pl.Series, row: int, said: str, prompt: bool) -> None:
         """Raises for a row that Rust refused: transformers must refuse it as well."""
-        told = self._said(conversations[row].to_list(), prompt)
+        told = _said(self.tokenizer, conversations[row].to_list(), prompt)
         if isinstance(told, str):
-            raise ValueError(_difference(row, told, f"an error: {said}"))
+            raise _difference(row, told, f"an error: {said}")
         raise _refusal(row, told) from told
 
 
@@ -180,22 +197,23 @@ def _conversations() -> Iterator[list[dict[str, Any]]]:
             yield [*chat("system", "user"), turn, *chat("user", "assistant", start=3)]
 
 
-def _said(tokenizer: Any, messages: list[dict[str, Any]], prompt: bool) -> str | Exception:
+def _said(tokenizer: Any, messages: list[dict[str, Any]], prompt: bool, **how: Any) -> str | Exception:
     # Whatever a template raises (UndefinedError, TypeError, its own message) is what the caller is told, with the row.
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt, **how))
     except Exception as error:
         return error
 
 
-def _refusal(row: int, error: Exception) -> ValueError:
-    return ValueError(f"row {row}: the chat template refuses the conversation: {error}; drop or change it")
+def _refusal(row: int, error: Exception) -> RowError:
+    return RowError(row, f"the chat template refuses the conversation: {error}; drop or change it")
 
 
-def _difference(row: int, told: str | Exception, made: str) -> str:
-    return (
-        f"row {row}: Rust renders {made!r}, transformers {told!r}; this is an error of mipo, "
-        "please report the template and go on with the tokenizer's own apply_chat_template"
+def _difference(row: int, told: str | Exception, made: str) -> RowError:
+    return RowError(
+        row,
+        f"Rust renders {made!r}, transformers {told!r}; this is an error of mipo, please report the template and go on "
+        "with the tokenizer's own apply_chat_template",
     )
 
 
