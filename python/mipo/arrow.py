@@ -73,7 +73,12 @@ def read(path: Path, schema: pa.Schema, *, trusted: bool = False) -> tuple[list[
 
 def lists(offsets: NDArray[np.int64], values: NDArray[Any]) -> pa.LargeListArray:
     """Lists `values[offsets[i]:offsets[i + 1]]`, on the same memory."""
-    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values))
+    return pa.LargeListArray.from_arrays(numbers(offsets), numbers(values))
+
+
+def numbers(values: NDArray[Any]) -> pa.Array:
+    """A contiguous NumPy array as an Arrow array on the same memory; `pyarrow.array` would import pandas first."""
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
 
 
 def parts(column: pa.LargeListArray) -> tuple[NDArray[np.int64], NDArray[Any]]:

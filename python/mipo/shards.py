@@ -74,7 +74,7 @@ class Shard:
     ) -> None:
         """Adds groups."""
         self.record["groups"] += len(prompt)
-        own = [pa.array(rows) for rows in (prompt_id, prompt, chosen)]
+        own = [arrow.numbers(rows) for rows in (prompt_id, prompt, chosen)]
         self._writers["pairs"].put(*own, arrow.lists(offsets, rejected))
 
     def __exit__(self, kind: object, *_: object) -> None:
