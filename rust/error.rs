@@ -182,6 +182,26 @@ pub enum Error {
         /// The Arrow type that came.
         got: String,
     },
+    /// Bytes that an Arrow array calls text and that are none.
+    #[error(
+        "texts: expected UTF-8 in every row, got other bytes in row {row} from byte {byte} on; \
+             drop the row or decode it with errors=\"replace\""
+    )]
+    NotUtf8 {
+        /// The first such row.
+        row: usize,
+        /// Where in the row the first wrong byte stands.
+        byte: usize,
+    },
+    /// An Arrow array whose offsets fall or leave its bytes.
+    #[error(
+        "texts: expected offsets that never fall and stay in the array's bytes, got others in row {row}; \
+             make the array anew"
+    )]
+    TextOffsets {
+        /// The first such row.
+        row: usize,
+    },
     /// An Arrow array of something else than text.
     #[error("texts: expected an Arrow array of string, large_string or string_view, got {got}; cast it to string")]
     NotText {

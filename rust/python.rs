@@ -7,6 +7,7 @@ use numpy::{Element, IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonly
 use pyo3::exceptions::{PyMemoryError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3_arrow::input::AnyArray;
+use rayon::prelude::*;
 
 use crate::contrast::Draw;
 use crate::error::Error;
@@ -212,24 +213,52 @@ fn chunks(texts: &Bound<'_, PyAny>) -> PyResult<Vec<ArrayRef>> {
     Ok(texts.extract::<AnyArray>()?.into_chunked_array()?.into_inner().0)
 }
 
-/// Every text of the chunks, borrowed.
+/// Every text of the chunks, borrowed. Arrow's interface promises UTF-8, and nobody has checked it.
 fn strings(chunks: &[ArrayRef]) -> Result<Vec<&str>, Error> {
-    let mut texts = Vec::with_capacity(chunks.iter().map(|chunk| chunk.len()).sum());
+    let mut texts: Vec<&[u8]> = Vec::with_capacity(chunks.iter().map(|chunk| chunk.len()).sum());
     for chunk in chunks {
         if let Some(row) = (0..chunk.len()).find(|&row| chunk.null_count() > 0 && chunk.is_null(row)) {
             return Err(Error::Null { row: texts.len() + row });
         }
         if let Some(strings) = chunk.as_string_opt::<i32>() {
-            texts.extend((0..strings.len()).map(|row| strings.value(row)));
+            let offsets = strings.value_offsets().iter().map(|&offset| i64::from(offset));
+            slices(&mut texts, offsets, strings.value_data())?;
         } else if let Some(strings) = chunk.as_string_opt::<i64>() {
-            texts.extend((0..strings.len()).map(|row| strings.value(row)));
+            slices(
+                &mut texts,
+                strings.value_offsets().iter().copied(),
+                strings.value_data(),
+            )?;
         } else if let Some(strings) = chunk.as_string_view_opt() {
-            texts.extend((0..strings.len()).map(|row| strings.value(row)));
+            texts.extend(strings.bytes_iter());
         } else {
             return Err(Error::NotText {
                 got: chunk.data_type().to_string(),
             });
         }
     }
-    Ok(texts)
+    let checked: Option<Vec<&str>> = texts.par_iter().map(|text| std::str::from_utf8(text).ok()).collect();
+    checked.ok_or_else(|| broken(&texts))
+}
+
+/// Appends what lies between successive offsets.
+fn slices<'a>(texts: &mut Vec<&'a [u8]>, offsets: impl Iterator<Item = i64>, bytes: &'a [u8]) -> Result<(), Error> {
+    let mut start = None;
+    for end in offsets {
+        let end = usize::try_from(end).unwrap_or(usize::MAX);
+        if let Some(start) = start {
+            let text = bytes.get(start..end).ok_or(Error::TextOffsets { row: texts.len() })?;
+            texts.push(text);
+        }
+        start = Some(end);
+    }
+    Ok(())
+}
+
+/// The first text that is not UTF-8.
+fn broken(texts: &[&[u8]]) -> Error {
+    let mut rows = texts.iter().enumerate();
+    let first = rows.find_map(|(row, text)| std::str::from_utf8(text).err().map(|error| (row, error.valid_up_to())));
+    let (row, byte) = first.unwrap_or_default();
+    Error::NotUtf8 { row, byte }
 }

@@ -104,6 +104,7 @@ fn what_fastokens_is_not_known_to_honour_is_named() -> Result<(), Error> {
     ];
     for (place, value, reason) in cases {
         let mut json = tokenizer();
+        json["model"]["merges"] = json!([]);
         *json.pointer_mut(place).unwrap() = value;
         let found = encoder(&json, Choice::Auto)?;
         assert_eq!(found.name(), "tokenizers", "{place}");
