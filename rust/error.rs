@@ -118,19 +118,19 @@ pub enum Error {
         reason: String,
     },
     /// An engine that there is not.
-    #[error("engine: expected auto, fastokens or tokenizers, got {got:?}; leave it at auto")]
+    #[error("encoder: expected auto, fastokens or tokenizers, got {got:?}; leave it at auto")]
     EngineName {
         /// The name that came.
         got: String,
     },
     /// fastokens asked for where its ids are not known to be the tokenizer's.
-    #[error("engine: fastokens cannot take this tokenizer: {reason}; use engine=\"auto\" or engine=\"tokenizers\"")]
+    #[error("encoder: fastokens cannot take this tokenizer: {reason}; use encoder=\"auto\" or encoder=\"tokenizers\"")]
     Engine {
         /// What was found.
         reason: String,
     },
     /// Two engines that should give the same ids and do not.
-    #[error("texts: the ids of row {row} are not the tokenizer's: {reason}; use engine=\"tokenizers\"")]
+    #[error("texts: the ids of row {row} are not the tokenizer's: {reason}; use encoder=\"tokenizers\"")]
     Differs {
         /// Row of the text.
         row: usize,

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 
+use mipo::engine::Choice;
 use mipo::error::Error;
 use mipo::groups::{Groups, Interner, Made, Plain, Rendered, Said, Texts, Unfinished};
 use mipo::tokens::{Encoder, Table};
@@ -18,7 +19,7 @@ fn encoder() -> Encoder {
             "special_tokens": {"99": {"id": "99", "ids": [99], "tokens": ["99"]}}},
         "model": {"type": "WordLevel", "unk_token": "unknown", "vocab": {WORDS}}}"#
         .replace("WORDS", &words.join(", "));
-    Encoder::from_json(json.as_bytes()).unwrap()
+    Encoder::from_json(json.as_bytes(), Choice::Auto).unwrap()
 }
 
 fn rows(table: &Table) -> Vec<Vec<u32>> {

@@ -70,9 +70,6 @@ def statement(rng: random.Random, depth: int) -> str:
         )
         only = f" if {expression(rng, 2)}" if rng.random() < 0.1 else ""
         other = "{% else %}" + block(rng, 0) if rng.random() < 0.2 else ""
-        if rng.random() < 0.15:
-            leave = f"{{% if {expression(rng, 2)} %}}{{% {rng.choice(['break', 'continue'])} %}}{{% endif %}}"
-            body = rng.choice([leave + body, body + leave + block(rng, 0)])
         return f"{{%{cut} for {rng.choice('mmmai')} in {over}{only} {end}%}}{body}{other}{{% endfor %}}"
     if kind == "with":
         return f"{{% with a = {expression(rng, 2)}, b = a %}}{body}{{% endwith %}}"

@@ -217,8 +217,8 @@ def test_ids_of_made_up_tokenizers_are_theirs_or_another_engine_says_why(target:
     else:
         assert encoder.name == "tokenizers"
         assert encoder.why.startswith(SLOW[target.name][0]), encoder.why
-        with pytest.raises(ValueError, match=r"fastokens cannot take this tokenizer: .* use engine="):
-            encode(["a"], target.truth, engine="fastokens")
+        with pytest.raises(ValueError, match=r"fastokens cannot take this tokenizer: .* use encoder="):
+            encode(["a"], target.truth, encoder="fastokens")
     rng = random.Random(0)
     texts = [rng.choice(fuzz_tokens.WAYS)(rng, target, CORPUS) for _ in range(1_500)]
     texts += [character + other for kind in fuzz_tokens.CLASSES for character in kind for other in ("", "a", " 1")]
@@ -245,7 +245,7 @@ def test_a_tokenizer_with_dropout_is_random_and_never_fast() -> None:
 
 def test_another_engine_is_refused(demo_tokenizer: Any) -> None:
     with pytest.raises(ValueError, match='expected auto, fastokens or tokenizers, got "gigatoken"'):
-        encode(["a"], demo_tokenizer, engine="gigatoken")
+        encode(["a"], demo_tokenizer, encoder="gigatoken")
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,10 @@ from typing import Any
 
 import polars as pl
 import pytest
+from fuzz_tokens import Target
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from parity_pairs import first_difference, nasty_rows
 from preferences import HARD, WORDS, chat, mipo_ids, store_of, text, trl_ids, worded
 
 from mipo import groups
@@ -46,6 +48,16 @@ def test_ids_of_real_texts_are_those_of_trl(
     tokenizer = real_tokenizer(name)
     rows = [shape(*triple) for triple in real_triples]
     assert mipo_ids(store_of(rows, tokenizer)) == trl_ids(rows, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("gpt2", text), ("stories260K", text), ("qwen2.5", chat), ("smollm2", chat), ("smollm2", text)],
+)
+def test_ids_of_the_fuzzers_strings_are_those_of_trl(real_tokenizer: Any, name: str, shape: Any) -> None:
+    tokenizer = real_tokenizer(name)
+    target = Target(name, tokenizer.backend_tokenizer, list(tokenizer.get_added_vocab()) or ["<s>"])
+    assert first_difference(nasty_rows(200, shape, target), tokenizer) is None
 
 
 @pytest.mark.parametrize("name", ["qwen2.5", "smollm2"])

@@ -18,7 +18,7 @@ OPTIONS = {
     "generate": "--batch-size --context --counterparts --max-new-tokens --model --output --prompt --seed --split "
     "--temperature --top-p --trust-remote-code",
     "pairs": "--batch-rows --context --counterparts --output --prompt --responses --split",
-    "tokens": "--max-length --output --tokenizer",
+    "tokens": "--address --encoder --engine --max-length --output --shard-rows --split --tokenizer",
     "train": "--lora-r --model --output --tokens",
     "evaluate": "--answer --batch-size --context --held-out --kind --max-new-tokens --model --negatives --output "
     "--pattern --prompt --rows --seed --split --temperature --top-p --trust-remote-code",

@@ -19,6 +19,8 @@ from mipo.templates import CONTENTS, EVERY, open_template
 
 # What TRL's templates demand that has no normal form; all others are rendered by Rust. Shorter is better.
 LEFT = {
+    "cohere2": "a statement of the type Break",
+    "cohere2_training": "a statement of the type Break",
     "gptoss": "the variable 'model_identity' of the template within a macro",
     "gptoss_training": "the variable 'model_identity' of the template within a macro",
     "idefics3": "a loop of string",  # templates of vision models, which expect a list of parts
@@ -61,10 +63,6 @@ NASTY = {
     "scopes": "{% set x = 'out' %}" + LOOP + "{{ x }}{% if loop.first %}{% set x = message.role %}{% set y = 'in' %}{% endif %}"
     "{{ x }}{{ y }}{% generation %}{% set x = 'gen' %}{{ x }}{% endgeneration %}{{ x }}{% endfor %}{{ x }}{{ y }}"
     "{% with x = 'w', z = x %}{{ x }}{{ z }}{% set x = 'v' %}{% endwith %}{{ x }}{% set q %}<{{ x }}>{% endset %}{{ q }}",
-    "leaving loops": "{% set x = 'out' %}" + LOOP + "{{ x }}{% if message.content == '' %}{% continue %}{% endif %}"
-    "{% set x = message.content %}{% if message.role == 'tool' %}{% break %}{% endif %}{{ x }}{% endfor %}{{ x }}",
-    "leaving a loop that sets its own variable": "{% for m in messages %}{{ m.role }}{% if m.content == '' %}{% break %}"
-    "{% endif %}{% set m = 'x' %}{{ m }}{% endfor %}",
     "json": LOOP + "{{ message.content | tojson }}{{ message.role|tojson(ensure_ascii=false) }}{{ 3|tojson }}"
     "{{ none|tojson }}{{ true|tojson }}{% endfor %}",
     "what is defined": "{{ tools is defined }}{{ tools is none }}{{ x is defined }}{{ x }}{{ documents }}{{ bos_token is defined }}"
@@ -122,7 +120,7 @@ REFUSED = {
     "{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}": "a recursive loop",
     "{{ messages[::2]|length }}": "a slice with another step",
     "{{ '&' | escape }}": "the filter 'escape'",
-    "{% for m in messages %}{% continue %}{% else %}x{% endfor %}": "break or continue in a loop with an else",
+    "{% for m in messages %}{% continue %}{% endfor %}": "a statement of the type Continue",
     "{% filter upper %}a{% endfilter %}": "a statement of the type FilterBlock",
 }
 SLOW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -6,6 +6,7 @@ RAYON_NUM_THREADS for fewer) with the interpreter released, and gives the same b
 """
 
 from collections.abc import Sequence
+from os import PathLike
 from typing import Protocol, final, type_check_only
 
 import numpy as np
@@ -16,6 +17,7 @@ __all__ = [
     "GroupBuilder",
     "Template",
     "checksum",
+    "checksum_file",
     "clusters",
     "counterparts",
     "counterparts_within",
@@ -121,6 +123,12 @@ class Encoder:
 
 def checksum(buffers: Sequence[NDArray[np.uint8]]) -> str:
     """XXH3 of buffers, as 32 hexadecimal digits."""
+
+def checksum_file(path: str | PathLike[str], start: int, stop: int) -> str:
+    """XXH3 of a file's bytes, as 32 hexadecimal digits, with those of `start`..`stop` taken for 0.
+
+    Raises OSError for a file that cannot be read.
+    """
 
 _Table = tuple[NDArray[np.int64], NDArray[np.uint32]]
 _Texts = tuple[_ArrowArray | _ArrowStream, _ArrowArray | _ArrowStream, _ArrowArray | _ArrowStream]

@@ -89,18 +89,16 @@ class _Statements:
         """The whole template."""
         return _written(self.body(tree.body, dict(self.context), top=True))
 
-    def body(self, body: Iterable[nodes.Node], scope: Scope, *, top: bool = False, loop: bool = False) -> list[Any]:
-        """The pieces of statements, in a scope that they change; `loop` where break and continue may stand."""
+    def body(self, body: Iterable[nodes.Node], scope: Scope, *, top: bool = False) -> list[Any]:
+        """The pieces of statements, in a scope that they change."""
         pieces: list[Any] = []
         for node in body:
             name = f"_{type(node).__name__.lower()}"
             try:
                 if isinstance(node, nodes.If):
-                    pieces += self._if([node, *node.elif_], node.else_, scope, loop)
+                    pieces += self._if([node, *node.elif_], node.else_, scope)
                 elif isinstance(node, nodes.Macro) and top:
                     pieces += self._macro(node, scope)
-                elif isinstance(node, nodes.Break | nodes.Continue) and loop:
-                    pieces += [("code", f"{{% {name[1:]} %}}")]
                 elif name in ("_output", "_for", "_assign", "_assignblock", "_callblock", "_with", "_scope"):
                     pieces += getattr(self, name)(node, scope)
                 else:
@@ -113,15 +111,15 @@ class _Statements:
         terms = [term for child in node.nodes for term in self.terms.printed(child, scope)]
         return [("text", term.known[0]) if term.known else ("code", f"{{{{ {term.code} }}}}") for term in terms]
 
-    def _if(self, chain: list[nodes.If], last: list[nodes.Node], scope: Scope, loop: bool) -> list[Any]:
+    def _if(self, chain: list[nodes.If], last: list[nodes.Node], scope: Scope) -> list[Any]:
         if not chain:
-            return self.body(last, scope, loop=loop)
+            return self.body(last, scope)
         test = demand(self.terms.term(chain[0].test, scope), VALUES, "the truth")
         if (known := truth(test)) is not None:
-            return self.body(chain[0].body, scope, loop=loop) if known else self._if(chain[1:], last, scope, loop)
+            return self.body(chain[0].body, scope) if known else self._if(chain[1:], last, scope)
         yes, no = dict(scope), dict(scope)
-        then = self.body(chain[0].body, yes, loop=loop)
-        other = self._if(chain[1:], last, no, loop)
+        then = self.body(chain[0].body, yes)
+        other = self._if(chain[1:], last, no)
         for name in sorted(yes.keys() | no.keys()):
             one, two = yes.get(name, constant(UNDEFINED)), no.get(name, constant(UNDEFINED))
             if one != two:
@@ -152,36 +150,20 @@ class _Statements:
         elif any(found.name == "loop" for part in node.body for found in part.find_all(nodes.Name)) or node.else_:
             raise Refused("a filtered loop that counts or has an else")
         test = None if node.test is None else demand(self.terms.term(node.test, within), PRINTED, "the truth")
-        leaves, stores = _leaves(node.body), _assigned(node.body)
-        if leaves and node.else_:
-            # In Jinja2 a turn that is left does not count, so the else may follow.
-            raise Refused("break or continue in a loop with an else")
         self.loops += 1
-        first, reset = self._fresh(stores - {name}, scope) if leaves else ([], [])
+        first = []
         if NEIGHBOURS.keys() & {found.attr for part in node.body for found in part.find_all(nodes.Getattr)}:
             first.append(("code", f"{{% set i_{self.loops} = {over.code} %}}"))
             within[LOOPED] = some(f"i_{self.loops}", *over.kinds)
-        body = reset + self.body(node.body, within, loop=True)
+        body = self.body(node.body, within)
         if test is not None and not test.known:
             body = [("code", f"{{% if {test.code} %}}"), *body, ("code", "{% endif %}")]
         elif test is not None and not truth(test):
             body = []
-        body = _inner(body) if stores and not leaves else body
+        body = _inner(body) if _assigned(node.body) else body
         other = self.body(node.else_, dict(scope))
         end = [("code", "{% else %}"), *_inner(other)] if other else []
         return [*first, ("code", f"{{% for v_{name} in {over.code} %}}"), *body, *end, ("code", "{% endfor %}")]
-
-    def _fresh(self, stores: set[str], scope: Scope) -> tuple[list[Any], list[Any]]:
-        """Assignments before a loop, and at the start of each turn: the variables that it sets, as they are around it.
-
-        A scope within the loop would do, but break and continue do not leave it in minijinja.
-        """
-        before, reset = [], []
-        for name in sorted(stores & self.facts.read):
-            outer = scope.get(name, constant(UNDEFINED))
-            before.append(("code", f"{{% set o_{self.loops}_{name} = {outer.code} %}}"))
-            reset.append(("code", f"{{% set v_{name} = o_{self.loops}_{name} %}}"))
-        return before, reset
 
     def _assign(self, node: nodes.Assign, scope: Scope) -> list[Any]:
         if isinstance(node.target, nodes.NSRef):
@@ -289,16 +271,6 @@ def _assigned(body: Iterable[nodes.Node]) -> set[str]:
         elif isinstance(node, nodes.Assign | nodes.AssignBlock) and isinstance(node.target, nodes.Name):
             made.add(node.target.name)
     return made
-
-
-def _leaves(body: Iterable[nodes.Node]) -> bool:
-    """Whether statements leave the loop that they stand in."""
-    return any(
-        _leaves([*node.body, *node.elif_, *node.else_])
-        if isinstance(node, nodes.If)
-        else isinstance(node, nodes.Break | nodes.Continue)
-        for node in body
-    )
 
 
 def _written(pieces: list[Any]) -> str:

@@ -116,11 +116,11 @@ def schema() -> pa.Schema:
     return pa.schema([pa.field("ids", pa.large_list(pa.uint32()), nullable=False)])
 
 
-def encode(texts: Any, tokenizer: Any, *, add_special_tokens: bool = True, engine: Choice = "auto") -> TokenTable:
+def encode(texts: Any, tokenizer: Any, *, add_special_tokens: bool = True, encoder: Choice = "auto") -> TokenTable:
     """Token ids of each text, in Rust on all threads, equal to those of the `tokenizers` package.
 
     `texts`: a polars Series, an Arrow or NumPy array, or a list of str. `tokenizer`: a Hugging Face fast tokenizer, a
-    `tokenizers.Tokenizer`, or the path of a `tokenizer.json` or of its folder; nothing is cut or padded. `engine`:
+    `tokenizers.Tokenizer`, or the path of a `tokenizer.json` or of its folder; nothing is cut or padded. `encoder`:
     "fastokens", "tokenizers", a hundred times slower, or "auto": fastokens where nothing in the tokenizer and no probe
     text speaks against it. A tokenizer once opened is kept, with the last few.
 
@@ -130,12 +130,12 @@ def encode(texts: Any, tokenizer: Any, *, add_special_tokens: bool = True, engin
     """
     if not hasattr(texts, "__arrow_c_stream__") and not hasattr(texts, "__arrow_c_array__"):
         texts = _strings(texts)
-    return TokenTable((open_encoder(tokenizer, engine).encode(texts, add_special_tokens),))
+    return TokenTable((open_encoder(tokenizer, encoder).encode(texts, add_special_tokens),))
 
 
-def open_encoder(tokenizer: Any, engine: Choice = "auto") -> _native.Encoder:
+def open_encoder(tokenizer: Any, encoder: Choice = "auto") -> _native.Encoder:
     """The tokenizer with its engine, whose `name` and `why` say which and why; arguments and errors as in `encode`."""
-    return _open(tokenizer_json(tokenizer), engine)
+    return _open(tokenizer_json(tokenizer), encoder)
 
 
 @functools.lru_cache(maxsize=4)
