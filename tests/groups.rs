@@ -76,7 +76,10 @@ impl<'a> Given<'a> {
     }
 }
 
-fn push(groups: &[Group], limit: Option<usize>) -> Result<(Made, Vec<Vec<u32>>, Vec<Vec<u32>>), Error> {
+/// The ids of each row.
+type Rows = Vec<Vec<u32>>;
+
+fn push(groups: &[Group], limit: Option<usize>) -> Result<(Made, Rows, Rows), Error> {
     let (given, mut interner) = (Given::new(groups), Interner::default());
     let made = interner.push(&encoder(), &given.texts, given.groups(), limit)?;
     Ok((made, rows(&interner.take_prompts()), rows(&interner.take_responses())))
