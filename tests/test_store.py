@@ -275,6 +275,42 @@ def test_mapped_in_other_processes_it_shows_ids(opened: PairStore) -> None:
     assert [row["length"] for row in found] == [len(row["prompt_ids"]) for row in as_rows(opened)]
 
 
+def test_an_equal_store_is_an_equal_data_set(opened: PairStore) -> None:
+    """What datasets and TRL keep in caches is found again by its fingerprint, and only for the same ids."""
+    one, other = (PairStore.open(str(opened.folder)).to_trl() for _ in range(2))
+    assert one._fingerprint == other._fingerprint
+    changed = TokenTable((*((offsets, ids + np.uint32(1)) for offsets, ids in opened.responses.pieces),))
+    PairStore(opened.prompts, changed, opened.pieces, 0, "f").save(str(opened.folder))
+    assert PairStore.open(str(opened.folder)).to_trl()._fingerprint != one._fingerprint
+
+
+def test_trl_s_own_trainer_trains_on_it(rows: list[dict[str, Any]], demo_tokenizer: Any, tmp_path: Path) -> None:
+    """TRL 1.16 tokenizes whatever it is given; told that this is done, it trains as on the rows themselves."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    from mipo import demo
+
+    class Ready(DPOTrainer):
+        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+            return dataset
+
+    flat = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in rows]
+    store_of(flat, demo_tokenizer).save(tmp_path / "flat")
+    args = DPOConfig(
+        str(tmp_path), max_steps=2, per_device_train_batch_size=2, logging_steps=1, save_strategy="no",
+        disable_tqdm=True, report_to=[], use_cpu=True, bf16=False,
+    )  # fmt: skip
+    given = {"args": args, "processing_class": demo_tokenizer}
+    logs = []
+    for kind, data in ((Ready, PairStore.open(tmp_path / "flat").to_trl()), (DPOTrainer, Dataset.from_list(flat))):
+        made = kind(str(demo.HERE / "model"), train_dataset=data, **given)
+        made.train()
+        logs.append([row["loss"] for row in made.state.log_history if "loss" in row])
+    assert logs[0] == logs[1]
+    assert len(logs[0]) == 2
+
+
 def test_no_format_shows_numbers_that_look_like_ids(opened: PairStore) -> None:
     dataset = opened.to_trl()
     frame = dataset.to_pandas()

@@ -729,7 +729,7 @@ def test_tokens_of_another_tokenizer_are_refused(store: PairStore, tmp_path: Pat
     other.chat_template += "{# other #}"
     with pytest.raises(ValueError, match="made by another tokenizer or chat template"):
         train(store, DEMO, other, tmp_path / "model", args=arguments(tmp_path / "checkpoints"))
-    empty = dataclasses.replace(store, pairs=store.pairs[:0])
+    empty = dataclasses.replace(store, pieces=())
     with pytest.raises(ValueError, match="no group to train on"):
         train(empty, DEMO, other, tmp_path / "model", args=arguments(tmp_path / "checkpoints"))
 

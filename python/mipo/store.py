@@ -101,7 +101,7 @@ class PairStore:
     def __reduce__(self) -> Any:
         """A store on disk goes to another process as the name of its folder; its bytes are not compared again."""
         if self.folder is not None:
-            return PairStore._read, (self.folder.absolute(), self.checksum)
+            return _read, (self.folder.absolute(), self.checksum)
         return PairStore, (self.prompts, self.responses, self.pieces, self.merged, self.fingerprint)
 
     @cached_property
@@ -181,27 +181,27 @@ class PairStore:
         for a folder with no store, or one that was not finished; ValueError, naming the file, for what is not as it was
         written.
         """
-        return cls._read(Path(folder))
+        return _read(Path(folder))
 
-    @classmethod
-    def _read(cls, folder: Path, checksum: str | None = None) -> PairStore:
-        """The store in a folder; with `checksum`, which its manifest must have, its bytes were read through before."""
-        manifest = shards.manifest(folder)
-        trusted = checksum is not None
-        if trusted and manifest["checksum"] != checksum:
-            raise ValueError(f"{folder}: holds another store than it did; open it anew")
-        prompts, responses = list[pa.RecordBatch](), list[pa.RecordBatch]()
-        pieces, before = [], (0, 0)
-        for record in manifest["shards"]:
-            for batch in shards.read(folder, record, "pairs", trusted=trusted):
-                prompt_id, prompt, chosen = (batch.column(place).to_numpy() for place in range(3))
-                pieces.append(Pairs(prompt_id, prompt, chosen, *arrow.parts(batch.column("rejected")), before))
-            prompts += shards.read(folder, record, "prompts", trusted=trusted)
-            responses += shards.read(folder, record, "responses", trusted=trusted)
-            before = (before[0] + record["prompts"], before[1] + record["responses"])
-        merged = sum(record["merged"] for record in manifest["shards"])
-        tables = TokenTable.of(prompts), TokenTable.of(responses)
-        return cls(*tables, tuple(pieces), merged, manifest["fingerprint"], folder, manifest["checksum"])
+
+def _read(folder: Path, checksum: str | None = None) -> PairStore:
+    """The store in a folder; with `checksum`, which its manifest must have, its bytes were read through before."""
+    manifest = shards.manifest(folder)
+    trusted = checksum is not None
+    if trusted and manifest["checksum"] != checksum:
+        raise ValueError(f"{folder}: holds another store than it did; open it anew")
+    prompts, responses = list[pa.RecordBatch](), list[pa.RecordBatch]()
+    pieces, before = [], (0, 0)
+    for record in manifest["shards"]:
+        for batch in shards.read(folder, record, "pairs", trusted=trusted):
+            prompt_id, prompt, chosen = (batch.column(place).to_numpy() for place in range(3))
+            pieces.append(Pairs(prompt_id, prompt, chosen, *arrow.parts(batch.column("rejected")), before))
+        prompts += shards.read(folder, record, "prompts", trusted=trusted)
+        responses += shards.read(folder, record, "responses", trusted=trusted)
+        before = (before[0] + record["prompts"], before[1] + record["responses"])
+    merged = sum(record["merged"] for record in manifest["shards"])
+    tables = TokenTable.of(prompts), TokenTable.of(responses)
+    return PairStore(*tables, tuple(pieces), merged, manifest["fingerprint"], folder, manifest["checksum"])
 
 
 class _Ids:
