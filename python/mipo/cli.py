@@ -100,8 +100,12 @@ def _pairs(args: argparse.Namespace) -> None:
 
 
 def _tokens(args: argparse.Namespace) -> None:
+    from mipo import sources
     from mipo.preparation import prepare
     from mipo.responses import load_tokenizer
+
+    for source in args.pairs:
+        sources.check(source)
 
     with _no_torch() if args.own_process else nullcontext():
         tokenizer = load_tokenizer(args.tokenizer)

@@ -160,14 +160,20 @@ def aligned(batches: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
     """The same rows, with all rows of one prompt_id, one after another, in one batch."""
     held: pl.DataFrame | None = None
     for batch in batches:
-        batch = batch if held is None else pl.concat([held, batch], how="diagonal_relaxed")
-        held = None
-        if "prompt_id" in batch.columns and batch.height:
-            last = batch["prompt_id"].rle_id()
-            held = batch.filter(last == last[-1])
-            batch = batch.filter(last != last[-1])
-        if batch.height:
-            yield batch
+        both = (
+            held is not None
+            and "prompt_id" in held.columns
+            and "prompt_id" in batch.columns
+            and held.height
+            and batch.height
+        )
+        if held is not None and both and held["prompt_id"][-1] == batch["prompt_id"][0]:
+            run = held["prompt_id"].rle_id()
+            batch = pl.concat([held.filter(run == run[-1]), batch], how="diagonal_relaxed")
+            held = held.filter(run != run[-1])
+        if held is not None and held.height:
+            yield held
+        held = batch
     if held is not None:
         yield held
 

@@ -37,11 +37,10 @@ def load(source: str | Path, *, split: str = "train", texts: Sequence[str] = ())
     text (or lists of objects of text) in every row: what polars would turn into text is refused. Raises
     FileNotFoundError for what is not there, ValueError, with the file and where known the row, for what is broken.
     """
+    check(source)
     path = Path(source)
-    if path.is_dir() or (not path.exists() and _names_hub_dataset(str(source))):
+    if path.is_dir() or not path.exists():
         return _load_dataset(source, split)
-    if not path.exists():
-        raise FileNotFoundError(f"{source}: no such file")
     suffix = next((s for s in reversed(path.suffixes) if s in SUFFIXES), None)
     if suffix is None or path.suffix not in (suffix, ".gz", ".xz"):
         raise ValueError(f"{source}: expected a file named {', '.join(SUFFIXES)} (or .gz, .xz of one), or a dataset")
@@ -51,6 +50,12 @@ def load(source: str | Path, *, split: str = "train", texts: Sequence[str] = ())
     if suffix == ".parquet":
         return _load_parquet(source, data)
     return _load_csv(source, data) if suffix == ".csv" else _load_jsonl(source, data, texts)
+
+
+def check(source: str | Path) -> None:
+    """FileNotFoundError for what is neither there nor can be the name of a dataset."""
+    if not Path(source).exists() and not _names_hub_dataset(str(source)):
+        raise FileNotFoundError(f"{source}: no such file")
 
 
 def scan(source: str | Path) -> pl.DataFrame | pl.LazyFrame:
