@@ -15,6 +15,7 @@ pub mod pytext;
 pub mod random;
 
 pub mod template;
+pub mod texts;
 pub mod tokens;
 pub mod within;
 

@@ -43,44 +43,6 @@ impl Table {
         }
     }
 
-    /// The same table, borrowed.
-    #[must_use]
-    pub fn view(&self) -> View<'_> {
-        View {
-            offsets: &self.offsets,
-            ids: &self.ids,
-        }
-    }
-
-    pub(crate) fn push(&mut self, ids: &[u32]) {
-        self.ids.extend_from_slice(ids);
-        self.offsets.push(self.ids.len() as i64);
-    }
-}
-
-impl Default for Table {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// A borrowed [`Table`], which may be a part of a larger one: offsets need not start at 0.
-#[derive(Debug, Clone, Copy)]
-pub struct View<'a> {
-    offsets: &'a [i64],
-    ids: &'a [u32],
-}
-
-impl<'a> View<'a> {
-    /// Checks the offsets; `name` is what errors call them.
-    ///
-    /// # Errors
-    /// No offsets; offsets that fall, or point outside `ids`.
-    pub fn new(name: &'static str, offsets: &'a [i64], ids: &'a [u32]) -> Result<Self, Error> {
-        check_offsets(name, offsets, ids.len())?;
-        Ok(Self { offsets, ids })
-    }
-
     /// Rows.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -95,8 +57,19 @@ impl<'a> View<'a> {
 
     /// The ids of one row.
     #[must_use]
-    pub fn row(&self, row: usize) -> &'a [u32] {
+    pub fn row(&self, row: usize) -> &[u32] {
         &self.ids[self.offsets[row] as usize..self.offsets[row + 1] as usize]
+    }
+
+    pub(crate) fn push(&mut self, ids: &[u32]) {
+        self.ids.extend_from_slice(ids);
+        self.offsets.push(self.ids.len() as i64);
+    }
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

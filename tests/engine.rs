@@ -146,8 +146,8 @@ fn rows_stay_in_order_whatever_their_lengths() -> Result<(), Error> {
     for (row, text) in texts.iter().enumerate() {
         let mut ids = Vec::new();
         fast.encode_into(text, false, &mut ids).unwrap();
-        assert!(table.view().row(row) == ids, "row {row}");
+        assert!(table.row(row) == ids, "row {row}");
     }
-    assert_eq!(table.view().len(), 3_000);
+    assert_eq!(table.len(), 3_000);
     Ok(())
 }

@@ -5,7 +5,8 @@ use std::borrow::Cow;
 
 use mipo::engine::Choice;
 use mipo::error::Error;
-use mipo::groups::{Groups, Interner, Made, Plain, Rendered, Said, Texts, Unfinished};
+use mipo::groups::{Groups, Interner, Made};
+use mipo::texts::{Plain, Rendered, Said, Texts, Unfinished};
 use mipo::tokens::{Encoder, Table};
 
 /// The text "7 12" has the ids 7 and 12; the tokenizer's own special token is 99, and `words` is all it knows.
@@ -23,9 +24,7 @@ fn encoder() -> Encoder {
 }
 
 fn rows(table: &Table) -> Vec<Vec<u32>> {
-    (0..table.view().len())
-        .map(|row| table.view().row(row).to_vec())
-        .collect()
+    (0..table.len()).map(|row| table.row(row).to_vec()).collect()
 }
 
 /// Whole texts: of each group its prompt, the chosen joint text and the rejected ones.
@@ -352,6 +351,13 @@ fn wrong_arrays_are_named() {
         (
             Groups {
                 offsets: &[0, 2, 1],
+                ..right
+            },
+            "offsets: expected offsets that never fall",
+        ),
+        (
+            Groups {
+                offsets: &[-1, 1, 2],
                 ..right
             },
             "offsets: expected offsets that never fall",

@@ -11,7 +11,7 @@ ORDER = [
     "lazy", "files", "tables", "_native", "kernels", "arrow", "sources", "prompts", "kinds", "calls", "terms", "jinja",
     "templates", "overlap", "contrast", "cluster", "responses", "pairs", "tokens", "shards", "store", "groups",
     "preparation", "logps", "loss", "heads", "fused", "trl_head", "preference_head", "trainer", "evaluation",
-    "findings", "plots", "report", "recipe", "stages", "run", "demo", "doctor", "options", "cli",
+    "findings", "plots", "report", "recipe", "stages", "run", "demo", "doctor", "options", "console", "cli",
 ]  # fmt: skip
 
 

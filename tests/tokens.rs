@@ -3,7 +3,7 @@
 
 use mipo::engine::Choice;
 use mipo::error::Error;
-use mipo::tokens::{Encoder, Table, View};
+use mipo::tokens::{Encoder, Table};
 
 /// Special tokens around every text, and truncation and padding that the encoder has to switch off.
 const TOKENIZER: &str = r#"{
@@ -22,38 +22,8 @@ const TOKENIZER: &str = r#"{
   "model": {"type": "WordLevel", "vocab": {"<pad>": 0, "<s>": 1, "a": 2, "b": 3, "c": 4, "d": 5}, "unk_token": "<unk>"}
 }"#;
 
-fn table(rows: &[&[u32]]) -> Table {
-    let mut table = Table::new();
-    for row in rows {
-        table.ids.extend_from_slice(row);
-        table.offsets.push(table.ids.len() as i64);
-    }
-    table
-}
-
 fn rows(table: &Table) -> Vec<&[u32]> {
-    (0..table.view().len()).map(|row| table.view().row(row)).collect()
-}
-
-#[test]
-fn a_view_may_be_a_part_of_a_larger_table() -> Result<(), Error> {
-    let whole = table(&[&[1], &[2, 3], &[4]]);
-    let part = View::new("part", &whole.offsets[1..], &whole.ids)?;
-    assert_eq!((part.len(), part.row(0)), (2, &[2, 3][..]));
-    Ok(())
-}
-
-#[test]
-fn wrong_offsets_are_named() {
-    assert_eq!(View::new("t", &[], &[]).unwrap_err(), Error::NoOffsets { name: "t" });
-    assert!(matches!(
-        View::new("t", &[0, 2, 1], &[1, 2]),
-        Err(Error::Offsets { got: 1, place: 2, .. })
-    ));
-    assert!(matches!(
-        View::new("t", &[-1, 0], &[]),
-        Err(Error::Offsets { got: -1, place: 0, .. })
-    ));
+    (0..table.len()).map(|row| table.row(row)).collect()
 }
 
 #[test]

@@ -14,19 +14,17 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mipo.console import prompts_on_disk, read_held_out, read_prompts, read_table, say, scan_table, tell, write_table
 from mipo.options import HELP, add_options, given
 
 if TYPE_CHECKING:
-    import polars as pl
-
-    from mipo.tables import Table
+    pass
 
 # Set before torch loads, where the user did not: threads that wait must sleep, since waiting awake takes the core from
 # whatever else runs (256 answers of the demo's model beside another job: 9 s, or 0.7; 2026-11-24). And TRL would report
 # each training to its authors.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_DISABLE_TELEMETRY": "1"}
 SHOWN = 3  # overlaps that `mipo overlap` prints; all of them are in the file
-READING = ("prompt", "context", "split")
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -48,13 +46,13 @@ def _overlap(args: argparse.Namespace) -> None:
     from mipo.overlap import overlaps
     from mipo.pairs import dropped
 
-    prompts = _prompts(args)
-    found = overlaps(prompts, _held_out(args), **given(args, overlaps))
-    _write(found, args.output)
+    prompts = read_prompts(args)
+    found = overlaps(prompts, read_held_out(args), **given(args, overlaps))
+    write_table(found, args.output)
     for row in found.head(SHOWN).iter_rows(named=True):
         print(f"── prompt {row['prompt_id']} {row['reason']}, {row['held_out_id']} ({row['share']:.0%})")
         print(f"{row['prompt']}\n── held out\n{row['held_out']}\n")
-    _tell(dropped(found).items(), prompts.height, args.output)
+    tell(dropped(found).items(), prompts.height, args.output)
 
 
 def _contrast(args: argparse.Namespace) -> None:
@@ -63,8 +61,8 @@ def _contrast(args: argparse.Namespace) -> None:
 
     if args.address and args.engine != "ray":
         raise ValueError("--address is that of a Ray cluster; give --engine ray with it")
-    prompts, how = _prompts(args), given(args, contrast)
-    how["held_out"] = _held_out(args) if args.held_out else None
+    prompts, how = read_prompts(args), given(args, contrast)
+    how["held_out"] = read_held_out(args) if args.held_out else None
     if args.engine == "ray":
         ours, usual = inspect.signature(cluster.contrast).parameters, inspect.signature(contrast).parameters
         for name in [name for name in how if name not in ours]:
@@ -74,8 +72,8 @@ def _contrast(args: argparse.Namespace) -> None:
             drawn = cluster.gather(cluster.contrast(cluster.spread(prompts), **how))
     else:
         drawn = contrast(prompts, **how)
-    _write(drawn, args.output)
-    _tell(dropped(drawn).items(), drawn.height, args.output)
+    write_table(drawn, args.output)
+    tell(dropped(drawn).items(), drawn.height, args.output)
 
 
 def _generate(args: argparse.Namespace) -> None:
@@ -83,9 +81,11 @@ def _generate(args: argparse.Namespace) -> None:
     from mipo.prompts import compose, is_chat
     from mipo.responses import ask, generate, load_tokenizer
 
-    prompts, tokenizer = _prompts(args), load_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
+    prompts, tokenizer = read_prompts(args), load_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
     own = compose(prompts["prompt"], prompts.get_column("context", default=None), chat=is_chat(tokenizer))
-    counter = [counter_prompts(prompts, _read(args.counterparts), chat=is_chat(tokenizer))] if args.counterparts else []
+    counter = (
+        [counter_prompts(prompts, read_table(args.counterparts), chat=is_chat(tokenizer))] if args.counterparts else []
+    )
     generate(ask(own, *counter), args.model, tokenizer=tokenizer, folder=args.output, **given(args, generate))
     print(f"responses in {args.output}")
 
@@ -93,10 +93,10 @@ def _generate(args: argparse.Namespace) -> None:
 def _pairs(args: argparse.Namespace) -> None:
     from mipo.pairs import join
 
-    with _prompts_on_disk(args) as prompts:
-        tables = (prompts, _scan(args.counterparts), _scan(args.responses))
+    with prompts_on_disk(args) as prompts:
+        tables = (prompts, scan_table(args.counterparts), scan_table(args.responses))
         rows, _, lost = join(*tables, args.output, **given(args, join))
-    _tell(lost.items(), rows, args.output)
+    tell(lost.items(), rows, args.output)
 
 
 def _tokens(args: argparse.Namespace) -> None:
@@ -111,7 +111,7 @@ def _tokens(args: argparse.Namespace) -> None:
         tokenizer = load_tokenizer(args.tokenizer)
     with _ray(args) as each:
         told = prepare(args.pairs, tokenizer, args.output, each=each, **given(args, prepare))
-    _tell(told["dropped"].items(), told["rows_in"], args.output)
+    tell(told["dropped"].items(), told["rows_in"], args.output)
     for why in {shard["why"] for shard in told["shards"] if shard["encoder"] == "tokenizers"}:
         print(f"{args.output}: tokenized by tokenizers, which is slow, since {why}")
     if told["merged"]:
@@ -176,7 +176,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     held_out = PairStore.open(args.held_out) if args.held_out else None
     how = {n: value for n, value in given(args, evaluate).items() if n not in ("answers", "held_out", "rule")}
     tokenizer = load_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
-    side, _ = evaluate(args.model, tokenizer, _prompts(args), held_out, rule=rule or None, **how)
+    side, _ = evaluate(args.model, tokenizer, read_prompts(args), held_out, rule=rule or None, **how)
     for name, figure in side.items():
         print(f"{name:16} {figure['value']:9.3f}  [{figure['low']:.3f}, {figure['high']:.3f}]")
     if args.output:
@@ -194,7 +194,7 @@ def _report(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     from mipo.pairs import export
 
-    export(_scan(args.pairs), args.output, **given(args, export))
+    export(scan_table(args.pairs), args.output, **given(args, export))
     print(f"pairs in {args.output}")
 
 
@@ -319,7 +319,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, TypeError) as error:
         if os.environ.get("MIPO_TRACEBACK"):
             raise
-        print(f"mipo {arguments[0]}: error: {_say(error)}", file=sys.stderr)
+        print(f"mipo {arguments[0]}: error: {say(error)}", file=sys.stderr)
         return 2
     except Exception as error:
         if "No space left" not in str(error):  # torch and safetensors say a full disk in errors of their own
@@ -357,85 +357,3 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         parser.print_help()
         raise SystemExit(2)
     return args
-
-
-def _prompts(args: argparse.Namespace) -> pl.DataFrame:
-    from mipo.prompts import read
-
-    found = read(args.prompts, **{name: getattr(args, name) for name in READING})
-    _tell(found.dropped.items(), found.rows_in, args.prompts)
-    return found.frame
-
-
-def _held_out(args: argparse.Namespace) -> pl.DataFrame:
-    from mipo.prompts import read
-
-    return read(args.held_out, **{name: getattr(args, name) for name in READING}).frame
-
-
-@contextmanager
-def _prompts_on_disk(args: argparse.Namespace) -> Iterator[pl.LazyFrame]:
-    """As `_prompts`, with `batch_rows` rows of a Parquet file in memory: what was read lies beside the output."""
-    import polars as pl
-
-    from mipo import tables
-    from mipo.prompts import read_batches
-
-    lost, rows_in = dict[str, int](), 0
-
-    def frames() -> Iterator[pl.DataFrame]:
-        nonlocal rows_in
-        for found in read_batches(args.prompts, args.batch_rows, **{name: getattr(args, name) for name in READING}):
-            lost.update({reason: lost.get(reason, 0) + rows for reason, rows in found.dropped.items()})
-            rows_in += found.rows_in
-            yield found.frame.select(c for c in found.frame.columns if c in ("prompt_id", "prompt", "context"))
-
-    path = args.output.with_name(f".{args.output.name}.prompts.{os.getpid()}.parquet")
-    try:
-        tables.write(frames(), path)
-        _tell(lost.items(), rows_in, args.prompts)
-        yield pl.scan_parquet(path)
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _read(path: Path) -> pl.DataFrame:
-    import polars as pl
-
-    from mipo.sources import load
-
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
-    return pl.read_parquet(path / "*.parquet") if path.is_dir() else load(path)
-
-
-def _scan(path: Path) -> Table:
-    """The table in a Parquet file or a folder of such, to be read as it goes; or that in a JSONL or CSV file."""
-    from mipo.sources import scan
-
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
-    return scan(path)
-
-
-def _write(frame: pl.DataFrame, path: Path) -> None:
-    from mipo import files
-
-    with files.whole(path) as temporary:
-        frame.write_parquet(temporary)
-
-
-def _tell(dropped: Any, rows: int, where: Any) -> None:
-    by_reason = dict(dropped)
-    told = "".join(f"; {reason}: {n:,}" for reason, n in by_reason.items())
-    print(f"{where}: {rows:,} rows in, {rows - sum(by_reason.values()):,} out{told}")
-
-
-def _say(error: Exception) -> str:
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        extra = "ray" if error.name.partition(".")[0] == "ray" else "train"
-        return f"{error.name} is not installed; this command needs `pip install 'mipo[{extra}]'`"
-    if isinstance(error, OSError) and error.errno:
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}; nothing half-written is kept, free the cause and run the same command again"
-    return str(error)

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import polars as pl
     import pyarrow as pa
     from numpy.typing import NDArray
-
 else:
     np = lazy("numpy")
     pl = lazy("polars")
@@ -142,7 +141,7 @@ class PairStore:
 
         No id is copied: its rows are row numbers, and what is read of them, or mapped, filtered, iterated over, is ids.
         Another format than this one (`with_format`) shows the row numbers. With one rejected response in every group
-        rejected_ids is a list of ids; otherwise a list of such lists, which `mipo.trainer.MIPOTrainer` takes.
+        rejected_ids is a list of ids; otherwise a list of such lists. `mipo.trainer.MIPOTrainer` takes both.
         """
         import datasets
 

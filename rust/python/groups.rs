@@ -9,7 +9,8 @@ use pyo3::prelude::*;
 use super::tokens::{Encoder, PyTable, to_python};
 use super::{array, chunks, slice, strings};
 use crate::checksum::{checksum as xxh3, checksum_file as xxh3_file};
-use crate::groups::{Groups, Interner, Made, Plain, Rendered, Unfinished};
+use crate::groups::{Groups, Interner, Made};
+use crate::texts::{Plain, Rendered, Unfinished};
 
 /// XXH3 of buffers, as 32 hexadecimal digits.
 #[pyfunction]
