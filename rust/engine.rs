@@ -7,6 +7,7 @@ use tokenizers::Tokenizer;
 
 use crate::error::Error;
 use crate::probe;
+use crate::seams::Seams;
 
 /// What turns a text into ids.
 pub trait Engine: Send + Sync {
@@ -109,6 +110,8 @@ pub struct Opened {
     pub engine: Arc<dyn Engine>,
     /// What `engine` is held against; the same where tokenizers encodes.
     pub truth: Arc<HuggingFace>,
+    /// Where a text may be cut, and encoded with special tokens for the first part alone.
+    pub seams: Seams,
     /// `fastokens` or `tokenizers`.
     pub name: &'static str,
     /// Why it is this engine, in a sentence.
@@ -123,6 +126,7 @@ pub fn open(json: &[u8], choice: Choice) -> Result<Opened, Error> {
     let slow = |truth: Arc<HuggingFace>, why: String| Opened {
         engine: truth.clone(),
         truth,
+        seams: Seams::default(),
         name: "tokenizers",
         why,
     };
@@ -132,14 +136,19 @@ pub fn open(json: &[u8], choice: Choice) -> Result<Opened, Error> {
     // Both take most of a second for a vocabulary of 150,000, so each has a thread.
     let (truth, fast) = rayon::join(|| HuggingFace::from_json(json), || load_fast(json));
     let truth = Arc::new(truth?);
-    let probed = fast.and_then(|tokenizer| {
+    let probed = fast.and_then(|(tokenizer, seams)| {
         let truth = truth.clone();
         let fast = Fastokens { tokenizer, truth };
-        Ok((probe::compare(&fast, &fast.truth)?, fast))
+        Ok((probe::compare(&fast, &fast.truth)?, fast, seams))
     });
     match probed {
-        Ok((texts, fast)) => Ok(Opened {
+        Ok((texts, fast, seams)) => Ok(Opened {
             engine: Arc::new(fast),
+            seams: if probe::keeps(seams, &truth) {
+                seams
+            } else {
+                Seams::default()
+            },
             truth,
             name: "fastokens",
             why: format!("its ids are those of tokenizers for {texts} probe texts"),
@@ -150,12 +159,13 @@ pub fn open(json: &[u8], choice: Choice) -> Result<Opened, Error> {
 }
 
 /// fastokens for a tokenizer in which nothing is known to be treated differently; else why not.
-fn load_fast(json: &[u8]) -> Result<fastokens::Tokenizer, String> {
+fn load_fast(json: &[u8]) -> Result<(fastokens::Tokenizer, Seams), String> {
     let json: Value = serde_json::from_slice(json).map_err(|error| error.to_string())?;
     probe::inspect(&json)?;
+    let seams = Seams::of(&json);
     let loaded = fastokens::Tokenizer::from_json(json);
     let mut tokenizer = loaded.map_err(|reason| format!("fastokens refuses the tokenizer: {reason}"))?;
     tokenizer.set_truncation(None);
     tokenizer.set_padding(None);
-    Ok(tokenizer)
+    Ok((tokenizer, seams))
 }

@@ -109,7 +109,15 @@ pub enum Error {
         /// The tokenizers library's own words.
         reason: String,
     },
-    /// A text of a preference group that template or tokenizer refuse.
+    /// A text of a preference group that is not to be had, as from a template that refuses the messages.
+    #[error("row {row}: {reason}")]
+    Unmade {
+        /// Row in the source.
+        row: u64,
+        /// Why, in the template's words.
+        reason: String,
+    },
+    /// A text of a preference group that the tokenizer refuses.
     #[error("row {row}: {reason}")]
     Group {
         /// Row in the source.
@@ -172,6 +180,12 @@ pub enum Error {
     Template {
         /// What the template engine says.
         reason: String,
+    },
+    /// Messages in several pieces.
+    #[error("conversations: expected an Arrow array in one chunk, got {got}; combine them")]
+    Chunks {
+        /// How many chunks came.
+        got: usize,
     },
     /// An Arrow array of something else than messages of texts.
     #[error(

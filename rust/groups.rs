@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::error::Error;
+use crate::seams;
 use crate::texts::{Said, Texts, Unfinished};
 use crate::tokens::{Encoder, Table, check_offsets};
 
@@ -57,8 +58,9 @@ impl Groups<'_> {
         Ok(())
     }
 
-    fn rejected(&self, group: usize) -> std::ops::Range<usize> {
-        self.offsets[group] as usize..self.offsets[group + 1] as usize
+    fn said(&self, group: usize) -> impl Iterator<Item = Said> {
+        let rejected = self.offsets[group] as usize..self.offsets[group + 1] as usize;
+        std::iter::once(Said::Chosen).chain(rejected.map(Said::Rejected))
     }
 }
 
@@ -188,6 +190,9 @@ struct Chunk {
     /// Length and hash of each prompt and response of the kept groups, prompt first.
     sequences: Vec<(usize, u128)>,
     ids: Vec<u32>,
+    /// Of the group at hand: the ids that all its texts begin with, the rest of the prompt alone, the rest of the
+    /// joint texts one after another.
+    head: Vec<u32>,
     prompt: Vec<u32>,
     joint: Vec<u32>,
 }
@@ -201,46 +206,73 @@ impl Chunk {
         group: usize,
         limit: Option<usize>,
     ) -> Result<(), Error> {
-        let refuse = |reason| Error::Group {
-            row: groups.rows[group],
-            reason,
-        };
-        let every = || std::iter::once(Said::Chosen).chain(groups.rejected(group).map(Said::Rejected));
-        self.prompt.clear();
-        self.joint.clear();
-        let prompt = texts.prompt(group).map_err(refuse)?;
-        encoder
-            .encode_into(&prompt, groups.special, &mut self.prompt)
-            .map_err(refuse)?;
-        let mut ends = Vec::with_capacity(2);
-        for said in every() {
-            let joint = texts.joint(group, said).map_err(refuse)?;
-            encoder
-                .encode_into(&joint, groups.special, &mut self.joint)
-                .map_err(refuse)?;
-            ends.push(self.joint.len());
-        }
-        let joints = || {
-            let starts = std::iter::once(0).chain(ends.iter().copied());
-            starts.zip(&ends).map(|(start, &end)| &self.joint[start..end])
-        };
-        let border = joints()
+        let ends = self.encode(encoder, texts, groups, group)?;
+        let starts = std::iter::once(0).chain(ends.iter().copied());
+        let joints: Vec<&[u32]> = starts.zip(&ends).map(|(start, &end)| &self.joint[start..end]).collect();
+        let border = joints
+            .iter()
             .map(|joint| common_prefix_length(&self.prompt, joint))
             .min()
             .unwrap_or(self.prompt.len());
-        let responses: Vec<&[u32]> = joints()
-            .zip(every())
+        let responses: Vec<&[u32]> = joints
+            .iter()
+            .zip(groups.said(group))
             .map(|(joint, said)| groups.unfinished.cut(group, said, &joint[border..]))
             .collect();
-        let verdict = limit.map_or(Verdict::Kept, |limit| judge(border, &responses, limit));
+        let verdict = limit.map_or(Verdict::Kept, |limit| {
+            judge(self.head.len() + border, &responses, limit)
+        });
         if verdict == Verdict::Kept {
-            for ids in std::iter::once(&self.prompt[..border]).chain(responses.iter().copied()) {
+            let prompt = [&self.head, &self.prompt[..border]];
+            for parts in std::iter::once(prompt).chain(responses.iter().map(|ids| [&[], *ids])) {
+                let start = self.ids.len();
+                parts.iter().for_each(|ids| self.ids.extend_from_slice(ids));
+                let ids = &self.ids[start..];
                 self.sequences.push((ids.len(), xxh3_128(bytemuck::cast_slice(ids))));
-                self.ids.extend_from_slice(ids);
             }
         }
         self.groups.push((responses.len(), verdict, border < self.prompt.len()));
         Ok(())
+    }
+
+    /// The ids of a group's texts, what all begin with apart; where each joint text ends.
+    fn encode(
+        &mut self,
+        encoder: &Encoder,
+        texts: &dyn Texts,
+        groups: Groups,
+        group: usize,
+    ) -> Result<Vec<usize>, Error> {
+        let row = groups.rows[group];
+        let unmade = |reason| Error::Unmade { row, reason };
+        let prompt = texts.prompt(group).map_err(unmade)?;
+        let joints: Vec<_> = groups
+            .said(group)
+            .map(|said| texts.joint(group, said).map_err(unmade))
+            .collect::<Result<_, _>>()?;
+        // Where all can be cut, at the end of what they have in common, that is encoded once.
+        let seam = encoder.seam(&prompt).filter(|&seam| {
+            let common = &prompt.as_bytes()[..seam + seams::AFTER];
+            joints.iter().all(|joint| joint.as_bytes().starts_with(common))
+        });
+        let encode = |text: &str, special: bool, ids: &mut Vec<u32>| {
+            let encoded = encoder.encode_into(text, special, ids);
+            encoded.map_err(|reason| Error::Group { row, reason })
+        };
+        for ids in [&mut self.head, &mut self.prompt, &mut self.joint] {
+            ids.clear();
+        }
+        if let Some(seam) = seam {
+            encode(&prompt[..seam], groups.special, &mut self.head)?;
+        }
+        let (seam, special) = (seam.unwrap_or(0), groups.special && seam.is_none());
+        encode(&prompt[seam..], special, &mut self.prompt)?;
+        let mut ends = Vec::with_capacity(joints.len());
+        for joint in joints {
+            encode(&joint[seam..], special, &mut self.joint)?;
+            ends.push(self.joint.len());
+        }
+        Ok(ends)
     }
 }
 
@@ -260,20 +292,37 @@ fn common_prefix_length(one: &[u32], other: &[u32]) -> usize {
     one.iter().zip(other).take_while(|(x, y)| x == y).count()
 }
 
-/// Sequences by 128 bits of their content: two of 10⁹ different ones share them with a chance below 10⁻²⁰.
+/// Sequences that are known; then all are forgotten, so that what is held does not grow with what comes. So many fill a
+/// hash map that a few more would double.
+const KNOWN: usize = 7 << 15;
+
+/// Ids for which there is room at once. So large a piece comes from the system by itself, untouched, and goes back to it
+/// whole; grown to that size by and by, it would leave holes all over the heap.
+const ROOM: usize = 12 << 20;
+
+/// Sequences by 128 bits of their content: two of 10⁶ different ones share them with a chance below 10⁻²⁶.
 #[derive(Debug, Default)]
 struct Distinct {
-    rows: HashMap<u128, u64, BuildHasherDefault<Low>>,
+    known: HashMap<u128, u64, BuildHasherDefault<Low>>,
+    rows: u64,
     pending: Table,
 }
 
 impl Distinct {
     fn row(&mut self, hash: u128, ids: &[u32]) -> u64 {
-        let next = self.rows.len() as u64;
-        *self.rows.entry(hash).or_insert_with(|| {
-            self.pending.push(ids);
-            next
-        })
+        if let Some(&row) = self.known.get(&hash) {
+            return row;
+        }
+        if self.known.len() == KNOWN {
+            self.known.clear();
+        }
+        if self.pending.is_empty() {
+            self.pending.ids.reserve(ROOM);
+        }
+        self.known.insert(hash, self.rows);
+        self.pending.push(ids);
+        self.rows += 1;
+        self.rows - 1
     }
 }
 

@@ -13,6 +13,7 @@ mod ngrams;
 pub mod overlap;
 pub mod pytext;
 pub mod random;
+pub mod seams;
 
 pub mod template;
 pub mod texts;

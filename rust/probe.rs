@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 use crate::engine::{Engine, HuggingFace};
+use crate::seams::Seams;
 
 /// Refuses, by name, all that is not known to be the same in fastokens 0.3.5 and tokenizers 0.23.
 ///
@@ -29,7 +30,7 @@ fn refuse<T>(what: &str) -> Result<T, String> {
     ))
 }
 
-fn kind(step: &Value) -> &str {
+pub(crate) fn kind(step: &Value) -> &str {
     step["type"].as_str().unwrap_or("none")
 }
 
@@ -83,7 +84,7 @@ fn inspect_pre_tokenizer(step: &Value) -> Result<(), String> {
 }
 
 /// Split steps with patterns that fastokens scans by hand, before a ByteLevel that only maps bytes.
-fn is_scanned(step: &Value) -> bool {
+pub(crate) fn is_scanned(step: &Value) -> bool {
     let steps = step["pretokenizers"].as_array().map_or(&[][..], Vec::as_slice);
     let Some((last, splits)) = steps.split_last() else {
         return false;
@@ -158,6 +159,26 @@ pub(crate) fn compare(engine: &dyn Engine, truth: &HuggingFace) -> Result<usize,
     first.map_or(Ok(texts.len()), Err)
 }
 
+/// Whether texts that are cut at seams have, part by part, the ids of the whole, special tokens at the start included.
+pub(crate) fn keeps(seams: Seams, truth: &HuggingFace) -> bool {
+    let holds = |text: &str, seam: usize, special: bool| {
+        let (mut parts, mut whole) = (Vec::new(), Vec::new());
+        let made = [(&text[..seam], special), (&text[seam..], false)]
+            .into_iter()
+            .try_for_each(|(part, special)| truth.encode(part, special, &mut parts));
+        made.is_ok() && truth.encode(text, special, &mut whole).is_ok() && parts == whole
+    };
+    battery(truth)
+        .par_iter()
+        .filter(|text| text.len() <= SEAMED)
+        .all(|text| {
+            let seams = std::iter::successors(seams.last(text), |&seam| seams.last(&text[..seam]));
+            seams
+                .take(8)
+                .all(|seam| [false, true].iter().all(|&special| holds(text, seam, special)))
+        })
+}
+
 /// What two engines say of a text, where it is not the same.
 pub(crate) fn differ(engine: &dyn Engine, truth: &HuggingFace, text: &str, special: bool) -> Option<String> {
     let encode = |engine: &dyn Engine| {
@@ -197,6 +218,9 @@ fn describe(text: &str, found: Result<Vec<u32>, String>, expected: Result<Vec<u3
         show(expected)
     )
 }
+
+/// Bytes of the longest text that is cut at its seams.
+const SEAMED: usize = 1 << 10;
 
 /// Pieces that pre-tokenizers, normalizers and merges treat in their own ways.
 const PIECES: &[&str] = &[

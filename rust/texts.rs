@@ -1,7 +1,9 @@
-//! The texts of preference groups: prompts alone, and prompts with a response. Knows texts, no ids but those that end a
-//! turn, and no Python.
+//! The texts of preference groups: prompts alone, and prompts with a response. Knows texts and chat templates, no ids but
+//! those that end a turn, and no Python.
 
 use std::borrow::Cow;
+
+use crate::template::{Conversations, Template};
 
 /// A response of a group.
 #[derive(Debug, Clone, Copy)]
@@ -62,6 +64,38 @@ impl Texts for Plain<'_> {
         let closed = self.unfinished.is(group, said) || response.ends_with(self.end);
         let end = if closed { "" } else { self.end };
         Ok(Cow::Owned([self.prompts[group], response, end].concat()))
+    }
+}
+
+/// Chats, rendered when they are asked for.
+#[derive(Debug)]
+pub struct Chats<'a> {
+    /// What renders them.
+    pub template: &'a Template,
+    /// `[groups]`: the messages of the prompts.
+    pub prompts: Conversations<'a>,
+    /// `[groups]`: the messages that follow.
+    pub chosen: Conversations<'a>,
+    /// One for each rejected response.
+    pub rejected: Conversations<'a>,
+}
+
+impl Texts for Chats<'_> {
+    fn sizes(&self) -> [usize; 3] {
+        [self.prompts.len(), self.chosen.len(), self.rejected.len()]
+    }
+
+    fn prompt(&self, group: usize) -> Result<Cow<'_, str>, String> {
+        self.template.render(&[(&self.prompts, group)], true).map(Cow::Owned)
+    }
+
+    fn joint(&self, group: usize, said: Said) -> Result<Cow<'_, str>, String> {
+        let response = match said {
+            Said::Chosen => (&self.chosen, group),
+            Said::Rejected(place) => (&self.rejected, place),
+        };
+        let chat = [(&self.prompts, group), response];
+        self.template.render(&chat, false).map(Cow::Owned)
     }
 }
 

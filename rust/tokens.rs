@@ -126,6 +126,13 @@ impl Encoder {
         self.0.engine.encode(text, add_special_tokens, ids)
     }
 
+    /// The last place where a text may be cut: its ids are those of both parts, the second one without special tokens.
+    /// So may any other text that is the same to [`crate::seams::AFTER`] bytes behind it.
+    #[must_use]
+    pub fn seam(&self, text: &str) -> Option<usize> {
+        self.0.seams.last(text)
+    }
+
     /// Holds the ids of a text against those of `tokenizers`.
     ///
     /// # Errors

@@ -219,6 +219,29 @@ fn text_closes_with_one_end_unless_it_was_cut_off() -> Result<(), Error> {
 }
 
 #[test]
+fn what_is_held_of_all_that_came_does_not_grow() -> Result<(), Error> {
+    // One more than are known at a time: the last one is new, and then so is the first.
+    let count = (7 << 15) + 1;
+    let words: Vec<String> = (0..count)
+        .map(|row| format!("{} {} {}", row % 90, row / 90 % 90, row / 8_100))
+        .collect();
+    let group = |row: usize| (words[row].as_str(), words[row].as_str(), &[][..]);
+    let (encoder, mut interner, mut prompts) = (encoder(), Interner::default(), Vec::new());
+    let rows: Vec<usize> = (0..count - 1).chain([0, count - 1, count - 1, 0]).collect();
+    for batch in rows.chunks(1 << 14) {
+        let groups: Vec<Group> = batch.iter().map(|&row| group(row)).collect();
+        let given = Given::new(&groups);
+        prompts.extend(interner.push(&encoder, &given.texts, given.groups(), None)?.prompt);
+    }
+    let (known, last) = prompts.split_at(count - 1);
+    assert!(known.iter().copied().eq(0..count as u64 - 1));
+    assert_eq!(last, [0, count as u64 - 1, count as u64 - 1, count as u64]);
+    let table = interner.take_prompts();
+    assert_eq!((table.len(), table.row(0)), (count + 1, table.row(count)));
+    Ok(())
+}
+
+#[test]
 fn no_groups_are_no_rows() -> Result<(), Error> {
     let (made, prompts, responses) = push(&[], Some(1))?;
     let nothing = Made {

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import random
+from contextlib import nullcontext
 from typing import Any
 
 import polars as pl
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from parity_pairs import first_difference, nasty_rows
 from preferences import HARD, WORDS, chat, mipo_ids, store_of, text, trl_ids, worded
 
-from mipo import groups
+from mipo import _native, groups, templates
 from mipo.groups import aligned, encode_prompts, encode_responses, tokenize
 
 # The ids are TRL's
@@ -272,6 +273,27 @@ def test_a_group_across_batches_is_one_group(demo_tokenizer: Any, monkeypatch: p
 
 
 # Refusals
+
+
+def test_a_template_that_rust_renders_otherwise_is_found_in_every_batch(
+    demo_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [chat(a, b, c) for a, b, c in zip(WORDS, WORDS[1:], WORDS[2:], strict=False)]
+    wrong = templates.open_template(demo_tokenizer).native, _native.Template("{{ (messages|at(0)).content }}", [])
+    for native, expected in zip(wrong, (False, True), strict=True):
+        renderer = templates.Renderer(demo_tokenizer, native, None)
+        monkeypatch.setattr(groups, "open_template", lambda _, renderer=renderer: renderer)
+        refused = pytest.raises(ValueError, match="token ids are not those of transformers")
+        with refused if expected else nullcontext():
+            store_of(rows, demo_tokenizer)
+
+
+def test_chats_that_rust_cannot_render_are_rendered_by_transformers_in_their_batch(demo_tokenizer: Any) -> None:
+    rows = [chat(a, b, c) for a, b, c in zip(WORDS, WORDS[1:], WORDS[2:], strict=False)]
+    rows[3]["prompt"].append({"role": "user", "content": None})
+    tokenizer = copy.deepcopy(demo_tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
+    assert mipo_ids(store_of(rows, tokenizer)) == trl_ids(rows, tokenizer)
 
 
 @pytest.mark.parametrize(

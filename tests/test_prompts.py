@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mipo import prompts
+from mipo import prompts, sources
 from mipo.prompts import compose, drop, hold_out, key, numbered, read, read_batches, render
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -409,6 +409,44 @@ def test_broken_csv_is_refused(tmp_path: Path, lines: bytes, message: str) -> No
     (tmp_path / "p.csv").write_bytes(lines)
     with pytest.raises(ValueError, match=rf"p\.csv: {message}"):
         read(tmp_path / "p.csv")
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=4), st.integers(1, 5), st.integers(1, 7), st.data())
+@settings(max_examples=60, deadline=None)
+def test_rows_of_parquet_files_are_read_from_anywhere_to_anywhere(
+    tmp_path_factory: Any, sizes: list[int], group: int, rows: int, data: Any
+) -> None:
+    folder, numbers = tmp_path_factory.mktemp("parts"), iter(range(sum(sizes)))
+    for part, size in enumerate(sizes):
+        own = [next(numbers) for _ in range(size)]
+        frame = pl.DataFrame({"n": pl.Series(own, dtype=pl.Int64), "said": [{"a": [str(n)]} for n in own]})
+        frame = frame.cast({"said": pl.Struct({"a": pl.List(pl.String)})})
+        frame.write_parquet(folder / f"{part}.parquet", row_group_size=group)
+    whole = sources.scan(folder).lazy().collect()
+    start = data.draw(st.integers(0, sum(sizes)))
+    stop = data.draw(st.none() | st.integers(start, sum(sizes) + 1))
+    batches = list(sources.parquet_rows(folder, rows, start=start, stop=stop))
+    assert pl.concat([whole.clear(), *batches]).equals(whole[start:stop])
+    assert all(0 < batch.height <= rows for batch in batches)
+
+
+def test_a_broken_parquet_file_is_named_with_the_row_where_it_is_known(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    said = [b"a"] * 20
+    said[13] = b"b\xff"
+    nested = pa.array([[{"content": text}] for text in said], pa.list_(pa.struct([("content", pa.binary())])))
+    as_text = pa.list_(pa.struct([("content", pa.string())]))
+    for column in (pa.array(said, pa.binary()).view(pa.string()), nested.view(as_text)):
+        pq.write_table(pa.table({"said": column}), tmp_path / "p.parquet", row_group_size=6)
+        with pytest.raises(ValueError, match=r"p\.parquet: row 14: not valid UTF-8"):
+            list(sources.parquet_rows(tmp_path / "p.parquet", 4, start=7))
+    data = (tmp_path / "p.parquet").read_bytes()
+    for broken in (data[:-9], b"", data[:40] + bytes(90) + data[130:]):
+        (tmp_path / "p.parquet").write_bytes(broken)
+        with pytest.raises(ValueError, match=r"p\.parquet: not a readable parquet file"):
+            list(sources.parquet_rows(tmp_path / "p.parquet", 4))
 
 
 def test_broken_parquet_and_archives_are_refused(tmp_path: Path) -> None:

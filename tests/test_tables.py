@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 
 import polars as pl
 import pytest
@@ -60,6 +61,28 @@ def test_digests_are_equal_for_equal_values_alone() -> None:
     assert digests[0] == digests[3]
     assert digests.drop_nulls().n_unique() == 3
     assert tables.digests(pl.Series(range(100_000))).n_unique() == 100_000
+
+
+@given(st.lists(st.integers(), max_size=9))
+def test_what_is_made_ahead_is_the_same_in_order(made: list[int]) -> None:
+    assert list(tables.ahead(iter(made))) == made
+
+
+def test_what_is_made_ahead_is_made_while_the_one_before_is_in_use_and_errors_come_in_their_turn() -> None:
+    second = Event()
+
+    def make() -> Iterator[int]:
+        yield 1
+        second.set()
+        yield 2
+        raise ValueError("row 3 is wrong")
+
+    made = tables.ahead(make())
+    assert next(made) == 1
+    assert second.wait(30), "the next one waits until this one is done with"
+    assert next(made) == 2
+    with pytest.raises(ValueError, match="row 3 is wrong"):
+        next(made)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mipo.tokens import TokenTable, encode, fingerprint
+from mipo.tokens import TokenTable, encode, fingerprint, tokenizer_json
 
 rows_of_ids = st.lists(st.lists(st.integers(0, 2**32 - 1), max_size=5), max_size=6)
 
@@ -113,6 +113,41 @@ def test_a_tokenizer_may_come_in_any_of_these(demo_tokenizer: Any) -> None:
 def test_nothing_is_cut_or_padded_whatever_the_tokenizer_was_set_to(demo_tokenizer: Any) -> None:
     demo_tokenizer(TEXTS, padding=True, truncation=True, max_length=1)
     assert encode(TEXTS, demo_tokenizer).lengths().tolist() == [2, 0, 3, 1]
+
+
+def change(backend: Any, part: str) -> None:
+    """Changes a part of a tokenizer so that other ids come out."""
+    from tokenizers import models, normalizers, pre_tokenizers, processors
+
+    if part == "normalizer":
+        backend.normalizer = normalizers.Lowercase()
+    elif part == "pre_tokenizer":
+        backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    elif part == "post_processor":
+        backend.post_processor = processors.TemplateProcessing("$A <end>", "$A $B", [("<end>", 5)])
+    elif part == "added_tokens":
+        backend.add_tokens(["soup"])
+    elif part == "vocabulary":
+        words = [word for word, _ in sorted(backend.get_vocab().items(), key=lambda pair: pair[1])]
+        vocabulary = {word: place for place, word in enumerate([*words[:6], *reversed(words[6:])])}
+        backend.model = models.WordLevel(vocabulary, "<unk>")
+    else:
+        backend.model.unk_token = "."
+
+
+@pytest.mark.parametrize(
+    "part", ["normalizer", "pre_tokenizer", "post_processor", "added_tokens", "vocabulary", "unk_token"]
+)
+def test_a_tokenizer_that_was_changed_is_another_one(demo_tokenizer: Any, part: str) -> None:
+    backend, texts = copy.deepcopy(demo_tokenizer.backend_tokenizer), ["WHAT ?", "soup.pizza", "pizza"]
+    backend.no_truncation()
+    backend.no_padding()
+    before = [ids.tolist() for ids in encode(texts, backend)]
+    assert tokenizer_json(backend) is tokenizer_json(backend), "as it was, it is not written again"
+    change(backend, part)
+    after = [ids.tolist() for ids in encode(texts, backend)]
+    assert after == [encoding.ids for encoding in backend.encode_batch(texts)]
+    assert after != before
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,14 @@ class GroupBuilder:
     def push_text(self, texts: _Texts, groups: _Groups, *, end: str, limit: int | None = None) -> _Made:
         """Text: `texts` are (prompts, chosen, rejected), whose joint texts close with `end`."""
 
+    def push_chats(
+        self, template: Template, chats: _Texts, groups: _Groups, *, end_ids: Sequence[int], limit: int | None = None
+    ) -> _Made | None:
+        """Chats: `chats` are (prompts, chosen, rejected) as lists of messages, each in one chunk.
+
+        None, and nothing stored, where the template does not render one of them.
+        """
+
     def push_rendered(
         self, texts: _Texts, groups: _Groups, *, end_ids: Sequence[int], limit: int | None = None
     ) -> _Made:

@@ -124,13 +124,18 @@ class GroupBuilder:
             return builder.push_text(texts, groups, end=self.tokenizer.eos_token, limit=limit)
         end_ids = _end_ids(self.tokenizer) if any(flags.any() for flags in cut) else []
         # The prompts of rejected responses are those of their groups: rows of one group have equal prompts.
+        if not _arguments(pairs):
+            chats = (firsts["prompt"], firsts["chosen"], pairs["rejected"])
+            made = self._renderer.push(builder, chats, groups, end_ids=end_ids, limit=limit)
+            if made is not None:
+                return made
         texts = (self._render(firsts), self._render(firsts, "chosen"), self._render(pairs, "rejected"))
         return builder.push_rendered(texts, groups, end_ids=end_ids, limit=limit)
 
     def _render(self, pairs: pl.DataFrame, side: str | None = None) -> pl.Series:
         """The chat template's text of each prompt, with what was said to it where `side` is given."""
         chats = pairs["prompt"] if side is None else _joined(pairs["prompt"], pairs[side])
-        arguments = [name for name in ARGUMENTS if name in pairs.columns and pairs[name].null_count() < pairs.height]
+        arguments = _arguments(pairs)
         rows = pairs.select(arguments).iter_rows(named=True) if arguments else None
         told = None if rows is None else [_template_arguments(row) for row in rows]
         try:
@@ -271,6 +276,11 @@ def _common(one: list[int], other: list[int]) -> Iterator[int]:
         if x != y:
             return
         yield x
+
+
+def _arguments(pairs: pl.DataFrame) -> list[str]:
+    """The columns with what TRL hands to the template beside the messages."""
+    return [name for name in ARGUMENTS if name in pairs.columns and pairs[name].null_count() < pairs.height]
 
 
 def _template_arguments(pair: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from mipo import shards, sources, tables, tokens
 from mipo.groups import SIDES, GroupBuilder, aligned
 from mipo.lazy import lazy
-from mipo.tokens import Choice
+from mipo.store import Pairs
+from mipo.tokens import Choice, TokenTable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -124,29 +125,39 @@ class Shard:
         from tqdm import tqdm
 
         builder = GroupBuilder(self.tokenizer, max_length=self.about["max_length"], encoder=self.encoder)
-        row, first = self.part.start, self.part.start
-        total = self.part.stop and self.part.stop - first
+        total = self.part.stop and self.part.stop - self.part.start
         bar = tqdm(total=total, desc=self.progress, unit="row", delay=0.5, disable=self.progress is None)
+        # One batch is read, one tokenized and one written at a time.
+        batches = tables.ahead(aligned(_batches(self.part)))
+        rows = 0
         with shards.Shard(self.folder, self.number) as shard, bar:
-            for batch in aligned(_batches(self.part)):
-                try:
-                    made = builder.add(batch, before=row)
-                except ValueError as error:
-                    raise ValueError(f"{self.part.source}: {error}") from error
+            for read, made, taken in tables.ahead(self._groups(builder, batches)):
                 shard.put_pairs(made.prompt_id, made.prompt, made.chosen, made.offsets, made.rejected)
-                if builder.pending() > PENDING:
-                    _flush(builder, shard)
-                row += batch.height
-                bar.update(batch.height)
-            _flush(builder, shard)
-            shard.record |= {"key": self.key, "source": self.part.source, "rows_in": row - first}
+                if taken:
+                    _put(shard, *taken)
+                rows += read
+                bar.update(read)
+            _put(shard, *builder.take())
+            shard.record |= {"key": self.key, "source": self.part.source, "rows_in": rows}
             shard.record |= {"merged": builder.merged, "dropped": dict(builder.dropped)}
             shard.record |= {"encoder": builder.encoder.name, "why": builder.encoder.why}
         return shard.record
 
+    def _groups(
+        self, builder: GroupBuilder, batches: Iterator[pl.DataFrame]
+    ) -> Iterator[tuple[int, Pairs, tuple[TokenTable, TokenTable] | None]]:
+        """Of each batch its rows, its groups, and prompts and responses once there are enough of them to be written."""
+        before = self.part.start
+        for batch in batches:
+            try:
+                made = builder.add(batch, before=before)
+            except ValueError as error:
+                raise ValueError(f"{self.part.source}: {error}") from error
+            yield batch.height, made, builder.take() if builder.pending() > PENDING else None
+            before += batch.height
 
-def _flush(builder: GroupBuilder, shard: shards.Shard) -> None:
-    prompts, responses = builder.take()
+
+def _put(shard: shards.Shard, prompts: TokenTable, responses: TokenTable) -> None:
     for ids in prompts.pieces:
         shard.put_prompts(*ids)
     for ids in responses.pieces:
@@ -156,8 +167,7 @@ def _flush(builder: GroupBuilder, shard: shards.Shard) -> None:
 def _batches(part: Part) -> Iterator[pl.DataFrame]:
     if part.stop is None:
         return sources.stream(part.source, BATCH_ROWS, split=part.split, texts=SIDES)
-    whole = sources.scan(part.source).slice(part.start, part.stop - part.start)
-    return tables.batches(whole, BATCH_ROWS)
+    return sources.parquet_rows(part.source, BATCH_ROWS, start=part.start, stop=part.stop)
 
 
 def _parts(source: str | Path, shard_rows: int, split: str) -> Iterator[Part]:

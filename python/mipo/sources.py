@@ -9,9 +9,10 @@ import gzip
 import json
 import lzma
 import re
+import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,15 @@ from mipo.lazy import lazy
 
 if TYPE_CHECKING:
     import polars as pl
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 else:
+    pa = lazy("pyarrow")
     pl = lazy("polars")
+    pq = lazy("pyarrow.parquet")
 
 SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".csv")
+_PIECE = 1 << 20  # bytes of a Parquet column that are read at once
 _BOM = b"\xef\xbb\xbf"
 # Texts that polars may have made of something else in the JSON: a number, a truth value, an object, a list; and of half
 # a surrogate pair it makes \0. Few real texts look so, and only those are compared with what the file says.
@@ -82,10 +88,57 @@ def stream(source: str | Path, rows: int, *, split: str = "train", texts: Sequen
     if path.is_file() and name.suffix in (".jsonl", ".ndjson") and path.stat().st_size:
         yield from _stream_jsonl(path, rows, texts)
         return
-    whole = scan(source)
-    yield from tables.batches(
-        whole if isinstance(whole, pl.LazyFrame) else load(source, split=split, texts=texts), rows
-    )
+    if parquet_files(path):
+        yield from parquet_rows(source, rows)
+        return
+    yield from tables.batches(load(source, split=split, texts=texts), rows)
+
+
+def parquet_files(source: str | Path) -> list[Path]:
+    """The Parquet file, or those of a folder in the order in which `scan` reads them; none if it is another source."""
+    path = Path(source)
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path] * path.is_file()
+    return [file for file in files if file.suffix == ".parquet"]
+
+
+def parquet_rows(source: str | Path, rows: int, *, start: int = 0, stop: int | None = None) -> Iterator[pl.DataFrame]:
+    """Rows start..stop of the Parquet file, or of those of a folder, in their order, at most `rows` at a time.
+
+    Holds little more than these, where polars holds row groups, several at once. Raises ValueError, with the file and
+    where known the row, for what is broken.
+    """
+    stop, before = sys.maxsize if stop is None else stop, 0
+    for path in parquet_files(source):
+        try:
+            with pq.ParquetFile(path, pre_buffer=False, buffer_size=_PIECE) as file:
+                sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+                ends = list(accumulate(sizes, initial=before))
+                wanted = [group for group in range(len(sizes)) if ends[group] < stop and ends[group + 1] > start]
+                at = ends[wanted[0]] if wanted else before
+                for batch in file.iter_batches(rows, row_groups=wanted):
+                    first, last = max(start - at, 0), min(stop - at, len(batch))
+                    if first < last:
+                        yield _polars(batch.slice(first, last - first), path, at + first)
+                    at += len(batch)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{path}: not a readable parquet file ({error})") from None
+        before = ends[-1]
+
+
+def _polars(batch: pa.RecordBatch, path: Path, before: int) -> pl.DataFrame:
+    """The batch for polars, which trusts that texts are UTF-8; ValueError names the row of one that is not."""
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid:
+        for row in range(len(batch)):
+            try:
+                batch.slice(row, 1).to_pylist()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}: row {before + row + 1}: not valid UTF-8 ({error})") from None
+        raise
+    frame = pl.from_arrow(batch)
+    assert isinstance(frame, pl.DataFrame)
+    return frame
 
 
 def _stream_jsonl(path: Path, rows: int, texts: Sequence[str]) -> Iterator[pl.DataFrame]:

@@ -6,8 +6,9 @@ Knows rows and files. Knows nothing of what the columns mean.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
 from mipo import files
 from mipo.lazy import lazy
@@ -23,6 +24,7 @@ else:
     pl = lazy("polars")
     pq = lazy("pyarrow.parquet")
 
+T = TypeVar("T")
 # A pass splits its table into at most this many buckets: each row of a batch goes to any of them, and pieces of less
 # than a thousandth of a batch would be mostly file headers. It bounds n at MOST_BUCKETS times the rows of a batch.
 MOST_BUCKETS = 4096
@@ -62,6 +64,16 @@ def batches(table: Table, rows: int) -> Iterator[pl.DataFrame]:
             held, none = held[rows:], False
     if held.height or none:
         yield held
+
+
+def ahead(batches: Iterator[T]) -> Iterator[T]:
+    """The same, each made by a thread while the one before it is in use."""
+    with ThreadPoolExecutor(1) as thread:
+        end = object()
+        made = thread.submit(next, batches, end)
+        while (batch := made.result()) is not end:
+            made = thread.submit(next, batches, end)
+            yield cast("T", batch)
 
 
 def write(frames: Iterable[pl.DataFrame], path: Path) -> None:

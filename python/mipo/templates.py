@@ -91,6 +91,16 @@ class Renderer:
         made = self._by_transformers(conversations.gather(rest), add_generation_prompt, rows=left)
         return texts.scatter(rest, made)
 
+    def push(self, builder: _native.GroupBuilder, chats: Sequence[pl.Series], groups: Any, **how: Any) -> Any:
+        """As the builder's `push_chats`: (prompts, chosen, rejected) become ids, and their texts are never kept.
+
+        None where one is not Rust's to render, or the template refuses it: `render` does it, or says what is wrong.
+        """
+        prompts, chosen, rejected = (_checked(chat).rechunk() for chat in chats)
+        if self.native is None or not all(map(_of_texts, (prompts, chosen, rejected))):
+            return None
+        return builder.push_chats(self.native, (prompts, chosen, rejected), groups, **how)
+
     def _by_transformers(
         self,
         conversations: pl.Series,

@@ -30,6 +30,7 @@ else:
     pa = lazy("pyarrow")
 
 
+SPOTS = 64  # entries of a vocabulary by which it is known again
 Choice: TypeAlias = Literal["auto", "fastokens", "tokenizers"]
 
 
@@ -165,7 +166,33 @@ def tokenizer_json(tokenizer: Any) -> bytes:
             "tokenizer: expected a Hugging Face fast tokenizer, a tokenizers.Tokenizer or a path of a tokenizer.json, "
             f"came {type(tokenizer).__name__}"
         )
+    return _said(backend, state) if (state := _state(backend)) else str(backend.to_str()).encode()
+
+
+@functools.lru_cache(maxsize=4)
+def _said(backend: Any, state: tuple[object, ...]) -> bytes:
+    """The `tokenizer.json` of a tokenizer in this state: to write 150,000 merges takes as long as to encode 50 MB."""
     return str(backend.to_str()).encode()
+
+
+def _state(backend: Any) -> tuple[object, ...] | None:
+    """What changes ids when it is changed on a `tokenizers.Tokenizer`; None for what is none, or has parts in Python.
+
+    Of vocabulary and merges, which no method changes one by one, the size and some entries stand for all.
+    """
+    if type(backend).__module__ != "tokenizers":
+        return None
+    parts = (backend.normalizer, backend.pre_tokenizer, backend.post_processor)
+    try:
+        steps = tuple(part and (type(part).__name__, part.__getstate__()) for part in parts)
+    except Exception:  # tokenizers raises this itself where a part is written in Python
+        return None
+    model, size = backend.model, backend.get_vocab_size(True)
+    public = ((name, getattr(model, name)) for name in dir(model) if not name.startswith("_"))
+    settings = tuple((name, value) for name, value in public if not callable(value))
+    added = tuple((place, repr(token)) for place, token in backend.get_added_tokens_decoder().items())
+    spots = tuple(backend.id_to_token(place) for place in range(0, size, 1 + size // SPOTS))
+    return steps, type(model).__name__, settings, added, size, spots
 
 
 def _strings(texts: Any) -> pa.Array:

@@ -6,11 +6,13 @@ use arrow_array::ArrayRef;
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 
+use super::templates::{Template, conversations};
 use super::tokens::{Encoder, PyTable, to_python};
 use super::{array, chunks, slice, strings};
 use crate::checksum::{checksum as xxh3, checksum_file as xxh3_file};
+use crate::error::Error;
 use crate::groups::{Groups, Interner, Made};
-use crate::texts::{Plain, Rendered, Unfinished};
+use crate::texts::{Chats, Plain, Rendered, Unfinished};
 
 /// XXH3 of buffers, as 32 hexadecimal digits.
 #[pyfunction]
@@ -140,6 +142,37 @@ impl GroupBuilder {
             interner.push(encoder, &texts, groups, limit)
         })?;
         Ok(hand_over(py, made))
+    }
+
+    /// Chats: `chats` are (prompts, chosen, rejected) as lists of messages, each in one chunk; None where the template
+    /// does not render one of them, and then nothing is stored.
+    #[pyo3(signature = (template, chats, groups, *, end_ids, limit=None))]
+    fn push_chats<'py>(
+        &mut self,
+        py: Python<'py>,
+        template: &Bound<'py, Template>,
+        chats: [Bound<'py, PyAny>; 3],
+        groups: PyGroups<'py>,
+        end_ids: Vec<u32>,
+        limit: Option<usize>,
+    ) -> PyResult<Option<PyMade<'py>>> {
+        let (arrays, asked) = (read(&chats)?, Asked::new(&groups)?);
+        let groups = asked.groups(&end_ids, false)?;
+        let (encoder, interner, template) = (&self.encoder.get().0, &mut self.interner, &template.get().0);
+        let made = py.detach(|| {
+            let chats = Chats {
+                template,
+                prompts: conversations(&arrays[0])?,
+                chosen: conversations(&arrays[1])?,
+                rejected: conversations(&arrays[2])?,
+            };
+            interner.push(encoder, &chats, groups, limit)
+        });
+        match made {
+            Ok(made) => Ok(Some(hand_over(py, made))),
+            Err(Error::Unmade { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Chats, rendered: `texts` are (prompts, each prompt with its chosen response, and with each rejected one).

@@ -44,15 +44,24 @@ fn render(template: &template::Template, chunks: &[ArrayRef], prompt: bool) -> R
     let mut made = Vec::with_capacity(chunks.len());
     let mut rows = 0;
     for chunk in chunks {
-        let conversations = conversations(chunk, rows)?;
+        let conversations = of_chunk(chunk, rows)?;
         rows += conversations.len();
         made.push(template.render_all(&conversations, prompt));
     }
     Ok(Rendered::joined(made))
 }
 
-/// The conversations of an Arrow array of lists of messages, borrowed; `before` rows stand before it.
-pub(super) fn conversations(chunk: &ArrayRef, before: usize) -> Result<Conversations<'_>, Error> {
+/// The conversations of an Arrow array of lists of messages in one chunk, borrowed.
+pub(super) fn conversations(chunks: &[ArrayRef]) -> Result<Conversations<'_>, Error> {
+    match chunks {
+        [] => Ok(Conversations::default()),
+        [chunk] => of_chunk(chunk, 0),
+        _ => Err(Error::Chunks { got: chunks.len() }),
+    }
+}
+
+/// The conversations of a chunk; `before` rows stand before it.
+fn of_chunk(chunk: &ArrayRef, before: usize) -> Result<Conversations<'_>, Error> {
     if let Some(row) = (0..chunk.len()).find(|&row| chunk.null_count() > 0 && chunk.is_null(row)) {
         return Err(Error::Null { row: before + row });
     }
