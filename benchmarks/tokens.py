@@ -10,11 +10,12 @@ PEERS is an environment of its own for what is not in our lock; without it these
 Encoding: each engine is a process that holds the texts in the form that it likes best. All take turns, one at a time,
 from either end; the first call of a process is cold, the next ones are warm, the median of all rounds counts. The slow
 one, tokenizers, gets a part of the rows, and its speed is that of these. Opening the tokenizer, told apart, takes in a
-first text of one letter. Preparing: `mipo tokens` from the shell, start and tokenizer included, against TRL's
-`_prepare_dataset` with two processes, from the same Parquet file, without its start, imports and tokenizer; also after
-`fastokens.patch_transformers()`. TRL runs on the first number of pairs, and its time for the others follows from what
-it took for each row beyond the sample, unless `--long`. First all are checked for equal ids. `texts.py` says what the
-texts are, `engines.py` and `preparation.py` how each contender is called.
+first text of one letter. Preparing: `mipo.preparation.prepare`, which is `mipo tokens`, against TRL's
+`_prepare_dataset` with two processes, from the same Parquet file, each with its tokenizer loaded; also after
+`fastokens.patch_transformers()`. Start, imports and tokenizers stand in seconds of the process. Our engine is opened
+before as TRL's is; beside plain TRL, which opens none, its time is ours. TRL runs on the first number of pairs, and its
+time for the others follows from what it took for each row beyond the sample, unless `--long`. First all are checked for
+equal ids. `texts.py` says what the texts are, `engines.py` and `preparation.py` how each contender is called.
 """
 
 import argparse
@@ -115,6 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
     elif not (args.shared / "data").is_dir():
         parser.error(f"{args.shared}: expected a folder with data and tokenizers; give --shared, or --small")
     # All children inherit it; thread pools count what they may use.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each process compiles all that it imports
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
     record: Row = {"made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "small": args.small}
     record |= {"machine": machine(), "encode": [], "prepare": [], "left_out": {}}
@@ -308,6 +310,8 @@ def prepare(args: argparse.Namespace, folder: Path, left_out: dict[str, str]) ->
                 figures = {figure: statistics.median(run[figure] for run in runs) for figure in verdicts.FIGURES}
                 told = {"sample_seconds": checked[name]["seconds"]}
                 told |= {key: runs[0][key] for key in ("process_seconds", "written_bytes") if key in runs[0]}
+                if "engine_seconds" in runs[0]:
+                    told["engine_seconds"] = statistics.median(run["engine_seconds"] for run in runs)
                 rows[-1]["contenders"].append(
                     {"name": name, "runs": [run["seconds"] for run in runs], **figures, **told, "wrong": wrong[name]}
                 )

@@ -1,4 +1,4 @@
-//! Preference groups on token ids: prompt and responses apart by TRL's rule, each distinct one stored once. Knows texts,
+//! Preference groups on token ids: prompt and responses apart by TRL's rule, each stored once among many. Knows texts,
 //! ids and row numbers; no template and no Python.
 
 use std::collections::HashMap;
@@ -95,7 +95,7 @@ pub struct Made {
     pub merged: u64,
 }
 
-/// Distinct prompts and responses of all groups so far; the ids of those that were not taken yet.
+/// The prompts and responses of groups, each once among [`KNOWN`]; the ids of those that were not taken yet.
 #[derive(Debug, Default)]
 pub struct Interner {
     prompts: Distinct,
@@ -292,8 +292,8 @@ fn common_prefix_length(one: &[u32], other: &[u32]) -> usize {
     one.iter().zip(other).take_while(|(x, y)| x == y).count()
 }
 
-/// Sequences that are known; then all are forgotten, so that what is held does not grow with what comes. So many fill a
-/// hash map that a few more would double.
+/// Sequences that are known at a time; with one more all are forgotten, so that what is held does not grow with what
+/// comes. So many fill a hash map that one more would double.
 const KNOWN: usize = 7 << 15;
 
 /// Ids for which there is room at once. So large a piece comes from the system by itself, untouched, and goes back to it

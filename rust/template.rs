@@ -62,18 +62,15 @@ pub struct Template {
 }
 
 impl Template {
-    /// The template of a source in the normal form; `variables` are texts with the names that it uses for them.
+    /// The template of a source in the normal form.
     ///
     /// # Errors
     /// A source that cannot be parsed.
-    pub fn new(source: &str, variables: &[(String, String)]) -> Result<Self, Error> {
+    pub fn new(source: &str) -> Result<Self, Error> {
         let refuse = |reason: Raised| Error::Template {
             reason: reason.to_string(),
         };
         let mut environment = environment();
-        for (name, value) in variables {
-            environment.add_global(name.clone(), Value::from(value.as_str()));
-        }
         environment
             .add_template_owned(NAME, source.to_owned())
             .map_err(refuse)?;

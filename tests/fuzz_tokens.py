@@ -1,4 +1,5 @@
-"""Fuzzer over tokenizer × text: ids of `mipo.encode` are those of the `tokenizers` package, whatever the text.
+"""Fuzzer over tokenizer × text: ids of `mipo.encode` are those of the `tokenizers` package, whatever the text; and so
+are those of prompts and responses, which are not encoded whole, with the border where TRL has it.
 
     python tests/fuzz_tokens.py --minutes 60 --seed 0
 
@@ -20,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import tokenizers
 
-from mipo import demo
-from mipo.tokens import encode, open_encoder
+from mipo import _native, demo
+from mipo.tokens import TokenTable, encode, open_encoder
 
 SHARED = Path(__file__).parents[2] / "shared"
 BATCH = 1_000
@@ -203,6 +205,30 @@ def first_difference(texts: list[str], target: Target, special: bool) -> str | N
     return next(text for text, found, ids in zip(texts, table, expected, strict=True) if found.tolist() != ids)
 
 
+def first_wrong_group(texts: list[str], target: Target, rng: random.Random) -> tuple[str, str] | None:
+    """The first text and continuation that are separated otherwise than by the tokenizer's ids and TRL's rule.
+
+    Between them stands what a text may be cut at (rust/seams.rs), or nearly.
+    """
+    middles = ("", " a", "a b", " the and", "ab  c", "x y\u0301", "a b ", "s t's", "é z", "a b<")
+    prompts = [text + rng.choice(middles) for text in texts]
+    said = [rng.choice((text, text[:3], " " + text)) for text in reversed(texts)]
+    joints = [prompt + own for prompt, own in zip(prompts, said, strict=True)]
+    alone, whole = (target.truth.encode_batch_fast(side) for side in (prompts, joints))
+    builder = _native.GroupBuilder(open_encoder(target.truth))
+    finished, count = np.zeros(len(texts), dtype=bool), len(texts)
+    groups = (np.arange(count + 1), np.arange(count, dtype=np.uint64), finished, finished)
+    own = pl.Series(said, dtype=pl.String)
+    _, prompt, chosen, *_ = builder.push_text((pl.Series(prompts, dtype=pl.String), own, own), groups, end="")
+    heads, tails = TokenTable((builder.take_prompts(),)), TokenTable((builder.take_responses(),))
+    for row in range(count):
+        one, both = alone[row].ids, whole[row].ids
+        border = next((i for i, (a, b) in enumerate(zip(one, both, strict=False)) if a != b), min(len(one), len(both)))
+        if (heads[prompt[row]].tolist(), tails[chosen[row]].tolist()) != (both[:border], both[border:]):
+            return prompts[row], said[row]
+    return None
+
+
 def fuzz(seconds: float, seed: int, names: list[str], say: Callable[[str], None] = lambda line: None) -> str | None:
     """What differs, or None after `seconds`."""
     rng, real, targets = random.Random(seed), load_texts(), list(load_targets(names))
@@ -216,6 +242,9 @@ def fuzz(seconds: float, seed: int, names: list[str], say: Callable[[str], None]
         found = first_difference(texts, target, special)
         if found is not None:
             return f"{target.name}, add_special_tokens={special}: {minimize(found, target, special)!r}"
+        wrong = first_wrong_group(texts[: BATCH // 2], target, rng)
+        if wrong is not None:
+            return f"{target.name}, prompt and response: {wrong!r}"
         tried, size = tried + len(texts), size + sum(len(text.encode()) for text in texts)
         if time.monotonic() - said > 60:
             said = time.monotonic()

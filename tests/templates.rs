@@ -34,7 +34,7 @@ fn row(rendered: &Rendered, row: usize) -> &str {
 fn all_at_once_is_one_by_one() {
     let texts: Vec<String> = (0..1_000).map(|c| format!(" \u{1f}{c} é\n")).collect();
     let asked = conversations(&texts);
-    let template = Template::new(SOURCE, &[]).unwrap();
+    let template = Template::new(SOURCE).unwrap();
     for prompt in [false, true] {
         let all = template.render_all(&asked, prompt);
         assert_eq!(all.offsets.len(), texts.len() + 1);
@@ -49,7 +49,7 @@ fn all_at_once_is_one_by_one() {
 fn parts_are_one_chat() {
     let texts: Vec<String> = ["ask", "answer"].map(str::to_owned).into();
     let asked = conversations(&texts);
-    let template = Template::new(SOURCE, &[]).unwrap();
+    let template = Template::new(SOURCE).unwrap();
     let whole = template.render(&[(&asked, 0), (&asked, 1)], false).unwrap();
     assert_eq!(whole, "<user>ask<user>answer<assistant>answer");
     let alone = template.render(&[(&asked, 0)], true).unwrap();
@@ -63,14 +63,14 @@ fn a_failed_row_has_no_text_and_the_template_s_words() {
         .collect();
     let asked = conversations(&texts);
     let source = "{% if (messages|at(0)).content == 'no' %}{{ raise_exception('never') }}{% endif %}x";
-    let all = Template::new(source, &[]).unwrap().render_all(&asked, false);
+    let all = Template::new(source).unwrap().render_all(&asked, false);
     assert_eq!(all.failed, [(200, "never".to_owned())]);
     assert!((0..300).all(|c| row(&all, c) == if c == 200 { "" } else { "x" }));
 }
 
 #[test]
 fn what_is_not_rust_s_to_render_is_left() {
-    let template = || Template::new("{{ (messages|at(0)).content|py_upper }}", &[]).unwrap();
+    let template = || Template::new("{{ (messages|at(0)).content|py_upper }}").unwrap();
     let chat = |content, extra| Conversations {
         offsets: vec![0, 1],
         fields: vec![
@@ -93,14 +93,10 @@ fn what_is_not_rust_s_to_render_is_left() {
 }
 
 #[test]
-fn variables_are_texts_and_only_text_comes_out() {
+fn only_text_comes_out() {
     let texts = vec!["x".to_owned()];
     let asked = conversations(&texts);
-    let render = |source| {
-        let variables = [("bos_token".to_owned(), "<s>".to_owned())];
-        Template::new(source, &variables).unwrap().render(&[(&asked, 0)], false)
-    };
-    assert_eq!(render("{{ bos_token }}"), Ok("<s>".to_owned()));
+    let render = |source| Template::new(source).unwrap().render(&[(&asked, 0)], false);
     assert_eq!(
         render("{{ none|soft }}{{ true|soft }}{{ undef|soft }}{{ 7|soft }}"),
         Ok("NoneTrue7".to_owned())
@@ -120,7 +116,7 @@ fn variables_are_texts_and_only_text_comes_out() {
     ] {
         assert!(render(source).is_err(), "{source}");
     }
-    assert!(Template::new("{% if %}", &[]).is_err());
+    assert!(Template::new("{% if %}").is_err());
 }
 
 #[test]
@@ -135,7 +131,7 @@ fn reasoning_has_all_its_names() {
     };
     let source =
         "{% set m = messages|at(0) %}{{ m.reasoning_content|soft }},{{ m.thinking|soft }},{{ m.reasoning|soft }}";
-    let template = Template::new(source, &[]).unwrap();
+    let template = Template::new(source).unwrap();
     let render = |field| template.render(&[(&chat(field, "r"), 0)], false).unwrap();
     assert_eq!(render("reasoning_content"), "r,r,");
     assert_eq!(render("thinking"), "r,r,");

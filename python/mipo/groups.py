@@ -40,8 +40,8 @@ CHECKED = 4
 class GroupBuilder:
     """Makes groups of ids of preference pairs, batch by batch.
 
-    Each distinct prompt and response is stored once; `take` gives those that came since the last call. `dropped` counts
-    pairs by reason, `merged` groups whose border was moved.
+    A prompt or response is stored once, unless 200,000 others came in between; `take` gives those that came since the
+    last call. `dropped` counts pairs by reason, `merged` groups whose border was moved.
     """
 
     def __init__(self, tokenizer: Any, *, max_length: int | None = None, encoder: Choice = "auto") -> None:

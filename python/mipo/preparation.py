@@ -51,10 +51,10 @@ def prepare(
 
     `pairs`: files of TRL's preference format (text or conversational, prompt explicit or implicit) as JSONL, Parquet or
     CSV (also .gz, .xz), folders of Parquet parts, or Hugging Face datasets. Parquet is cut into shards of about
-    `shard_rows` rows, never within a prompt_id; any other source is one shard. In a shard each distinct prompt and
-    response is stored once. Memory is that of a batch, and about 250 bytes a row of the shard. Shards that are there,
-    of the same rows and settings, are not made again. `max_length` and `encoder` as in `mipo.groups.tokenize`. `each`
-    does the work of the shards elsewhere, as `mipo.cluster.run`.
+    `shard_rows` rows, never within a prompt_id; any other source is one shard. In a shard a prompt or response is
+    stored once, unless 200,000 others came in between. Memory is that of a few batches, whatever the number of rows.
+    Shards that are there, of the same rows and settings, are not made again. `max_length` and `encoder` as in
+    `mipo.groups.tokenize`. `each` does the work of the shards elsewhere, as `mipo.cluster.run`.
 
     Returns the manifest: rows_in, dropped (reason → rows), merged, groups, and the shards. Raises ValueError for what
     are no pairs, with the row, and for a folder that holds tokens of other pairs or settings.

@@ -61,7 +61,7 @@ class Pairs:
 
 @dataclass(frozen=True, eq=False)
 class PairStore:
-    """Preference groups on token ids: each prompt and response is stored once (a shard), and a group is row numbers.
+    """Preference groups on token ids: prompts and responses are rows, shared within a shard, and groups row numbers.
 
     `merged` groups have responses that begin before their prompt, tokenized alone, ends: there the common ids are the
     prompt, as TRL has it. `fingerprint` tells the tokenizer and template that made the ids. A store is a data set:

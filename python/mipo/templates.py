@@ -4,7 +4,8 @@ Knows tokenizers' chat templates, and when to leave one to transformers. Knows n
 
 Three things stand between a difference and a text. A template is rendered by Rust only if every construct that a chat
 of texts can reach has a normal form (`mipo.jinja`); and if, when it is opened, both render a set of nasty
-conversations alike, errors included; and every 1,000th conversation of a batch, at least one, is rendered by both.
+conversations alike, errors included; and every 1,000th conversation of a batch, at least one, is rendered by both. (Of
+chats that become ids at once, by `Renderer.push`, it is the ids of a few that are compared, in `mipo.groups`.)
 """
 
 from __future__ import annotations

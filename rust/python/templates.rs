@@ -20,7 +20,7 @@ type PyTexts = (Py<PyArray1<i64>>, Py<PyArray1<u8>>, Vec<(usize, String)>);
 impl Template {
     #[new]
     fn new(source: &str, absent: Vec<String>) -> PyResult<Self> {
-        Ok(Self(template::Template::new(source, &[])?.without(absent)))
+        Ok(Self(template::Template::new(source)?.without(absent)))
     }
 
     /// The text of each conversation.
