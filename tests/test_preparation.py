@@ -1,5 +1,6 @@
 """Laws of preparation: files of any origin become TRL's ids, however they are cut into shards, or are stopped."""
 
+import gzip
 import json
 import random
 from pathlib import Path
@@ -34,6 +35,24 @@ def ids(folder: Path) -> list[tuple[list[int], ...]]:
     return mipo_ids(PairStore.open(folder))
 
 
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Rows as a source, of the kind that its name tells."""
+    frame = pl.DataFrame(rows)
+    if path.name == "pairs.parquet":
+        frame.write_parquet(path, row_group_size=4)
+    elif path.name == "parts":
+        path.mkdir()
+        for part in range(3):
+            frame[part * 9 : (part + 1) * 9].write_parquet(path / f"part-{part}.parquet", row_group_size=4)
+    elif path.name == "dataset":
+        pytest.importorskip("datasets").Dataset.from_list(rows).save_to_disk(str(path))
+    else:
+        write_jsonl(path.with_name("pairs.jsonl"), rows)
+        if path.suffix == ".gz":
+            path.write_bytes(gzip.compress(path.with_name("pairs.jsonl").read_bytes()))
+    return path
+
+
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several batches, and several writes, in a few rows."""
@@ -42,19 +61,16 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("shape", [text, chat])
-@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("kind", ["pairs.jsonl", "pairs.jsonl.gz", "pairs.parquet", "parts", "dataset"])
 @pytest.mark.parametrize("shard_rows", [5, 1_000])
-def test_a_file_becomes_trls_ids(tmp_path: Path, demo_tokenizer: Any, shape: Any, suffix: str, shard_rows: int) -> None:
+def test_rows_of_any_source_become_trls_ids(
+    tmp_path: Path, demo_tokenizer: Any, shape: Any, kind: str, shard_rows: int
+) -> None:
     rows = rows_of(23, shape)
-    path = tmp_path / f"pairs{suffix}"
-    if suffix == ".parquet":
-        pl.DataFrame(rows).write_parquet(path, row_group_size=4)
-    else:
-        write_jsonl(path, rows)
-    told = prepare([path], demo_tokenizer, tmp_path / "tokens", shard_rows=shard_rows)
+    told = prepare([write(tmp_path / kind, rows)], demo_tokenizer, tmp_path / "tokens", shard_rows=shard_rows)
     assert ids(tmp_path / "tokens") == trl_ids(rows, demo_tokenizer)
     assert (told["rows_in"], told["groups"], told["dropped"]) == (23, 23, {})
-    assert len(told["shards"]) == (5 if suffix == ".parquet" and shard_rows == 5 else 1)
+    assert len(told["shards"]) == (5 if shard_rows == 5 else 1)
 
 
 def test_a_prompt_without_a_column_of_its_own_is_what_both_have_in_common(tmp_path: Path, demo_tokenizer: Any) -> None:
@@ -77,14 +93,16 @@ def test_tools_and_arguments_of_the_template_are_handed_to_it_as_trl_does(tmp_pa
     assert "function" in tokenizer.decode(ids(tmp_path / "tokens")[0][0])
 
 
+@pytest.mark.parametrize("kind", ["pairs.jsonl", "pairs.parquet"])
 @pytest.mark.parametrize("shard_rows", [1, 2, 3, 5, 50])
-def test_a_group_is_in_one_shard_whatever_their_size(tmp_path: Path, demo_tokenizer: Any, shard_rows: int) -> None:
+def test_a_group_is_in_one_shard_whatever_their_size(
+    tmp_path: Path, demo_tokenizer: Any, kind: str, shard_rows: int
+) -> None:
     draw, rows = random.Random(1), []
     for number, row in enumerate(rows_of(11, chat)):
         rows += [row | {"prompt_id": number, "rejected": one["rejected"]} for one in rows_of(draw.randint(1, 12), chat)]
     pairs = pl.DataFrame(rows)
-    pairs.write_parquet(tmp_path / "pairs.parquet")
-    told = prepare([tmp_path / "pairs.parquet"], demo_tokenizer, tmp_path / "tokens", shard_rows=shard_rows)
+    told = prepare([write(tmp_path / kind, rows)], demo_tokenizer, tmp_path / "tokens", shard_rows=shard_rows)
     whole, _ = tokenize(pairs, demo_tokenizer)
     assert ids(tmp_path / "tokens") == mipo_ids(whole)
     assert told["rows_in"] == pairs.height

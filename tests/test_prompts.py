@@ -425,9 +425,26 @@ def test_rows_of_parquet_files_are_read_from_anywhere_to_anywhere(
     whole = sources.scan(folder).lazy().collect()
     start = data.draw(st.integers(0, sum(sizes)))
     stop = data.draw(st.none() | st.integers(start, sum(sizes) + 1))
-    batches = list(sources.parquet_rows(folder, rows, start=start, stop=stop))
+    batches = list(sources.stream(folder, rows, start=start, stop=stop))
     assert pl.concat([whole.clear(), *batches]).equals(whole[start:stop])
     assert all(0 < batch.height <= rows for batch in batches)
+    assert sources.height(folder) == whole.height
+
+
+@given(st.lists(st.booleans(), max_size=12), st.integers(0, 13), st.none() | st.integers(0, 13), st.integers(1, 5))
+@settings(max_examples=80, deadline=None)
+def test_rows_of_jsonl_are_read_from_anywhere_to_anywhere_blank_lines_aside(
+    tmp_path_factory: Any, lines: list[bool], start: int, stop: int | None, rows: int
+) -> None:
+    path = tmp_path_factory.mktemp("lines") / "p.jsonl"
+    kept = [place for place, full in enumerate(lines) if full]
+    path.write_text("\n" + "".join(f'{{"n": {place}}}\n' if full else " \n" for place, full in enumerate(lines)))
+    batches = list(sources.stream(path, rows, start=start, stop=stop))
+    assert [n for batch in batches for n in batch["n"]] == kept[start:stop]
+    assert sources.height(path) == len(kept)
+    path.write_text(path.read_text() + "{broken\n")
+    with pytest.raises(ValueError, match=rf"p\.jsonl: row {len(kept) + 1} \(line {len(lines) + 2}\): not valid JSON"):
+        list(sources.stream(path, rows, start=min(start, len(kept))))
 
 
 def test_a_broken_parquet_file_is_named_with_the_row_where_it_is_known(tmp_path: Path) -> None:
@@ -441,12 +458,12 @@ def test_a_broken_parquet_file_is_named_with_the_row_where_it_is_known(tmp_path:
     for column in (pa.array(said, pa.binary()).view(pa.string()), nested.view(as_text)):
         pq.write_table(pa.table({"said": column}), tmp_path / "p.parquet", row_group_size=6)
         with pytest.raises(ValueError, match=r"p\.parquet: row 14: not valid UTF-8"):
-            list(sources.parquet_rows(tmp_path / "p.parquet", 4, start=7))
+            list(sources.stream(tmp_path / "p.parquet", 4, start=7))
     data = (tmp_path / "p.parquet").read_bytes()
-    for broken in (data[:-9], b"", data[:40] + bytes(90) + data[130:]):
+    for broken in (data[:-9], data[:40] + bytes(90) + data[130:]):
         (tmp_path / "p.parquet").write_bytes(broken)
         with pytest.raises(ValueError, match=r"p\.parquet: not a readable parquet file"):
-            list(sources.parquet_rows(tmp_path / "p.parquet", 4))
+            list(sources.stream(tmp_path / "p.parquet", 4))
 
 
 def test_broken_parquet_and_archives_are_refused(tmp_path: Path) -> None:

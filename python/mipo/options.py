@@ -35,7 +35,7 @@ HELP = {
     "sample": "how many pairs the page shows",
     "seed": "the same seed gives the same result",
     "share": "share of a held-out prompt's words that lies in runs of words which the prompt has too",
-    "shard_rows": "rows of Parquet files that make one shard",
+    "shard_rows": "rows that make one shard",
     "split": "split of a Hugging Face dataset",
     "temperature": "sampling temperature; 0 is greedy",
     "top_p": "nucleus sampling",

@@ -50,9 +50,9 @@ def prepare(
     """Tokenizes files of preference pairs as TRL 1.16 would, into a store for `mipo.PairStore.open`.
 
     `pairs`: files of TRL's preference format (text or conversational, prompt explicit or implicit) as JSONL, Parquet or
-    CSV (also .gz, .xz), folders of Parquet parts, or Hugging Face datasets. Parquet is cut into shards of about
-    `shard_rows` rows, never within a prompt_id; any other source is one shard. In a shard a prompt or response is
-    stored once, unless 200,000 others came in between. Memory is that of a few batches, whatever the number of rows.
+    CSV (also .gz, .xz), folders of Parquet parts, or Hugging Face datasets. They are cut into shards of about
+    `shard_rows` rows, never within a prompt_id. In a shard a prompt or response is stored once, unless 200,000 others
+    came in between. Memory is that of a few batches, whatever the number of rows (a CSV file is read whole).
     Shards that are there, of the same rows and settings, are not made again. `max_length` and `encoder` as in
     `mipo.groups.tokenize`. `each` does the work of the shards elsewhere, as `mipo.cluster.run`.
 
@@ -82,13 +82,17 @@ def prepare(
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of a source, by its content: `stop` is None for all of them."""
+    """Rows start..stop of a source, by its content."""
 
     source: str
     content: str
     split: str
-    start: int = 0
-    stop: int | None = None
+    start: int
+    stop: int
+
+    def batches(self) -> Iterator[pl.DataFrame]:
+        """Its rows, in order."""
+        return sources.stream(self.source, BATCH_ROWS, start=self.start, stop=self.stop, split=self.split, texts=SIDES)
 
 
 @dataclass(frozen=True)
@@ -125,10 +129,10 @@ class Shard:
         from tqdm import tqdm
 
         builder = GroupBuilder(self.tokenizer, max_length=self.about["max_length"], encoder=self.encoder)
-        total = self.part.stop and self.part.stop - self.part.start
+        total = self.part.stop - self.part.start
         bar = tqdm(total=total, desc=self.progress, unit="row", delay=0.5, disable=self.progress is None)
         # One batch is read, one tokenized and one written at a time.
-        batches = tables.ahead(aligned(_batches(self.part)))
+        batches = tables.ahead(aligned(self.part.batches()))
         rows = 0
         with shards.Shard(self.folder, self.number) as shard, bar:
             for read, made, taken in tables.ahead(self._groups(builder, batches)):
@@ -164,39 +168,39 @@ def _put(shard: shards.Shard, prompts: TokenTable, responses: TokenTable) -> Non
         shard.put_responses(*ids)
 
 
-def _batches(part: Part) -> Iterator[pl.DataFrame]:
-    if part.stop is None:
-        return sources.stream(part.source, BATCH_ROWS, split=part.split, texts=SIDES)
-    return sources.parquet_rows(part.source, BATCH_ROWS, start=part.start, stop=part.stop)
-
-
 def _parts(source: str | Path, shard_rows: int, split: str) -> Iterator[Part]:
     path = Path(source)
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     told = " ".join(_content(file) for file in files) if path.exists() else str(source)
-    part = Part(str(path.absolute() if path.exists() else source), hashlib.sha256(told.encode()).hexdigest(), split)
-    whole = sources.scan(source) if path.suffix == ".parquet" or any(path.glob("*.parquet")) else None
-    if not isinstance(whole, pl.LazyFrame):
-        yield part
-        return
-    rows = tables.height(whole)
-    borders = [0, *_borders(whole, rows, shard_rows), rows]
-    yield from (replace(part, start=start, stop=stop) for start, stop in pairwise(borders))
+    content = hashlib.sha256(told.encode()).hexdigest()
+    rows = sources.height(source, split=split)
+    whole = Part(str(path.absolute() if path.exists() else source), content, split, 0, rows)
+    borders = [0, *_borders(whole, shard_rows), rows]
+    yield from (replace(whole, start=start, stop=stop) for start, stop in pairwise(borders))
 
 
-def _borders(whole: pl.LazyFrame, rows: int, shard_rows: int) -> Iterator[int]:
+def _borders(whole: Part, shard_rows: int) -> Iterator[int]:
     """Where shards start, but for the first one: a prompt_id stays in one shard."""
-    last, ids = 0, "prompt_id" in whole.collect_schema()
-    for border in range(shard_rows, rows, shard_rows):
-        while ids and border < rows:
-            near = whole.slice(border - 1, BATCH_ROWS).select("prompt_id").collect()["prompt_id"]
-            other = (near != near[0]).arg_true()
-            border += int(other[0]) - 1 if len(other) else near.len()
-            if len(other):
-                break
-        if last < border < rows:
-            yield border
-            last = border
+    last = 0
+    for border in range(shard_rows, whole.stop, shard_rows):
+        if last < border:
+            last = _other_prompt(whole, border)
+            if last < whole.stop:
+                yield last
+
+
+def _other_prompt(whole: Part, row: int) -> int:
+    """The first row from this one on whose prompt_id is not that of the row before it."""
+    at, before = row - 1, None
+    for batch in replace(whole, start=at).batches():
+        if "prompt_id" not in batch.columns:
+            return row
+        ids = batch["prompt_id"]
+        before = ids[:1] if before is None else before
+        if len(other := ids.ne_missing(before).arg_true()):
+            return at + int(other[0])
+        at += batch.height
+    return whole.stop
 
 
 def _content(path: Path) -> str:

@@ -12,9 +12,10 @@ import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from mipo import tables
 from mipo.lazy import lazy
@@ -46,7 +47,8 @@ def load(source: str | Path, *, split: str = "train", texts: Sequence[str] = ())
     check(source)
     path = Path(source)
     if path.is_dir() or not path.exists():
-        return _load_dataset(source, split)
+        found = _dataset(source, split)
+        return _frame(found, 0, len(found))
     suffix = next((s for s in reversed(path.suffixes) if s in SUFFIXES), None)
     if suffix is None or path.suffix not in (suffix, ".gz", ".xz"):
         raise ValueError(f"{source}: expected a file named {', '.join(SUFFIXES)} (or .gz, .xz of one), or a dataset")
@@ -78,50 +80,85 @@ def scan(source: str | Path) -> pl.DataFrame | pl.LazyFrame:
     return lazy_frame
 
 
-def stream(source: str | Path, rows: int, *, split: str = "train", texts: Sequence[str] = ()) -> Iterator[pl.DataFrame]:
-    """As `load`, about `rows` rows at a time: of Parquet and JSONL files, and of datasets, no more is held.
+def height(source: str | Path, *, split: str = "train") -> int:
+    """How many rows `stream` gives; of JSONL and Parquet files, and of datasets, they are only counted."""
+    path = _not_empty(source)
+    if parquet := _parquet_files(path):
+        rows = 0
+        for part in parquet:
+            with _opened_parquet(part) as opened:
+                rows += opened.metadata.num_rows
+        return rows
+    if _is_jsonl(path):
+        with _opened_lines(path) as lines:
+            return sum(not line.isspace() for line in lines)
+    return load(source).height if path.is_file() else len(_dataset(source, split))
 
-    Batches of a JSONL file may have different columns: a batch has those that are in it.
+
+def stream(
+    source: str | Path,
+    rows: int,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    split: str = "train",
+    texts: Sequence[str] = (),
+) -> Iterator[pl.DataFrame]:
+    """Rows start..stop of what `load` reads, in their order, at most `rows` at a time.
+
+    Of Parquet and JSONL files, a folder of Parquet files and datasets little more than these is held. Batches of a
+    JSONL file may have different columns: a batch has those that are in it. Errors as of `load`.
     """
+    check(source)
+    path, stop = _not_empty(source), sys.maxsize if stop is None else stop
+    if parquet := _parquet_files(path):
+        yield from _stream_parquet(parquet, rows, start, stop)
+    elif _is_jsonl(path):
+        yield from _stream_jsonl(path, rows, texts, start, stop)
+    elif path.is_file():
+        yield from tables.batches(load(source, texts=texts)[start:stop], rows)
+    else:
+        found = _dataset(source, split)
+        for first in range(start, min(stop, len(found)), rows):
+            yield _frame(found, first, min(first + rows, stop, len(found)))
+
+
+def _not_empty(source: str | Path) -> Path:
     path = Path(source)
-    name = path.with_suffix("") if path.suffix in (".gz", ".xz") else path
-    if path.is_file() and name.suffix in (".jsonl", ".ndjson") and path.stat().st_size:
-        yield from _stream_jsonl(path, rows, texts)
-        return
-    if parquet_files(path):
-        yield from parquet_rows(source, rows)
-        return
-    yield from tables.batches(load(source, split=split, texts=texts), rows)
+    if path.is_file() and not path.stat().st_size:
+        raise ValueError(f"{source}: the file is empty")
+    return path
 
 
-def parquet_files(source: str | Path) -> list[Path]:
+def _parquet_files(path: Path) -> list[Path]:
     """The Parquet file, or those of a folder in the order in which `scan` reads them; none if it is another source."""
-    path = Path(source)
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path] * path.is_file()
     return [file for file in files if file.suffix == ".parquet"]
 
 
-def parquet_rows(source: str | Path, rows: int, *, start: int = 0, stop: int | None = None) -> Iterator[pl.DataFrame]:
-    """Rows start..stop of the Parquet file, or of those of a folder, in their order, at most `rows` at a time.
+@contextmanager
+def _opened_parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    """The file, of which a piece at a time is read where polars reads row groups, several at once."""
+    try:
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=_PIECE) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not a readable parquet file ({error})") from None
 
-    Holds little more than these, where polars holds row groups, several at once. Raises ValueError, with the file and
-    where known the row, for what is broken.
-    """
-    stop, before = sys.maxsize if stop is None else stop, 0
-    for path in parquet_files(source):
-        try:
-            with pq.ParquetFile(path, pre_buffer=False, buffer_size=_PIECE) as file:
-                sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-                ends = list(accumulate(sizes, initial=before))
-                wanted = [group for group in range(len(sizes)) if ends[group] < stop and ends[group + 1] > start]
-                at = ends[wanted[0]] if wanted else before
-                for batch in file.iter_batches(rows, row_groups=wanted):
-                    first, last = max(start - at, 0), min(stop - at, len(batch))
-                    if first < last:
-                        yield _polars(batch.slice(first, last - first), path, at + first)
-                    at += len(batch)
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path}: not a readable parquet file ({error})") from None
+
+def _stream_parquet(parquet: list[Path], rows: int, start: int, stop: int) -> Iterator[pl.DataFrame]:
+    before = 0
+    for path in parquet:
+        with _opened_parquet(path) as file:
+            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            ends = list(accumulate(sizes, initial=before))
+            wanted = [group for group in range(len(sizes)) if ends[group] < stop and ends[group + 1] > start]
+            at = ends[wanted[0]] if wanted else before
+            for batch in file.iter_batches(rows, row_groups=wanted):
+                first, last = max(start - at, 0), min(stop - at, len(batch))
+                if first < last:
+                    yield _polars(batch.slice(first, last - first), path, at + first)
+                at += len(batch)
         before = ends[-1]
 
 
@@ -141,19 +178,32 @@ def _polars(batch: pa.RecordBatch, path: Path, before: int) -> pl.DataFrame:
     return frame
 
 
-def _stream_jsonl(path: Path, rows: int, texts: Sequence[str]) -> Iterator[pl.DataFrame]:
-    before = (0, 0)
+def _is_jsonl(path: Path) -> bool:
+    name = path.with_suffix("") if path.suffix in (".gz", ".xz") else path
+    return path.is_file() and name.suffix in (".jsonl", ".ndjson")
+
+
+@contextmanager
+def _opened_lines(path: Path) -> Iterator[IO[bytes]]:
     opened: Any = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)
     try:
         with opened(path, "rb") as file:
-            while lines := list(islice(file, rows)):
-                data = b"".join(lines)
-                frame = _load_jsonl(path, data, texts, before) if data.strip() else pl.DataFrame()
-                if frame.height:
-                    yield frame
-                before = (before[0] + frame.height, before[1] + len(lines))
+            yield file
     except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{path}: broken {path.suffix[1:]} file ({error})") from None
+
+
+def _stream_jsonl(path: Path, rows: int, texts: Sequence[str], start: int, stop: int) -> Iterator[pl.DataFrame]:
+    with _opened_lines(path) as file:
+        at = seen = 0
+        while at < start and (line := file.readline()):
+            at, seen = at + (not line.isspace()), seen + 1
+        while at < stop and (lines := list(islice(file, rows))):
+            data = b"".join(lines)
+            frame = _load_jsonl(path, data, texts, (at, seen)) if data.strip() else pl.DataFrame()
+            if frame.height:
+                yield frame[: stop - at]
+            at, seen = at + frame.height, seen + len(lines)
 
 
 def _names_hub_dataset(source: str) -> bool:
@@ -162,7 +212,7 @@ def _names_hub_dataset(source: str) -> bool:
     return bool(re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source)) and not looks_like_file
 
 
-def _load_dataset(source: str | Path, split: str) -> pl.DataFrame:
+def _dataset(source: str | Path, split: str) -> Any:
     try:
         import datasets
     except ImportError:
@@ -176,7 +226,12 @@ def _load_dataset(source: str | Path, split: str) -> pl.DataFrame:
         if split not in found:
             raise ValueError(f"{source}: no split {split!r}; it has {', '.join(found)}")
         found = found[split]
-    frame = pl.from_arrow(found.with_format("arrow")[:])
+    return found
+
+
+def _frame(dataset: Any, start: int, stop: int) -> pl.DataFrame:
+    """Rows of a dataset."""
+    frame = pl.from_arrow(dataset.with_format("arrow")[start:stop])
     assert isinstance(frame, pl.DataFrame)
     return frame
 
