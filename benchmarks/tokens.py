@@ -106,9 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--shapes", nargs="*", default=list(texts.SHAPES), choices=texts.SHAPES)
     parser.add_argument("--sample", type=int, default=4_000, help="rows whose ids are compared before")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--long", action="store_true", help="TRL on every number of pairs, once where it is not the first"
-    )
+    parser.add_argument("--long", nargs="*", default=[], help="peers that take every number of pairs, once: trl, …")
     args = parser.parse_args(arguments)
     if args.small:
         small = {"tokenizers": ["demo"], "rows": 400, "slow_rows": 100, "pairs": [150, 300], "sample": 150, "rounds": 1}
@@ -301,7 +299,7 @@ def prepare(args: argparse.Namespace, folder: Path, left_out: dict[str, str]) ->
             for turn in range(0 if seen else args.rounds):
                 for name in list(ways) if turn % 2 == 0 else list(ways)[::-1]:
                     # Minutes a million pairs: once, and only if asked for.
-                    if name == "mipo" or size == args.pairs[0] or (args.long and turn == 0):
+                    if name == "mipo" or size == args.pairs[0] or (name in args.long and turn == 0):
                         seen.setdefault(name, []).append(ways[name](folder / f"pairs-{shape}-{size}.parquet"))
                         print(f"{shape}, {size:,} pairs, {name}: {seen[name][-1]['seconds']:.2f} s", flush=True)
             store = preparation.run(preparation.ask("mipo", folder / "store"))["told"]

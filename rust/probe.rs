@@ -219,7 +219,7 @@ fn describe(text: &str, found: Result<Vec<u32>, String>, expected: Result<Vec<u3
     )
 }
 
-/// Bytes of the longest text that is cut at its seams.
+/// Bytes of the longest probe text that is cut at its seams: each is encoded up to 32 times.
 const SEAMED: usize = 1 << 10;
 
 /// Pieces that pre-tokenizers, normalizers and merges treat in their own ways.

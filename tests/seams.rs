@@ -99,6 +99,9 @@ fn only_tokenizers_that_are_known_to_keep_them_have_seams() {
         ("/pre_tokenizer", sequence(&[byte_level, &digits]), false),
         ("/pre_tokenizer", json!({"type": "Metaspace"}), false),
         ("/added_tokens/0/content", json!("<a b>"), false),
+        ("/added_tokens/0/content", json!("User "), false),
+        ("/added_tokens/0/content", json!(" User"), true),
+        ("/added_tokens/0/content", json!("a 1"), true),
     ] {
         let seams = Seams::of(&changed(pointer, value.clone()));
         assert_eq!(seams.last("a b").is_some(), expected, "{pointer} {value}");

@@ -260,6 +260,11 @@ def test_batches_are_aligned_to_groups_and_hold_the_same_rows(ids: list[int], si
         assert one["prompt_id"][-1] != other["prompt_id"][0]
 
 
+def test_batches_without_prompt_ids_are_left_as_they_are() -> None:
+    for rows in (pl.DataFrame({"prompt_id": [None] * 9}), pl.DataFrame({"row": range(9)})):
+        assert [batch.height for batch in aligned(rows.iter_slices(4))] == [4, 4, 1]
+
+
 def test_a_group_across_batches_is_one_group(demo_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [
         {"prompt_id": group, **chat(f"{WORDS[group]} ?", "soup .", f"{other} .")}

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from preferences import WORDS, chat, mipo_ids, text, trl_ids
 
-from mipo import cli, demo, preparation, shards
+from mipo import cli, demo, preparation, shards, sources
 from mipo.groups import tokenize
 from mipo.preparation import prepare
 from mipo.store import PairStore
@@ -107,6 +107,38 @@ def test_a_group_is_in_one_shard_whatever_their_size(
     assert ids(tmp_path / "tokens") == mipo_ids(whole)
     assert told["rows_in"] == pairs.height
     assert len(told["shards"]) > 1 or shard_rows == 50
+
+
+def test_a_source_that_is_read_whole_is_one_shard(tmp_path: Path, demo_tokenizer: Any) -> None:
+    rows = rows_of(23, text)
+    pl.DataFrame(rows).write_csv(tmp_path / "pairs.csv")
+    told = prepare([tmp_path / "pairs.csv"], demo_tokenizer, tmp_path / "tokens", shard_rows=5)
+    assert (ids(tmp_path / "tokens"), len(told["shards"])) == (trl_ids(rows, demo_tokenizer), 1)
+
+
+@pytest.mark.parametrize("numbers", [[None] * 23, [*["a"] * 11, *[5] * 12], [*[4] * 16, *["b"] * 7]])
+def test_a_prompt_id_of_nulls_or_of_several_kinds_joins_no_rows(
+    tmp_path: Path, demo_tokenizer: Any, numbers: list[Any]
+) -> None:
+    rows = [row | {"prompt_id": number} for row, number in zip(rows_of(23, text), numbers, strict=True)]
+    path = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    told = prepare([path], demo_tokenizer, tmp_path / "tokens", shard_rows=4)
+    assert ids(tmp_path / "tokens") == trl_ids(rows_of(23, text), demo_tokenizer)
+    assert len(told["shards"]) == 6 or numbers[0] is not None
+
+
+def test_no_rows_and_rows_that_came_or_went_meanwhile_are_errors(
+    tmp_path: Path, demo_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "pairs.parquet"
+    pl.DataFrame(rows_of(9, text)).clear().write_parquet(path)
+    with pytest.raises(ValueError, match=r"pairs.parquet: expected preference pairs, came no row"):
+        prepare([path], demo_tokenizer, tmp_path / "tokens")
+    pl.DataFrame(rows_of(9, text)).write_parquet(path)
+    monkeypatch.setattr(sources, "height", lambda *_, **__: 10)
+    with pytest.raises(ValueError, match="expected 10 rows after row 0, came 9; was it changed meanwhile"):
+        prepare([path], demo_tokenizer, tmp_path / "tokens")
+    assert shards.found(tmp_path / "tokens", 0) is None
 
 
 def test_what_is_no_pair_is_dropped_by_name_and_all_rows_are_accounted_for(tmp_path: Path, demo_tokenizer: Any) -> None:

@@ -442,7 +442,11 @@ def test_rows_of_jsonl_are_read_from_anywhere_to_anywhere_blank_lines_aside(
     batches = list(sources.stream(path, rows, start=start, stop=stop))
     assert [n for batch in batches for n in batch["n"]] == kept[start:stop]
     assert sources.height(path) == len(kept)
-    path.write_text(path.read_text() + "{broken\n")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    batches = list(sources.stream(path, rows, start=start, stop=stop))
+    assert [n for batch in batches for n in batch["n"]] == kept[start:stop], "a byte order mark is nothing"
+    assert sources.height(path) == len(kept)
+    path.write_bytes(path.read_bytes() + b"{broken\n")
     with pytest.raises(ValueError, match=rf"p\.jsonl: row {len(kept) + 1} \(line {len(lines) + 2}\): not valid JSON"):
         list(sources.stream(path, rows, start=min(start, len(kept))))
 
@@ -459,6 +463,9 @@ def test_a_broken_parquet_file_is_named_with_the_row_where_it_is_known(tmp_path:
         pq.write_table(pa.table({"said": column}), tmp_path / "p.parquet", row_group_size=6)
         with pytest.raises(ValueError, match=r"p\.parquet: row 14: not valid UTF-8"):
             list(sources.stream(tmp_path / "p.parquet", 4, start=7))
+        pq.write_table(pa.table({"said": column[:3]}), tmp_path / "a.parquet")
+        with pytest.raises(ValueError, match=r"p\.parquet: row 14: not valid UTF-8"):
+            list(sources.stream(tmp_path, 4))
     data = (tmp_path / "p.parquet").read_bytes()
     for broken in (data[:-9], data[:40] + bytes(90) + data[130:]):
         (tmp_path / "p.parquet").write_bytes(broken)

@@ -131,15 +131,27 @@ def change(backend: Any, part: str) -> None:
         words = [word for word, _ in sorted(backend.get_vocab().items(), key=lambda pair: pair[1])]
         vocabulary = {word: place for place, word in enumerate([*words[:6], *reversed(words[6:])])}
         backend.model = models.WordLevel(vocabulary, "<unk>")
+    elif part == "merges":
+        backend.model = bpe(("b", "c"), ("a", "b"))
     else:
         backend.model.unk_token = "."
 
 
+def bpe(*merges: tuple[str, str]) -> Any:
+    """A model of a few letters that makes nothing of them but these pairs."""
+    from tokenizers import models
+
+    words = ["<pad>", "<unk>", "<system>", "<user>", "<assistant>", "<end>", "a", "b", "c", "ab", "bc"]
+    return models.BPE({word: place for place, word in enumerate(words)}, list(merges), unk_token="<unk>")
+
+
 @pytest.mark.parametrize(
-    "part", ["normalizer", "pre_tokenizer", "post_processor", "added_tokens", "vocabulary", "unk_token"]
+    "part", ["normalizer", "pre_tokenizer", "post_processor", "added_tokens", "vocabulary", "unk_token", "merges"]
 )
 def test_a_tokenizer_that_was_changed_is_another_one(demo_tokenizer: Any, part: str) -> None:
-    backend, texts = copy.deepcopy(demo_tokenizer.backend_tokenizer), ["WHAT ?", "soup.pizza", "pizza"]
+    backend, texts = copy.deepcopy(demo_tokenizer.backend_tokenizer), ["WHAT ?", "soup.pizza", "pizza", "abc"]
+    if part == "merges":
+        backend.model = bpe(("a", "b"), ("b", "c"))
     backend.no_truncation()
     backend.no_padding()
     before = [ids.tolist() for ids in encode(texts, backend)]
@@ -179,11 +191,16 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_fingerprint_is_of_what_makes_the_ids(demo_tokenizer: Any) -> None:
+    from tokenizers import decoders
+
     first = fingerprint(demo_tokenizer)
     demo_tokenizer(TEXTS, padding=True, truncation=True, max_length=3)
     assert fingerprint(demo_tokenizer) == first, "padding and truncation are gone with the next call"
     other = copy.deepcopy(demo_tokenizer)
     assert fingerprint(other) == first
+    other.backend_tokenizer.decoder = decoders.Fuse()
+    assert fingerprint(other) == fingerprint(copy.deepcopy(other)), "whatever was asked for before"
+    other = copy.deepcopy(demo_tokenizer)
     other.chat_template += " "
     assert fingerprint(other) != first
     other = copy.deepcopy(demo_tokenizer)

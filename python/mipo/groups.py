@@ -40,8 +40,8 @@ CHECKED = 4
 class GroupBuilder:
     """Makes groups of ids of preference pairs, batch by batch.
 
-    A prompt or response is stored once, unless 200,000 others came in between; `take` gives those that came since the
-    last call. `dropped` counts pairs by reason, `merged` groups whose border was moved.
+    Each prompt and response is stored once, and forgotten when 229,376 are known; `take` gives those that came since
+    the last call. `dropped` counts pairs by reason, `merged` groups whose border was moved.
     """
 
     def __init__(self, tokenizer: Any, *, max_length: int | None = None, encoder: Choice = "auto") -> None:
@@ -165,14 +165,7 @@ def aligned(batches: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
     """The same rows, with all rows of one prompt_id, one after another, in one batch."""
     held: pl.DataFrame | None = None
     for batch in batches:
-        both = (
-            held is not None
-            and "prompt_id" in held.columns
-            and "prompt_id" in batch.columns
-            and held.height
-            and batch.height
-        )
-        if held is not None and both and held["prompt_id"][-1] == batch["prompt_id"][0]:
+        if held is not None and _goes_on(held, batch):
             run = held["prompt_id"].rle_id()
             batch = pl.concat([held.filter(run == run[-1]), batch], how="diagonal_relaxed")
             held = held.filter(run != run[-1])
@@ -181,6 +174,14 @@ def aligned(batches: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
         held = batch
     if held is not None:
         yield held
+
+
+def _goes_on(held: pl.DataFrame, batch: pl.DataFrame) -> bool:
+    """Whether the last prompt_id of a batch is the first of the next one; of nulls none is another's."""
+    if not (held.height and batch.height and "prompt_id" in held.columns and "prompt_id" in batch.columns):
+        return False
+    last = held["prompt_id"][-1]
+    return last is not None and bool(last == batch["prompt_id"][0])
 
 
 def tokenize(
@@ -258,15 +259,12 @@ def trl_ids(pair: dict[str, Any], tokenizer: Any) -> list[list[int]]:
     if isinstance(prompt, str):
         end = tokenizer.eos_token
         joint = [prompt + said + ("" if said.endswith(end) else end) for said in (chosen, rejected)]
-        ids = [tokenizer(text)["input_ids"] for text in (prompt, *joint)]
+        alone, *both = tokenizer([prompt, *joint])["input_ids"]
     else:
-        chats = list(plain([prompt, [*prompt, *chosen], [*prompt, *rejected]]))
+        asked, *joint = plain([prompt, [*prompt, *chosen], [*prompt, *rejected]])
         how = {"tokenize": True, "return_dict": True, **_template_arguments(pair)}
-        ids = [
-            tokenizer.apply_chat_template(chat, add_generation_prompt=not i, **how)["input_ids"]
-            for i, chat in enumerate(chats)
-        ]
-    alone, *both = ids
+        alone = tokenizer.apply_chat_template(asked, add_generation_prompt=True, **how)["input_ids"]
+        both = tokenizer.apply_chat_template(joint, **how)["input_ids"]
     border = min(sum(1 for _ in _common(alone, one)) for one in both)
     return [alone[:border], *(one[border:] for one in both)]
 

@@ -51,8 +51,9 @@ def prepare(
 
     `pairs`: files of TRL's preference format (text or conversational, prompt explicit or implicit) as JSONL, Parquet or
     CSV (also .gz, .xz), folders of Parquet parts, or Hugging Face datasets. They are cut into shards of about
-    `shard_rows` rows, never within a prompt_id. In a shard a prompt or response is stored once, unless 200,000 others
-    came in between. Memory is that of a few batches, whatever the number of rows (a CSV file is read whole).
+    `shard_rows` rows, never within a prompt_id. In a shard each prompt and response is stored once; after every 229,376
+    new ones it forgets which it has. Memory is that of a few batches, whatever the number of rows. (CSV and compressed
+    Parquet files are read whole, and are one shard.)
     Shards that are there, of the same rows and settings, are not made again. `max_length` and `encoder` as in
     `mipo.groups.tokenize`. `each` does the work of the shards elsewhere, as `mipo.cluster.run`.
 
@@ -139,8 +140,14 @@ class Shard:
                 shard.put_pairs(made.prompt_id, made.prompt, made.chosen, made.offsets, made.rejected)
                 if taken:
                     _put(shard, *taken)
+                    shard.flush()
                 rows += read
                 bar.update(read)
+            if rows != total:
+                raise ValueError(
+                    f"{self.part.source}: expected {total:,} rows after row {self.part.start}, came {rows:,}; was it "
+                    "changed meanwhile? Start again, with another folder"
+                )
             _put(shard, *builder.take())
             shard.record |= {"key": self.key, "source": self.part.source, "rows_in": rows}
             shard.record |= {"merged": builder.merged, "dropped": dict(builder.dropped)}
@@ -174,8 +181,10 @@ def _parts(source: str | Path, shard_rows: int, split: str) -> Iterator[Part]:
     told = " ".join(_content(file) for file in files) if path.exists() else str(source)
     content = hashlib.sha256(told.encode()).hexdigest()
     rows = sources.height(source, split=split)
+    if not rows:
+        raise ValueError(f"{source}: expected preference pairs, came no row")
     whole = Part(str(path.absolute() if path.exists() else source), content, split, 0, rows)
-    borders = [0, *_borders(whole, shard_rows), rows]
+    borders = [0, *(_borders(whole, shard_rows) if sources.is_streamed(source) else ()), rows]
     yield from (replace(whole, start=start, stop=stop) for start, stop in pairwise(borders))
 
 
@@ -193,10 +202,10 @@ def _other_prompt(whole: Part, row: int) -> int:
     """The first row from this one on whose prompt_id is not that of the row before it."""
     at, before = row - 1, None
     for batch in replace(whole, start=at).batches():
-        if "prompt_id" not in batch.columns:
-            return row
-        ids = batch["prompt_id"]
-        before = ids[:1] if before is None else before
+        ids = batch.get_column("prompt_id", default=None)
+        before = ids[:1] if ids is not None and before is None else before
+        if ids is None or before is None or ids.dtype != before.dtype or before.null_count():
+            return max(row, at)
         if len(other := ids.ne_missing(before).arg_true()):
             return at + int(other[0])
         at += batch.height

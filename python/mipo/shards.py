@@ -54,6 +54,11 @@ class Shard:
             raise
         return self
 
+    def flush(self) -> None:
+        """Waits until the disk has all that was added."""
+        for name in ("prompts", "responses"):
+            self._writers[name].flush()
+
     def put_prompts(self, offsets: NDArray[np.int64], ids: NDArray[np.uint32]) -> None:
         """Adds rows of prompts."""
         self.record["prompts"] += len(offsets) - 1

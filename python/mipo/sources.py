@@ -91,8 +91,14 @@ def height(source: str | Path, *, split: str = "train") -> int:
         return rows
     if _is_jsonl(path):
         with _opened_lines(path) as lines:
-            return sum(not line.isspace() for line in lines)
+            return sum(not _is_blank(line) for line in lines)
     return load(source).height if path.is_file() else len(_dataset(source, split))
+
+
+def is_streamed(source: str | Path) -> bool:
+    """Whether `stream` reads no more than it is asked for."""
+    path = Path(source)
+    return _is_jsonl(path) or bool(_parquet_files(path)) or not path.is_file()
 
 
 def stream(
@@ -106,8 +112,9 @@ def stream(
 ) -> Iterator[pl.DataFrame]:
     """Rows start..stop of what `load` reads, in their order, at most `rows` at a time.
 
-    Of Parquet and JSONL files, a folder of Parquet files and datasets little more than these is held. Batches of a
-    JSONL file may have different columns: a batch has those that are in it. Errors as of `load`.
+    Of Parquet and JSONL files, a folder of Parquet files and datasets little more than these is held; lines before
+    `start` are read, too. Batches of a JSONL file may have different columns: a batch has those that are in it. Errors
+    as of `load`.
     """
     check(source)
     path, stop = _not_empty(source), sys.maxsize if stop is None else stop
@@ -157,7 +164,7 @@ def _stream_parquet(parquet: list[Path], rows: int, start: int, stop: int) -> It
             for batch in file.iter_batches(rows, row_groups=wanted):
                 first, last = max(start - at, 0), min(stop - at, len(batch))
                 if first < last:
-                    yield _polars(batch.slice(first, last - first), path, at + first)
+                    yield _polars(batch.slice(first, last - first), path, at + first - before)
                 at += len(batch)
         before = ends[-1]
 
@@ -193,14 +200,18 @@ def _opened_lines(path: Path) -> Iterator[IO[bytes]]:
         raise ValueError(f"{path}: broken {path.suffix[1:]} file ({error})") from None
 
 
+def _is_blank(data: bytes) -> bool:
+    return not data.removeprefix(_BOM).strip()
+
+
 def _stream_jsonl(path: Path, rows: int, texts: Sequence[str], start: int, stop: int) -> Iterator[pl.DataFrame]:
     with _opened_lines(path) as file:
         at = seen = 0
         while at < start and (line := file.readline()):
-            at, seen = at + (not line.isspace()), seen + 1
+            at, seen = at + (not _is_blank(line)), seen + 1
         while at < stop and (lines := list(islice(file, rows))):
             data = b"".join(lines)
-            frame = _load_jsonl(path, data, texts, (at, seen)) if data.strip() else pl.DataFrame()
+            frame = _load_jsonl(path, data, texts, (at, seen)) if not _is_blank(data) else pl.DataFrame()
             if frame.height:
                 yield frame[: stop - at]
             at, seen = at + frame.height, seen + len(lines)

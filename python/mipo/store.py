@@ -1,4 +1,4 @@
-"""Store: tokenized preference groups, in memory or on disk, each prompt and response once, every group row numbers.
+"""Store: tokenized preference groups, in memory or on disk; what they share is stored once, and a group is row numbers.
 
 Knows rows and data sets. Knows nothing of texts, or of how ids were made.
 """

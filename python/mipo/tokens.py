@@ -31,6 +31,12 @@ else:
 
 
 SPOTS = 64  # entries of a vocabulary by which it is known again
+# A text by which merges and scores are, of words long and short, in some languages.
+SAMPLE = (
+    "abc abcabcabc The quick brown foxes weren't jumping over 1,234 extraordinarily lazy dogs; internationalization, "
+    "unbelievably straightforward. Größenordnung, développement, información, 日本語のテキスト, программирование 👍🏽\n"
+    "def forward(self, hidden_states: Tensor) -> Tensor:\n    return self.norm(hidden_states)\n"
+)
 Choice: TypeAlias = Literal["auto", "fastokens", "tokenizers"]
 
 
@@ -178,21 +184,22 @@ def _said(backend: Any, state: tuple[object, ...]) -> bytes:
 def _state(backend: Any) -> tuple[object, ...] | None:
     """What changes ids when it is changed on a `tokenizers.Tokenizer`; None for what is none, or has parts in Python.
 
-    Of vocabulary and merges, which no method changes one by one, the size and some entries stand for all.
+    For vocabulary and merges, which only another model can change, stand its size, some entries and the ids of a text.
     """
     if type(backend).__module__ != "tokenizers":
         return None
-    parts = (backend.normalizer, backend.pre_tokenizer, backend.post_processor)
+    parts = (backend.normalizer, backend.pre_tokenizer, backend.post_processor, backend.decoder)
     try:
         steps = tuple(part and (type(part).__name__, part.__getstate__()) for part in parts)
-    except Exception:  # tokenizers raises this itself where a part is written in Python
+        sample = tuple(backend.encode(SAMPLE).ids)
+    except Exception:  # tokenizers raises this itself, where a part is written in Python or a word has no id
         return None
     model, size = backend.model, backend.get_vocab_size(True)
     public = ((name, getattr(model, name)) for name in dir(model) if not name.startswith("_"))
     settings = tuple((name, value) for name, value in public if not callable(value))
     added = tuple((place, repr(token)) for place, token in backend.get_added_tokens_decoder().items())
     spots = tuple(backend.id_to_token(place) for place in range(0, size, 1 + size // SPOTS))
-    return steps, type(model).__name__, settings, added, size, spots
+    return steps, type(model).__name__, settings, added, size, spots, sample
 
 
 def _strings(texts: Any) -> pa.Array:

@@ -1,5 +1,7 @@
 //! The doors of the room that knows chat templates.
 
+use std::ops::Range;
+
 use arrow_array::cast::AsArray;
 use arrow_array::{Array, ArrayRef, OffsetSizeTrait, StructArray};
 use numpy::{IntoPyArray, PyArray1};
@@ -76,10 +78,13 @@ fn of_chunk(chunk: &ArrayRef, before: usize) -> Result<Conversations<'_>, Error>
         return Err(not_messages());
     };
     let messages = values.as_struct_opt().ok_or_else(not_messages)?;
+    // Of a slice of a table, the messages of all of it may come along.
+    let (first, last) = (offsets.first().copied(), offsets.last().copied());
+    let used = first.unwrap_or(0)..last.unwrap_or(0);
     let fields = messages.fields().iter().zip(messages.columns());
-    let fields = fields.map(|(field, column)| Some((field.name().clone(), texts(messages, column)?)));
+    let fields = fields.map(|(field, column)| Some((field.name().clone(), texts(messages, column, used.clone())?)));
     Ok(Conversations {
-        offsets,
+        offsets: offsets.iter().map(|offset| offset - used.start).collect(),
         fields: fields.collect::<Option<_>>().ok_or_else(not_messages)?,
     })
 }
@@ -88,18 +93,17 @@ fn numbers<O: OffsetSizeTrait>(offsets: &[O]) -> Vec<usize> {
     offsets.iter().map(|offset| offset.as_usize()).collect()
 }
 
-/// The texts of one field, None where it or its message is null; None for what is no text.
-fn texts<'a>(messages: &StructArray, column: &'a ArrayRef) -> Option<Vec<Option<&'a str>>> {
-    let is_null = |row: usize| messages.is_null(row);
-    let nulls = messages.null_count() > 0;
-    let keep = |(row, text)| if nulls && is_null(row) { None } else { text };
+/// The texts of one field of these messages, None where it or its message is null; None for what is no text.
+fn texts<'a>(messages: &StructArray, column: &'a ArrayRef, used: Range<usize>) -> Option<Vec<Option<&'a str>>> {
+    let nulls = messages.null_count() + column.null_count() > 0;
+    let there = |row| !nulls || (messages.is_valid(row) && column.is_valid(row));
     if let Some(strings) = column.as_string_opt::<i32>() {
-        Some(strings.iter().enumerate().map(keep).collect())
+        Some(used.map(|row| there(row).then(|| strings.value(row))).collect())
     } else if let Some(strings) = column.as_string_opt::<i64>() {
-        Some(strings.iter().enumerate().map(keep).collect())
+        Some(used.map(|row| there(row).then(|| strings.value(row))).collect())
     } else if let Some(strings) = column.as_string_view_opt() {
-        Some(strings.iter().enumerate().map(keep).collect())
+        Some(used.map(|row| there(row).then(|| strings.value(row))).collect())
     } else {
-        (column.logical_null_count() == column.len()).then(|| vec![None; column.len()])
+        (column.logical_null_count() == column.len()).then(|| vec![None; used.len()])
     }
 }
