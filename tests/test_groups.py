@@ -6,6 +6,7 @@ import random
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from fuzz_tokens import Target
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from parity_pairs import first_difference, nasty_rows
 from preferences import HARD, WORDS, chat, mipo_ids, store_of, text, trl_ids, worded
 
-from mipo import _native, groups, templates
+from mipo import _native, groups, templates, tokens
 from mipo.groups import aligned, encode_prompts, encode_responses, tokenize
 
 # The ids are TRL's
@@ -291,6 +292,15 @@ def test_a_template_that_rust_renders_otherwise_is_found_in_every_batch(
         refused = pytest.raises(ValueError, match="token ids are not those of transformers")
         with refused if expected else nullcontext():
             store_of(rows, demo_tokenizer)
+
+
+def test_chats_in_several_chunks_are_refused_by_rust(demo_tokenizer: Any) -> None:
+    native = templates.open_template(demo_tokenizer).native
+    chats = pl.concat([pl.Series([[{"role": "user", "content": "a"}]])] * 2, rechunk=False)
+    builder = _native.GroupBuilder(tokens.open_encoder(demo_tokenizer))
+    offsets, rows, flags = np.arange(3), np.arange(2, dtype=np.uint64), np.zeros(2, dtype=bool)
+    with pytest.raises(ValueError, match="expected an Arrow array in one chunk, got 2; combine them"):
+        builder.push_chats(native, (chats, chats, chats), (offsets, rows, flags, flags), end_ids=[])
 
 
 def test_chats_that_rust_cannot_render_are_rendered_by_transformers_in_their_batch(demo_tokenizer: Any) -> None:

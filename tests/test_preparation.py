@@ -132,6 +132,8 @@ def test_no_rows_and_rows_that_came_or_went_meanwhile_are_errors(
 ) -> None:
     path = tmp_path / "pairs.parquet"
     pl.DataFrame(rows_of(9, text)).clear().write_parquet(path)
+    with pytest.raises(FileNotFoundError, match=r"none.jsonl: no such file"):
+        prepare([tmp_path / "none.jsonl"], demo_tokenizer, tmp_path / "tokens")
     with pytest.raises(ValueError, match=r"pairs.parquet: expected preference pairs, came no row"):
         prepare([path], demo_tokenizer, tmp_path / "tokens")
     pl.DataFrame(rows_of(9, text)).write_parquet(path)

@@ -12,13 +12,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mipo.console import prompts_on_disk, read_held_out, read_prompts, read_table, say, scan_table, tell, write_table
 from mipo.options import HELP, add_options, given
-
-if TYPE_CHECKING:
-    pass
 
 # Set before torch loads, where the user did not: threads that wait must sleep, since waiting awake takes the core from
 # whatever else runs (256 answers of the demo's model beside another job: 9 s, or 0.7; 2026-11-24). And TRL would report

@@ -38,7 +38,7 @@ def read_held_out(args: argparse.Namespace) -> pl.DataFrame:
 
 @contextmanager
 def prompts_on_disk(args: argparse.Namespace) -> Iterator[pl.LazyFrame]:
-    """As `_prompts`, with `batch_rows` rows of a Parquet file in memory: what was read lies beside the output."""
+    """As `read_prompts`, with `batch_rows` rows of a Parquet file in memory: what was read lies beside the output."""
     import polars as pl
 
     from mipo import tables

@@ -123,12 +123,12 @@ class GroupBuilder:
             texts = (firsts["prompt"], firsts["chosen"], pairs["rejected"])
             return builder.push_text(texts, groups, end=self.tokenizer.eos_token, limit=limit)
         end_ids = _end_ids(self.tokenizer) if any(flags.any() for flags in cut) else []
-        # The prompts of rejected responses are those of their groups: rows of one group have equal prompts.
         if not _arguments(pairs):
             chats = (firsts["prompt"], firsts["chosen"], pairs["rejected"])
             made = self._renderer.push(builder, chats, groups, end_ids=end_ids, limit=limit)
             if made is not None:
                 return made
+        # The prompts of rejected responses are those of their groups: rows of one group have equal prompts.
         texts = (self._render(firsts), self._render(firsts, "chosen"), self._render(pairs, "rejected"))
         return builder.push_rendered(texts, groups, end_ids=end_ids, limit=limit)
 

@@ -82,7 +82,7 @@ def scan(source: str | Path) -> pl.DataFrame | pl.LazyFrame:
 
 def height(source: str | Path, *, split: str = "train") -> int:
     """How many rows `stream` gives; of JSONL and Parquet files, and of datasets, they are only counted."""
-    path = _not_empty(source)
+    path = _place(source)
     if parquet := _parquet_files(path):
         rows = 0
         for part in parquet:
@@ -116,8 +116,7 @@ def stream(
     `start` are read, too. Batches of a JSONL file may have different columns: a batch has those that are in it. Errors
     as of `load`.
     """
-    check(source)
-    path, stop = _not_empty(source), sys.maxsize if stop is None else stop
+    path, stop = _place(source), sys.maxsize if stop is None else stop
     if parquet := _parquet_files(path):
         yield from _stream_parquet(parquet, rows, start, stop)
     elif _is_jsonl(path):
@@ -130,7 +129,9 @@ def stream(
             yield _frame(found, first, min(first + rows, stop, len(found)))
 
 
-def _not_empty(source: str | Path) -> Path:
+def _place(source: str | Path) -> Path:
+    """The source, which is there and not empty, or may be on the hub."""
+    check(source)
     path = Path(source)
     if path.is_file() and not path.stat().st_size:
         raise ValueError(f"{source}: the file is empty")
