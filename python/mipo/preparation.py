@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -134,9 +135,10 @@ class Shard:
         bar = tqdm(total=total, desc=self.progress, unit="row", delay=0.5, disable=self.progress is None)
         # One batch is read, one tokenized and one written at a time.
         batches = tables.ahead(aligned(self.part.batches()))
+        groups = tables.ahead(self._groups(builder, batches))
         rows = 0
-        with shards.Shard(self.folder, self.number) as shard, bar:
-            for read, made, taken in tables.ahead(self._groups(builder, batches)):
+        with shards.Shard(self.folder, self.number) as shard, bar, closing(batches), closing(groups):
+            for read, made, taken in groups:
                 shard.put_pairs(made.prompt_id, made.prompt, made.chosen, made.offsets, made.rejected)
                 if taken:
                     _put(shard, *taken)

@@ -87,9 +87,8 @@ class Shard:
             if kind is None:
                 self.record["checksums"] = {name: writer.close() for name, writer in self._writers.items()}
                 files.write_json(self._temporary / RECORD, _signed(self.record))
-                for name in NAMES:
-                    with (self._temporary / f"{name}.arrow").open("rb+") as file:
-                        os.fsync(file.fileno())
+                for writer in self._writers.values():
+                    writer.flush()
                 shutil.rmtree(self._path, ignore_errors=True)
                 self._temporary.rename(self._path)
         finally:

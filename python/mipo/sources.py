@@ -81,7 +81,7 @@ def scan(source: str | Path) -> pl.DataFrame | pl.LazyFrame:
 
 
 def height(source: str | Path, *, split: str = "train") -> int:
-    """How many rows `stream` gives; of JSONL and Parquet files, and of datasets, they are only counted."""
+    """How many rows `stream` gives; of JSONL and Parquet files, and of datasets, they are counted; others are read."""
     path = _place(source)
     if parquet := _parquet_files(path):
         rows = 0

@@ -5,7 +5,7 @@ Knows rows and files. Knows nothing of what the columns mean.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
@@ -66,7 +66,7 @@ def batches(table: Table, rows: int) -> Iterator[pl.DataFrame]:
         yield held
 
 
-def ahead(batches: Iterator[T]) -> Iterator[T]:
+def ahead(batches: Iterator[T]) -> Generator[T, None, None]:
     """The same, each made by a thread while the one before it is in use."""
     with ThreadPoolExecutor(1) as thread:
         end = object()
