@@ -41,10 +41,10 @@ EVERY = 0.05  # seconds between two looks at a contender's memory
 
 def draw() -> None:
     """`mipo contrast`, as called on the command line."""
-    from mipo import cli
+    from mipo.cli import commands
 
     constraints = ["--match", "task", "--differ", "user", "--seed", "1"]
-    assert cli.main(["contrast", "prompts.parquet", *constraints, "--output", "counterparts.parquet"]) == 0
+    assert commands.main(["contrast", "prompts.parquet", *constraints, "--output", "counterparts.parquet"]) == 0
 
 
 def draw_polars() -> None:
@@ -57,10 +57,10 @@ def draw_polars() -> None:
 
 
 def pairs(batch_rows: int | None) -> None:
-    """`mipo.pairs.join`, from files to a file."""
+    """`mipo.pairing.join.join`, from files to a file."""
     import polars as pl
 
-    from mipo.pairs import join
+    from mipo.pairing.join import join
 
     tables = [pl.scan_parquet(f"{name}.parquet") for name in ("prompts", "counterparts", "responses")]
     print(join(*tables, Path("pairs.parquet"), **({"batch_rows": batch_rows} if batch_rows else {})))
@@ -108,9 +108,9 @@ def pairs_polars_streaming() -> None:
 
 def export() -> None:
     """`mipo export` of the pairs as JSON lines."""
-    from mipo import cli
+    from mipo.cli import commands
 
-    assert cli.main(["export", "pairs.parquet", "--output", "pairs.jsonl"]) == 0
+    assert commands.main(["export", "pairs.parquet", "--output", "pairs.jsonl"]) == 0
 
 
 def export_polars() -> None:
@@ -133,7 +133,7 @@ def make(folder: Path, number: str, data: str = "") -> dict[str, float]:
     """Writes prompts.parquet (prompt_id, prompt, task, user) and responses.parquet (prompt, response); GiB of each."""
     import polars as pl
 
-    from mipo import tables
+    from mipo.io import tables
 
     rows, bases = int(number), _bases(Path(data) if data else None)
     answers = bases.get_column("answer").drop_nulls()
@@ -314,7 +314,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, help="shared/data; without it the texts are a few made-up ones")
     parser.add_argument("--folder", type=Path, help="an empty folder with 40 GB of room")
     parser.add_argument("--limit", type=float, default=14, help="GiB at which a contender is stopped")
-    parser.add_argument("--batch-rows", type=int, help="as of mipo.pairs.join")
+    parser.add_argument("--batch-rows", type=int, help="as of mipo.pairing.join.join")
     parser.add_argument("--into", type=Path, help="folder for <date>-pairs.json")
     parser.add_argument("--small", action="store_true", help="a self-check of seconds; its times mean nothing")
     parser.add_argument("--child", help=argparse.SUPPRESS)

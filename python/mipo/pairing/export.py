@@ -1,0 +1,49 @@
+"""Export: pairs as text, in the columns that other trainers read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+from mipo.io import tables
+from mipo.io.lazy import lazy
+from mipo.pairing.join import BATCH_ROWS, _messages
+from mipo.prompts.messages import is_messages
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from mipo.io.tables import Table
+else:
+    pl = lazy("polars")
+
+Format = Literal["trl", "openrlhf", "nemo-rl"]
+
+
+def export(pairs: Table, path: str | Path, *, format: Format = "trl", batch_rows: int = BATCH_ROWS) -> None:
+    """Writes pairs as JSONL or Parquet (by the name of `path`) in the columns that a trainer reads.
+
+    `trl`: prompt, chosen, rejected. `openrlhf`: the same, for its options prompt_key, chosen_key and rejected_key, and
+    apply_chat_template where they are messages. `nemo-rl`: context (messages) and completions ranked 0 (chosen) and 1
+    (rejected). A prompt with several rejected responses has a row for each. Of a LazyFrame `batch_rows` rows are held
+    at a time.
+    """
+    if format not in get_args(Format):
+        raise ValueError(f"format: expected one of {', '.join(get_args(Format))}, came {format!r}")
+    there = pairs.lazy().collect_schema().names()
+    for column in ("prompt", "chosen", "rejected"):
+        if column not in there:
+            raise ValueError(f"pairs: no column {column!r}; they have {', '.join(there)}")
+    batches = tables.batches(pairs.select("prompt", "chosen", "rejected"), batch_rows)
+    tables.write((_nemo(batch) for batch in batches) if format == "nemo-rl" else batches, Path(path))
+
+
+def _nemo(table: pl.DataFrame) -> pl.DataFrame:
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    texts = [name for name in table.columns if not is_messages(table[name])]
+    table = table.with_columns(_messages(roles[name], name).alias(name) for name in texts)
+    ranked = [
+        pl.struct(pl.lit(rank, pl.Int64).alias("rank"), pl.col(side).alias("completion"))
+        for rank, side in enumerate(("chosen", "rejected"))
+    ]
+    return table.select(pl.col("prompt").alias("context"), pl.concat_list(*ranked).alias("completions"))

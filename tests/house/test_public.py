@@ -1,0 +1,82 @@
+"""The public surface: exported names, command-line options, and what an import may cost."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import mipo
+from mipo.cli import commands
+
+OPTIONS = {
+    "run": "--beside --control --dry-run --output --reuse --seed --until",
+    "demo": "--control --output --seed",
+    "overlap": "--context --held-out --output --prompt --share --split --words",
+    "contrast": "--address --context --differ --engine --held-out --kind --match --near --near-duplicates --negatives "
+    "--output --overlap-share --overlap-words --prompt --seed --split",
+    "generate": "--batch-size --context --counterparts --max-new-tokens --model --output --prompt --seed --split "
+    "--temperature --top-p --trust-remote-code",
+    "pairs": "--batch-rows --context --counterparts --output --prompt --responses --split",
+    "tokens": "--address --encoder --engine --max-length --output --shard-rows --split --tokenizer",
+    "train": "--lora-r --model --output --tokens",
+    "evaluate": "--answer --batch-size --context --held-out --kind --max-new-tokens --model --negatives --output "
+    "--pattern --prompt --rows --seed --split --temperature --top-p --trust-remote-code",
+    "report": "--beside --sample",
+    "export": "--batch-rows --format --output",
+    "doctor": "",
+}
+
+
+def python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_exported_names():
+    assert mipo.__all__ == ["PairStore", "TokenTable", "contrast", "counterparts", "encode", "pairs"]
+    assert all(hasattr(mipo, name) for name in mipo.__all__)
+
+
+@pytest.mark.parametrize("module", ["mipo", "mipo.cli"])
+def test_an_import_loads_nothing_heavy(module):
+    """The figure behind it, `import mipo` in under 0.3 s, is in LOG.md: a test never times."""
+    heavy = {"torch", "polars", "numpy", "pyarrow", "transformers", "trl", "datasets"}
+    loaded = python(f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}})").split()
+    assert not heavy & set(loaded)
+
+
+def test_the_fused_head_needs_torch_alone():
+    """A checkout on a machine without cargo, polars or transformers can run the kernels: benchmarks/gpu.sh does."""
+    loaded = python("import sys, mipo.fused; print(*sys.modules)").split()
+    assert not {"mipo._native", "polars", "pyarrow", "transformers", "trl", "datasets"} & set(loaded)
+
+
+def test_the_version_is_the_installed_one():
+    from importlib.metadata import version
+
+    assert mipo.__version__ == version("mipo")
+    assert not hasattr(mipo, "__author__")
+
+
+@pytest.mark.parametrize("command", commands.COMMANDS)
+def test_command_line_options(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        commands.main([command, "--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    options = {word.strip("[],") for word in shown.split() if word.strip("[],").startswith("--")}
+    assert options - {"--help"} == set(OPTIONS[command].split())
+
+
+def test_trl_methods_that_we_override():
+    from trl import DPOConfig, DPOTrainer
+
+    from mipo.trainer.config import MIPOConfig
+    from mipo.trainer.trainer import MIPOTrainer
+
+    ours = {name for name in vars(MIPOTrainer) if callable(getattr(MIPOTrainer, name)) and hasattr(DPOTrainer, name)}
+    assert ours == {"__init__", "_prepare_dataset", "_precompute_ref_logps", "compute_ref_log_probs", "_compute_loss"}
+    for name in ours - {"__init__"}:
+        theirs = list(inspect.signature(getattr(DPOTrainer, name)).parameters)
+        assert list(inspect.signature(getattr(MIPOTrainer, name)).parameters) == theirs, name
+    assert issubclass(MIPOConfig, DPOConfig)
