@@ -25,6 +25,7 @@ from mipo.cli.console import (
     write_table,
 )
 from mipo.cli.options import HELP, add_options, given
+from mipo.errors import InputError, MipoError
 
 # Set before torch loads, where the user did not: threads that wait must sleep, since waiting awake takes the core from
 # whatever else runs (256 answers of the demo's model beside another job: 9 s, or 0.7; 2026-11-24). And TRL would report
@@ -49,9 +50,11 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _overlap(args: argparse.Namespace) -> None:
+    from mipo.io import tables
     from mipo.pairing.join import dropped
     from mipo.prompts.overlap import overlaps
 
+    tables.check_name(args.output)
     prompts = read_prompts(args)
     found = overlaps(prompts, read_held_out(args), **given(args, overlaps))
     write_table(found, args.output)
@@ -63,19 +66,20 @@ def _overlap(args: argparse.Namespace) -> None:
 
 def _contrast(args: argparse.Namespace) -> None:
     from mipo import contrast
-    from mipo.io import cluster
+    from mipo.io import cluster, tables
     from mipo.negatives import on_ray
     from mipo.pairing.join import dropped
 
     if args.address and args.engine != "ray":
-        raise ValueError("--address is that of a Ray cluster; give --engine ray with it")
+        raise InputError("--address is that of a Ray cluster; give --engine ray with it")
+    tables.check_name(args.output)
     prompts, how = read_prompts(args), given(args, contrast)
     how["held_out"] = read_held_out(args) if args.held_out else None
     if args.engine == "ray":
         ours, usual = inspect.signature(on_ray.contrast).parameters, inspect.signature(contrast).parameters
         for name in [name for name in how if name not in ours]:
             if repr(how.pop(name)) != repr(usual[name].default):
-                raise ValueError(f"--engine ray knows no --{name.replace('_', '-')}; leave it out, or draw with local")
+                raise InputError(f"--engine ray knows no --{name.replace('_', '-')}; leave it out, or draw with local")
         with cluster.connected(args.address):
             drawn = cluster.gather(on_ray.contrast(cluster.spread(prompts), **how))
     else:
@@ -146,7 +150,7 @@ def _ray(args: argparse.Namespace) -> Iterator[Any]:
     """What does the work on Ray, or None for this machine."""
     if args.engine != "ray":
         if args.address:
-            raise ValueError("--address is that of a Ray cluster; give --engine ray with it")
+            raise InputError("--address is that of a Ray cluster; give --engine ray with it")
         yield None
         return
     from mipo.io import cluster
@@ -331,16 +335,15 @@ def main(arguments: list[str] | None = None) -> int:
     args.own_process = own
     try:
         args.work(args)
-    except (ValueError, OSError, ImportError, TypeError) as error:
+    except (MipoError, ModuleNotFoundError) as error:
         if os.environ.get("MIPO_TRACEBACK"):
             raise
         print(f"mipo {arguments[0]}: error: {say(error)}", file=sys.stderr)
         return 2
-    except Exception as error:
-        if "No space left" not in str(error):  # torch and safetensors say a full disk in errors of their own
+    except OSError as error:
+        if error.errno is None or error.filename is None:
             raise
-        told = f"the disk is full ({error}); free some space and run the same command again to go on"
-        print(f"mipo {arguments[0]}: error: {told}", file=sys.stderr)
+        print(f"mipo {arguments[0]}: error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nmipo {arguments[0]}: stopped; run the same command again to go on", file=sys.stderr)

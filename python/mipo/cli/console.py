@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mipo.errors import NotThereError
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -69,7 +71,7 @@ def read_table(path: Path) -> pl.DataFrame:
     from mipo.io.sources import load
 
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise NotThereError(f"{path}: no such file")
     return pl.read_parquet(path / "*.parquet") if path.is_dir() else load(path)
 
 
@@ -78,16 +80,15 @@ def scan_table(path: Path) -> Table:
     from mipo.io.sources import scan
 
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise NotThereError(f"{path}: no such file")
     return scan(path)
 
 
 def write_table(frame: pl.DataFrame, path: Path) -> None:
-    """Writes a table as Parquet, whole or not at all."""
-    from mipo.io import files
+    """Writes a table as Parquet or JSONL, by the name of `path`, whole or not at all."""
+    from mipo.io import tables
 
-    with files.whole(path) as temporary:
-        frame.write_parquet(temporary)
+    tables.write_frame(frame, path)
 
 
 def tell(dropped: Any, rows: int, where: Any) -> None:
@@ -102,7 +103,4 @@ def say(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         extra = "ray" if error.name.partition(".")[0] == "ray" else "train"
         return f"{error.name} is not installed; this command needs `pip install 'mipo[{extra}]'`"
-    if isinstance(error, OSError) and error.errno:
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}; nothing half-written is kept, free the cause and run the same command again"
     return str(error)
