@@ -41,10 +41,10 @@ EVERY = 0.05  # seconds between two looks at a contender's memory
 
 def draw() -> None:
     """`mipo contrast`, as called on the command line."""
-    from mipo.cli import commands
+    from mipo import cli
 
     constraints = ["--match", "task", "--differ", "user", "--seed", "1"]
-    assert commands.main(["contrast", "prompts.parquet", *constraints, "--output", "counterparts.parquet"]) == 0
+    assert cli.main(["contrast", "prompts.parquet", *constraints, "--output", "counterparts.parquet"]) == 0
 
 
 def draw_polars() -> None:
@@ -108,9 +108,9 @@ def pairs_polars_streaming() -> None:
 
 def export() -> None:
     """`mipo export` of the pairs as JSON lines."""
-    from mipo.cli import commands
+    from mipo import cli
 
-    assert commands.main(["export", "pairs.parquet", "--output", "pairs.jsonl"]) == 0
+    assert cli.main(["export", "pairs.parquet", "--output", "pairs.jsonl"]) == 0
 
 
 def export_polars() -> None:

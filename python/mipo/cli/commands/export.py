@@ -1,0 +1,19 @@
+"""`mipo export`: pairs for another trainer."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from mipo.cli.console import scan_table
+from mipo.cli.options import Output, mirrors
+from mipo.pairing.export import export
+
+
+@mirrors(export)
+def command(
+    pairs: Annotated[Path, Parameter(help="pairs.parquet of a run")], /, *, output: Output, **options: Any
+) -> None:
+    """Writes the pairs in the columns that the trainer reads."""
+    export(scan_table(pairs), output, **options)
+    print(f"pairs in {output}")

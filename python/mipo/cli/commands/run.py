@@ -1,0 +1,24 @@
+"""`mipo run`: from a recipe to a trained model and a report."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from mipo.cli.options import keywords, mirrors
+from mipo.run import walk
+
+
+@mirrors(walk.run_recipe)
+def command(
+    recipe: Annotated[Path, Parameter(help="a YAML file")],
+    /,
+    *,
+    dry_run: Annotated[bool, Parameter(help="show three pairs and stop", show_default=False)] = False,
+    **options: Any,
+) -> None:
+    """Runs a recipe, or with `dry_run` shows its first pairs."""
+    if dry_run:
+        print(walk.dry_run(recipe, **keywords(walk.dry_run, options)))
+    else:
+        walk.run_recipe(recipe, **options)
