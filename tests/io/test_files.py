@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mipo.errors import WriteError
 from mipo.io import files
 
 values = st.recursive(
@@ -47,12 +48,21 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     assert [child.name for child in path.parent.iterdir()] == ["file.txt"]
 
 
-def test_a_failure_of_any_kind_is_one_to_write_the_file(tmp_path: Path) -> None:
-    """Polars and Arrow have errors of their own for a full disk."""
-    with pytest.raises(OSError, match=r"file\.txt: could not be written") as caught, files.whole(tmp_path / "file.txt"):
-        raise ZeroDivisionError
-    assert isinstance(caught.value.__cause__, ZeroDivisionError)
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("error", [MemoryError("a gibibyte"), ZeroDivisionError(), ValueError("a wrong row")])
+def test_what_is_not_the_disk_s_error_stays_what_it_is(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, files.whole(tmp_path / "file.txt"):
+        raise error
+    assert caught.value is error
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_disk_s_error_names_the_file(tmp_path: Path) -> None:
+    with (
+        pytest.raises(WriteError, match=r"file\.txt: could not be written \(No space left"),
+        files.whole(tmp_path / "file.txt"),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert not list(tmp_path.iterdir())
 
 
 def _write_and_die(path: Path) -> None:

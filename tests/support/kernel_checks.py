@@ -1,8 +1,9 @@
 """The fused LM head against fp64 through `mipo.loss`: checks that need only torch and mipo, on any device.
 
 `test_kernels.py` runs them under pytest. As a script (`python tests/support/kernel_checks.py --device cuda`) this file
-runs them alone, prints a line for each and fails if one fails; `--json` prints one object, name to traceback or null. Under
-TRITON_INTERPRET=1, which must be set before triton is imported, the Triton rows run on the CPU.
+runs them alone, prints a line for each and fails if one fails; `--json` prints one object, name to traceback or
+null. Under TRITON_INTERPRET=1, which must be set before triton is imported, the Triton rows run on
+the CPU.
 """
 
 import argparse

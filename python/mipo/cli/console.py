@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipo.cli.options import keywords
-from mipo.io import files, sources
+from mipo.errors import NotThereError
+from mipo.io import sources
 from mipo.io.lazy import lazy
 from mipo.prompts.rows import read
 
@@ -41,12 +42,6 @@ def scan_table(path: Path) -> Table:
     return sources.scan(path)
 
 
-def write_table(frame: pl.DataFrame, path: Path) -> None:
-    """Writes a table as Parquet, whole or not at all."""
-    with files.whole(path) as temporary:
-        frame.write_parquet(temporary)
-
-
 def print_rows(where: str | Path, rows_in: int, dropped: Mapping[str, int]) -> None:
     """Prints how many rows went in and out, and why the others did not."""
     reasons = "".join(f"; {reason}: {rows:,}" for reason, rows in dropped.items())
@@ -55,4 +50,4 @@ def print_rows(where: str | Path, rows_in: int, dropped: Mapping[str, int]) -> N
 
 def _check_exists(path: Path) -> None:
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise NotThereError(f"{path}: no such file")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mipo.errors import InputError
 from mipo.io import cluster
 
 
@@ -14,5 +15,5 @@ def connected(engine: str, address: str | None) -> Iterator[None]:
             yield
         return
     if address is not None:
-        raise ValueError("--address is that of a Ray cluster; give --engine ray with it")
+        raise InputError("--address is that of a Ray cluster; give --engine ray with it")
     yield

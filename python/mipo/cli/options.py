@@ -53,8 +53,10 @@ Address = Annotated[
 ]
 Counterparts = Annotated[Path, Parameter(help="what `mipo contrast` wrote")]
 Engine = Annotated[Literal["local", "ray"], Parameter(help="where the work is done: here, or on Ray")]
-HeldOut = Annotated[str | Path, Parameter(help="a file of prompts, with the same columns, that must not be trained on")]
-Model = Annotated[str, Parameter(help="a folder or a hub name")]
+HeldOut = Annotated[
+    str | Path, Parameter(metavar="PATH", help="a file of prompts, with the same columns, that must not be trained on")
+]
+Model = Annotated[str | Path, Parameter(metavar="MODEL", help="a folder or a hub name")]  # shells complete a path
 Output = Annotated[Path, Parameter(help=HELP["output"])]
 Prompts = Annotated[str | Path, Parameter(help="JSONL, Parquet or CSV file, or a Hugging Face dataset")]
 

@@ -43,6 +43,8 @@ WholeNumber = Annotated[int, Parameter(converter=whole_number)]
 # A type as functions have it, and as it is read; types that are not here are read as what they are.
 WRITTEN: dict[Any, Any] = {
     bool: Annotated[bool, Parameter(show_default=False)],
+    str | Path: Annotated[str | Path, Parameter(metavar="PATH")],
+    str | Path | None: Annotated[str | Path | None, Parameter(metavar="PATH")],
     int: WholeNumber,
     int | None: Annotated[int | None, Parameter(converter=whole_number)],
     Sequence[str]: Annotated[Sequence[str], Parameter(consume_multiple=True, metavar="COLUMN ...", show_default=False)],

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mipo.errors import InputError
 from mipo.evaluation.figures import Figure, mean
 
 if TYPE_CHECKING:
@@ -39,9 +40,9 @@ def row_bounds(logps: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], N
     """Each row's term of InfoNCE and of leave-one-out, [n]."""
     logps = np.asarray(logps, dtype=np.float64)
     if logps.ndim != 2 or logps.shape[1] < 2 or not len(logps):
-        raise ValueError(f"logps: expected [n, K+1] with n ≥ 1 rows and K ≥ 1 other prompts, came {logps.shape}")
+        raise InputError(f"logps: expected [n, K+1] with n ≥ 1 rows and K ≥ 1 other prompts, came {logps.shape}")
     if not np.isfinite(logps).all():
-        raise ValueError("logps: expected finite log-probabilities; a masked or empty response gives none")
+        raise InputError("logps: expected finite log-probabilities; a masked or empty response gives none")
     own, negatives = logps[:, 0], logps.shape[1] - 1
     lower = own - (np.logaddexp.reduce(logps, axis=1) - np.log(negatives + 1))
     upper = own - (np.logaddexp.reduce(logps[:, 1:], axis=1) - np.log(negatives))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from mipo.errors import InputError
 from mipo.prompts.messages import key
 
 RESAMPLES = 2000
@@ -30,7 +31,7 @@ def mean(values: Any, *, seed: int = 0) -> Figure:
     """The mean of `values` [n] with its percentile bootstrap interval."""
     values = np.asarray(values, dtype=np.float64)
     if not len(values):
-        raise ValueError("a mean with its interval needs at least one row, came none")
+        raise InputError("a mean with its interval needs at least one row, came none")
     draw = np.random.default_rng(seed)
     means = [values[draw.integers(len(values), size=len(values))].mean() for _ in range(RESAMPLES)]
     low, high = np.quantile(means, [0.025, 0.975])
@@ -40,7 +41,7 @@ def mean(values: Any, *, seed: int = 0) -> Figure:
 def share(flags: Any) -> Figure:
     """The share of true `flags` [n] with its Wilson interval, which holds at 0 and 1 too."""
     if not len(flags):
-        raise ValueError("a share with its interval needs at least one row, came none")
+        raise InputError("a share with its interval needs at least one row, came none")
     n, p, z = len(flags), float(np.mean(np.asarray(flags, dtype=bool))), 1.959964
     middle, spread = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
@@ -55,7 +56,7 @@ def change(before: pl.DataFrame, after: pl.DataFrame, *, seed: int = 0) -> dict[
     left out. Raises ValueError for tables of other prompts.
     """
     if not key(before["prompt"]).equals(key(after["prompt"])):
-        raise ValueError("before and after answer different prompts; evaluate both on the same ones")
+        raise InputError("before and after answer different prompts; evaluate both on the same ones")
     figures: dict[str, Figure] = {}
     for name in (
         n for n, kind in before.schema.items() if n in after.columns and (kind.is_numeric() or kind == pl.Boolean)

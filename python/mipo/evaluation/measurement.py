@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from mipo.errors import InputError
 from mipo.evaluation.bounds import information, row_bounds
 from mipo.evaluation.figures import Figure, mean, share
 from mipo.evaluation.rule import compile_rule, judge
@@ -94,7 +95,7 @@ def _answered(own: pl.Series, made: pl.DataFrame) -> pl.DataFrame:
     table = pl.DataFrame({"prompt": own, "key": key(own)}).join(said, on="key", how="left", maintain_order="left")
     if missing := table["response"].null_count():
         first = table["response"].is_null().arg_true()[0] + 1
-        raise ValueError(f"answers: none to {missing} of {len(own)} prompts, first in row {first}; answer them all")
+        raise InputError(f"answers: none to {missing} of {len(own)} prompts, first in row {first}; answer them all")
     return table.select("prompt", "response", "response_tokens", "truncated")
 
 
@@ -136,7 +137,7 @@ def _candidate_logps(
     longest = np.array([len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)], dtype=np.int64)
     fits = (longest.reshape(-1, negatives + 1) <= (room or np.inf)).all(axis=1)
     if not fits.any():
-        raise ValueError(
+        raise InputError(
             "no held-out row has a response and enough other prompts; give more held-out rows or fewer negatives"
         )
     where = np.flatnonzero(np.repeat(fits, negatives + 1))
@@ -164,7 +165,7 @@ def _encode_candidates(
 def check(prompts: pl.DataFrame, *, negatives: int | None, rule: dict[str, str] | None) -> None:
     """Raises ValueError for what `evaluate` could not do on these prompts, before anything is generated."""
     if negatives is not None and not 1 <= negatives < prompts.height:
-        raise ValueError(
+        raise InputError(
             f"evaluation.negatives: expected 1 to {prompts.height - 1} ({prompts.height} held-out prompts), "
             f"came {negatives}"
         )
@@ -177,4 +178,4 @@ def _check_rule(rule: dict[str, str] | None, prompts: pl.DataFrame) -> None:
     for setting in ("answer", "pattern_column"):
         column = (rule or {}).get(setting)
         if column is not None and column not in prompts.columns:
-            raise ValueError(f"rule: {setting}: no column {column!r}; the prompts have {', '.join(prompts.columns)}")
+            raise InputError(f"rule: {setting}: no column {column!r}; the prompts have {', '.join(prompts.columns)}")

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal
 
+from mipo.errors import InputError
+
 # "$-1,234.50", "18", ".5", "12 %": commas only where thousands have them, so that "1,2" and "3 4" are no numbers.
 _NUMBER = re.compile(r"(?P<sign>[-+−$€£\s]*)(?P<digits>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)\s*%?")
 
@@ -25,7 +27,7 @@ def judge(
     right, malformed = [], []
     for row, (response, answer, pattern) in enumerate(zip(responses, answers, each, strict=True), start=1):
         if answer is None:
-            raise ValueError(f"row {row}: no answer to judge by; give every held-out row one, or drop it")
+            raise InputError(f"row {row}: no answer to judge by; give every held-out row one, or drop it")
         rule = compile_rule(pattern, row)
         found, given = _answer(rule, response), _answer(rule, answer)
         malformed.append(found is None)
@@ -38,9 +40,9 @@ def compile_rule(pattern: str, row: int) -> re.Pattern[str]:
     try:
         rule = re.compile(pattern)
     except (re.error, TypeError) as error:
-        raise ValueError(f"row {row}: pattern {pattern!r} is no regular expression ({error})") from None
+        raise InputError(f"row {row}: pattern {pattern!r} is no regular expression ({error})") from None
     if "answer" not in rule.groupindex:
-        raise ValueError(f"row {row}: pattern {pattern!r} has no group `answer`; write (?P<answer>…) around the answer")
+        raise InputError(f"row {row}: pattern {pattern!r} has no group `answer`; write (?P<answer>…) around the answer")
     return rule
 
 

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from mipo.errors import InputError, InputTypeError, UnsupportedError
 from mipo.loss.logps import token_logps
 
 # The first that a configuration has a value for counts, as in TRL 1.16's `add_fused_lm_head`; TRL reads the first only.
@@ -116,7 +117,7 @@ class Head:
         allowed = 4 * torch.finfo(logits.dtype).eps * float(logits.abs().max()) + 1e-5
         off = float((ours - theirs).abs().max())
         if not off <= allowed:
-            raise ValueError(
+            raise InputError(
                 f"expected the log-probs of {type(_unwrapped(model)).__name__} from its head within {allowed:.1g} "
                 f"nats, got them {off:.2g} off; it changes logits in a way unknown here, so score with its own forward"
             )
@@ -143,13 +144,13 @@ def response_states(
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         _refuse(f"{type(model).__name__} with learned prompts, which PEFT puts before the tokens in its own forward")
     if completion_mask.shape != input_ids.shape:
-        raise ValueError(
+        raise InputError(
             f"expected a completion_mask of the shape of input_ids, {list(input_ids.shape)}, got "
             f"{list(completion_mask.shape)}; true at the response tokens"
         )
     said = completion_mask.bool()
     if bool(said[:, 0].any()):
-        raise ValueError("expected no response token in the first column; give every row a prompt of at least 1 token")
+        raise InputError("expected no response token in the first column; give every row a prompt of at least 1 token")
     states = _backbone(inner)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
     return states[:, :-1][said[:, 1:]], input_ids[said]
 
@@ -164,7 +165,7 @@ def _unwrapped(given: nn.Module) -> PreTrainedModel:
         elif hasattr(model, "_orig_mod"):
             model = model._orig_mod
         else:
-            raise TypeError(
+            raise InputTypeError(
                 f"expected a causal LM of transformers, or PEFT's, DDP's or torch.compile's wrapper of one, got "
                 f"{type(given).__name__}; pass the model inside"
             )
@@ -208,7 +209,7 @@ def _layers(module: Any) -> tuple[Any, tuple[Adapter, ...]]:
 
 def _adapters(layer: Any) -> tuple[Adapter, ...]:
     if layer.disable_adapters and layer.merged:
-        raise ValueError(
+        raise InputError(
             f"adapters {layer.merged_adapters} are disabled, but merged into the LM head's weight; call "
             "unmerge_adapter() before disable_adapter()"
         )
@@ -274,4 +275,4 @@ def _beside(tensors: list[Tensor]) -> Tensor:
 
 
 def _refuse(found: str) -> NoReturn:
-    raise NotImplementedError(f"this LM head can't be fused: found {found}. Score with the model's own forward instead")
+    raise UnsupportedError(f"this LM head can't be fused: found {found}. Score with the model's own forward instead")

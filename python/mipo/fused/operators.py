@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, overload
 import torch
 from torch import Tensor, nn
 
+from mipo.errors import InputError, InputTypeError
 from mipo.kernels import linear_logps as logps_kernel  # type: ignore[attr-defined, unused-ignore]
 from mipo.kernels import linear_preference_loss as loss_kernel  # type: ignore[attr-defined, unused-ignore]
 from mipo.kernels.rows import Transform  # type: ignore[import-not-found, unused-ignore]
@@ -298,7 +299,7 @@ class _Head:
         else:
             able, what = ("M0", "M1", "M3", "M4"), "nothing requires"
         if mode is not None and mode not in able:
-            raise ValueError(f"expected mode None or one of {', '.join(sorted(able))}, got {mode!r}: {what} a gradient")
+            raise InputError(f"expected mode None or one of {', '.join(sorted(able))}, got {mode!r}: {what} a gradient")
         return mode or able[0]
 
 
@@ -314,7 +315,7 @@ def _head(
 ) -> _Head:
     devices = {str(x.device) for x in (hidden, weight, targets, bias, *(lora or ())) if x is not None}
     if len(devices) > 1:
-        raise ValueError(f"expected hidden, head and targets on one device, got them on {', '.join(sorted(devices))}")
+        raise InputError(f"expected hidden, head and targets on one device, got them on {', '.join(sorted(devices))}")
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
@@ -327,7 +328,7 @@ def _head(
     scale, softcap, temperature = transform
     check_head(hidden, cast, targets, bias=bias, softcap=softcap, scale=scale, temperature=temperature, lora=lora)
     if chunk_bytes is not None and (chunk_bytes < 1 or not isinstance(chunk_bytes, int | torch.SymInt)):
-        raise ValueError(f"expected a positive whole chunk_bytes, got {chunk_bytes}; leave it out to have it chosen")
+        raise InputError(f"expected a positive whole chunk_bytes, got {chunk_bytes}; leave it out to have it chosen")
     if chunk_bytes is None:
         head_trained = _trained(weight, bias, lora[1] if lora else None)
         chunk_bytes = TILE_BYTES + 4 * hidden.numel() + head_trained * weight.numel() * hidden.itemsize
@@ -335,7 +336,7 @@ def _head(
     if logits_dtype is None:
         logits_dtype = hidden.dtype if _trained(hidden, weight, bias, *(lora or ())) else wide
     if logits_dtype not in (hidden.dtype, wide):
-        raise TypeError(
+        raise InputTypeError(
             f"expected logits_dtype to be {hidden.dtype}, the dtype of hidden, or float32, got {logits_dtype}; "
             "leave it out to have it chosen"
         )
@@ -353,7 +354,7 @@ def _is_inside(mode: Mode | None, names: Sequence[str], head: _Head) -> bool:
     of_a_batch = sorted(BATCH_LOSSES.intersection(names))
     if mode == "M2" and (of_a_batch or not head.trained):
         why = f"{', '.join(of_a_batch)} need the whole batch" if of_a_batch else "the head requires no gradient"
-        raise ValueError(f"expected another mode than M2, or None to have it chosen: {why}")
+        raise InputError(f"expected another mode than M2, or None to have it chosen: {why}")
     # G of all tokens, where it fits, costs no more FLOPs, and no second copy of the gradients in the backward. And
     # float16 wants its gradients made after the loss has been scaled.
     chosen = head.trained and not of_a_batch and not head.fits and head.hidden.dtype != torch.float16
@@ -362,24 +363,24 @@ def _is_inside(mode: Mode | None, names: Sequence[str], head: _Head) -> bool:
 
 def _checked_lengths(lengths: Tensor, ref_logps: Tensor, targets: Tensor) -> Tensor:
     if lengths.ndim != 2 or lengths.shape[0] < 1 or lengths.shape[1] < 2 or ref_logps.shape != lengths.shape:
-        raise ValueError(
+        raise InputError(
             "expected lengths and ref_logps [groups, 1 + negatives] with at least one group and one negative, got "
             f"{list(lengths.shape)} and {list(ref_logps.shape)}; one row a group, the chosen response in column 0"
         )
     if lengths.dtype != torch.int64:
-        raise TypeError(f"expected int64 lengths, got {lengths.dtype}; call .long() on them")
+        raise InputTypeError(f"expected int64 lengths, got {lengths.dtype}; call .long() on them")
     if ref_logps.dtype not in (torch.float32, torch.float64):
-        raise TypeError(
+        raise InputTypeError(
             f"expected ref_logps in float32 or float64, got {ref_logps.dtype}; sum the log-probs in float32"
         )
     if ref_logps.device != targets.device:
-        raise TypeError(
+        raise InputTypeError(
             f"expected ref_logps on {targets.device}, got them on {ref_logps.device}; move them there first"
         )
     if ref_logps.requires_grad:
-        raise ValueError("expected ref_logps without a gradient: the reference is not trained; call .detach() on them")
+        raise InputError("expected ref_logps without a gradient: the reference is not trained; call .detach() on them")
     if targets.ndim != 1:
-        raise ValueError(
+        raise InputError(
             f"expected packed targets [tokens], got {list(targets.shape)}; select the response tokens first"
         )
     checked: Tensor = loss_kernel.checked_lengths_op(lengths.cpu(), targets.shape[0])

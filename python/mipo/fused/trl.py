@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl.trainer import utils as place
 
+from mipo.errors import InputError
 from mipo.fused.operators import linear_logps
 
 NAME = "_ChunkedLogProbFunction"
@@ -143,7 +144,7 @@ def patch_trl(*, chunk_bytes: int | None = None, logits_dtype: torch.dtype | Non
             somebody else has put one in its place since an earlier patch.
     """
     if chunk_bytes is not None and chunk_bytes < 1:
-        raise ValueError(f"expected a positive chunk_bytes, got {chunk_bytes}; leave it out to have it chosen")
+        raise InputError(f"expected a positive chunk_bytes, got {chunk_bytes}; leave it out to have it chosen")
     if Patch._standing:
         _check_newest(Patch._standing[-1])
         theirs = Patch._standing[-1].head.theirs

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mipo.errors import InputError, NotThereError
 from mipo.io.lazy import lazy
 
 if TYPE_CHECKING:
@@ -63,17 +64,17 @@ def read(path: Path, schema: pa.Schema, *, trusted: bool = False) -> tuple[list[
     for no file, ValueError for one that was cut off, or is not as it was written, or has other columns.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; it was not written, or not to its end")
+        raise NotThereError(f"{path}: no such file; it was not written, or not to its end")
     place, checksum = _told(path)
     if not trusted and _native.checksum_file(path, place, place + DIGITS) != checksum:
-        raise ValueError(f"{path}: is not as it was written, or was cut off; make it again")
+        raise InputError(f"{path}: is not as it was written, or was cut off; make it again")
     # The descriptor may be closed then: the mapping stays as long as a batch is in use.
     reader = pa.ipc.open_file(pa.memory_map(str(path)))
     if not reader.schema.equals(schema):
         expected, came = (
             ", ".join(f"{field.name}: {field.type}" for field in each) for each in (schema, reader.schema)
         )
-        raise ValueError(f"{path}: expected the columns {expected}; came {came}; name another file")
+        raise InputError(f"{path}: expected the columns {expected}; came {came}; name another file")
     return [reader.get_batch(number) for number in range(reader.num_record_batches)], checksum
 
 
@@ -99,5 +100,5 @@ def _told(path: Path) -> tuple[int, str]:
     place = head.find(MARK) + len(MARK)
     digits = head[place : place + DIGITS]
     if MARK not in head or len(digits) < DIGITS:
-        raise ValueError(f"{path}: no Arrow file that mipo wrote, or its head is broken; make it again")
+        raise InputError(f"{path}: no Arrow file that mipo wrote, or its head is broken; make it again")
     return place, digits.decode("latin-1")

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mipo.errors import InputError, MipoError, NotThereError, WriteError
+
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
@@ -21,10 +23,12 @@ def whole(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        # What is written may be found wrong while it is made: a ValueError says so by itself.
-        if isinstance(error, OSError | ValueError | AssertionError) or not isinstance(error, Exception):
-            raise
-        raise OSError(f"{path}: could not be written ({error})") from error  # polars has errors of its own
+        if isinstance(error, OSError) and not isinstance(error, MipoError):
+            raise WriteError(
+                f"{path}: could not be written ({error.strerror or error}); nothing half-written is kept; free the "
+                "cause and run the same command again"
+            ) from error
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -43,9 +47,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
+        raise NotThereError(f"{path}: no such file") from None
     except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); delete it and run again") from None
+        raise InputError(f"{path}: not valid JSON ({error}); delete it and run again") from None
 
 
 def sha256(path: Path) -> str:

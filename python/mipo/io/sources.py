@@ -17,6 +17,7 @@ from itertools import accumulate, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from mipo.errors import InputError, LibraryError, NotThereError
 from mipo.io import tables
 from mipo.io.lazy import lazy
 
@@ -51,10 +52,10 @@ def load(source: str | Path, *, split: str = "train", texts: Sequence[str] = ())
         return _frame(found, 0, len(found))
     suffix = next((s for s in reversed(path.suffixes) if s in SUFFIXES), None)
     if suffix is None or path.suffix not in (suffix, ".gz", ".xz"):
-        raise ValueError(f"{source}: expected a file named {', '.join(SUFFIXES)} (or .gz, .xz of one), or a dataset")
+        raise InputError(f"{source}: expected a file named {', '.join(SUFFIXES)} (or .gz, .xz of one), or a dataset")
     data = _unpack(path) if path.suffix != suffix else None
     if data == b"" or path.stat().st_size == 0:
-        raise ValueError(f"{source}: the file is empty")
+        raise InputError(f"{source}: the file is empty")
     if suffix == ".parquet":
         return _load_parquet(source, data)
     return _load_csv(source, data) if suffix == ".csv" else _load_jsonl(source, data, texts)
@@ -63,7 +64,7 @@ def load(source: str | Path, *, split: str = "train", texts: Sequence[str] = ())
 def check(source: str | Path) -> None:
     """FileNotFoundError for what is neither there nor can be the name of a dataset."""
     if not Path(source).exists() and not _names_hub_dataset(str(source)):
-        raise FileNotFoundError(f"{source}: no such file")
+        raise NotThereError(f"{source}: no such file")
 
 
 def scan(source: str | Path) -> pl.DataFrame | pl.LazyFrame:
@@ -76,7 +77,7 @@ def scan(source: str | Path) -> pl.DataFrame | pl.LazyFrame:
         lazy_frame = pl.scan_parquet(parts)
         lazy_frame.collect_schema()
     except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{source}: not a readable parquet file ({error})") from None
+        raise InputError(f"{source}: not a readable parquet file ({error})") from None
     return lazy_frame
 
 
@@ -134,7 +135,7 @@ def _place(source: str | Path) -> Path:
     check(source)
     path = Path(source)
     if path.is_file() and not path.stat().st_size:
-        raise ValueError(f"{source}: the file is empty")
+        raise InputError(f"{source}: the file is empty")
     return path
 
 
@@ -151,7 +152,7 @@ def _opened_parquet(path: Path) -> Iterator[pq.ParquetFile]:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=_PIECE) as file:
             yield file
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not a readable parquet file ({error})") from None
+        raise InputError(f"{path}: not a readable parquet file ({error})") from None
 
 
 def _stream_parquet(parquet: list[Path], rows: int, start: int, stop: int) -> Iterator[pl.DataFrame]:
@@ -179,7 +180,7 @@ def _polars(batch: pa.RecordBatch, path: Path, before: int) -> pl.DataFrame:
             try:
                 batch.slice(row, 1).to_pylist()
             except UnicodeDecodeError as error:
-                raise ValueError(f"{path}: row {before + row + 1}: not valid UTF-8 ({error})") from None
+                raise InputError(f"{path}: row {before + row + 1}: not valid UTF-8 ({error})") from None
         raise
     frame = pl.from_arrow(batch)
     assert isinstance(frame, pl.DataFrame)
@@ -198,7 +199,7 @@ def _opened_lines(path: Path) -> Iterator[IO[bytes]]:
         with opened(path, "rb") as file:
             yield file
     except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise ValueError(f"{path}: broken {path.suffix[1:]} file ({error})") from None
+        raise InputError(f"{path}: broken {path.suffix[1:]} file ({error})") from None
 
 
 def _is_blank(data: bytes) -> bool:
@@ -228,15 +229,15 @@ def _dataset(source: str | Path, split: str) -> Any:
     try:
         import datasets
     except ImportError:
-        raise ImportError("Hugging Face datasets need `pip install mipo[train]`") from None
+        raise LibraryError("Hugging Face datasets need `pip install mipo[train]`") from None
     try:
         saved = Path(source).is_dir()
         found = datasets.load_from_disk(str(source)) if saved else datasets.load_dataset(str(source), split=split)
     except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"{source}: neither a file nor a dataset that can be loaded ({error})") from None
+        raise NotThereError(f"{source}: neither a file nor a dataset that can be loaded ({error})") from None
     if isinstance(found, datasets.DatasetDict):
         if split not in found:
-            raise ValueError(f"{source}: no split {split!r}; it has {', '.join(found)}")
+            raise InputError(f"{source}: no split {split!r}; it has {', '.join(found)}")
         found = found[split]
     return found
 
@@ -253,27 +254,27 @@ def _unpack(path: Path) -> bytes:
         with lzma.open(path) if path.suffix == ".xz" else gzip.open(path) as file:
             return file.read()
     except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise ValueError(f"{path}: broken {path.suffix[1:]} file ({error})") from None
+        raise InputError(f"{path}: broken {path.suffix[1:]} file ({error})") from None
 
 
 def _load_parquet(source: str | Path, data: bytes | None) -> pl.DataFrame:
     try:
         return pl.read_parquet(source if data is None else data)
     except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{source}: not a readable parquet file ({error})") from None
+        raise InputError(f"{source}: not a readable parquet file ({error})") from None
 
 
 def _load_csv(source: str | Path, data: bytes | None) -> pl.DataFrame:
     data = Path(source).read_bytes() if data is None else data
     if not data.removeprefix(_BOM).strip():
-        raise ValueError(f"{source}: the file is empty")
+        raise InputError(f"{source}: the file is empty")
     if (wrong := _invalid_utf8(data)) is not None:
         line = data.count(b"\n", 0, wrong) + 1
-        raise ValueError(f"{source}: line {line}: {_not_utf8(data[wrong])}")
+        raise InputError(f"{source}: line {line}: {_not_utf8(data[wrong])}")
     try:
         return pl.read_csv(data, infer_schema=False)
     except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{source}: not a readable csv file ({error})") from None
+        raise InputError(f"{source}: not a readable csv file ({error})") from None
 
 
 def _load_jsonl(
@@ -285,7 +286,7 @@ def _load_jsonl(
     except pl.exceptions.PolarsError as error:
         data = (Path(source).read_bytes() if data is None else data).removeprefix(_BOM)
         if not data.strip():
-            raise ValueError(f"{source}: the file is empty") from None
+            raise InputError(f"{source}: the file is empty") from None
         frame = _parse(data, source, str(error), before)
     checked = [column for column in texts if column in frame.columns]
     suspects = frame.select(pl.any_horizontal(pl.lit(False), *(_suspect(frame, c) for c in checked))).to_series()
@@ -304,13 +305,13 @@ def _parse(data: bytes, source: str | Path, complaint: str, before: tuple[int, i
     rows = []
     for place, line in _lines(data, source, before):
         if (wrong := _invalid_utf8(line)) is not None:
-            raise ValueError(f"{place}: {_not_utf8(line[wrong])}")
+            raise InputError(f"{place}: {_not_utf8(line[wrong])}")
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"{place}: not valid JSON ({error})") from None
+            raise InputError(f"{place}: not valid JSON ({error})") from None
         if not isinstance(row, dict):
-            raise ValueError(f"{place}: expected a JSON object, came {_called(row)}")
+            raise InputError(f"{place}: expected a JSON object, came {_called(row)}")
         rows.append(row)
     try:
         return _read_ndjson(data)  # without its byte order mark
@@ -319,7 +320,7 @@ def _parse(data: bytes, source: str | Path, complaint: str, before: tuple[int, i
     try:
         return pl.DataFrame(rows, infer_schema_length=None)
     except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
-        raise ValueError(f"{source}: no table can be made of its rows ({complaint}; {error})") from None
+        raise InputError(f"{source}: no table can be made of its rows ({complaint}; {error})") from None
 
 
 def _lines(data: bytes, source: str | Path, before: tuple[int, int]) -> Iterator[tuple[str, bytes]]:
@@ -365,7 +366,7 @@ def _check_written(
         written = json.loads(line)
         for column in columns:
             if not _equal(written.get(column), frame[column][row]):
-                raise ValueError(f"{place}: column {column!r}: expected text, came {_shown(written[column])}")
+                raise InputError(f"{place}: column {column!r}: expected text, came {_shown(written[column])}")
 
 
 def _equal(written: Any, read: Any) -> bool:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
+from mipo.errors import InputError
 from mipo.io import files
 from mipo.io.lazy import lazy
 
@@ -76,13 +77,18 @@ def ahead(batches: Iterator[T]) -> Generator[T, None, None]:
             yield cast("T", batch)
 
 
+def check_name(path: Path) -> None:
+    """InputError unless `write` knows the format that the name of `path` asks for."""
+    if path.suffix not in (".jsonl", ".parquet"):
+        raise InputError(f"{path}: expected a name that ends in .jsonl or .parquet, got {path.name!r}")
+
+
 def write(frames: Iterable[pl.DataFrame], path: Path) -> None:
     """Writes frames of one schema, at least one, one after another as JSONL or Parquet (zstd), by the name of `path`.
 
     Holds one frame at a time. Whole or not at all, as `mipo.io.files.whole`.
     """
-    if path.suffix not in (".jsonl", ".parquet"):
-        raise ValueError(f"{path}: expected a name that ends in .jsonl or .parquet")
+    check_name(path)
     with files.whole(path) as temporary:
         if path.suffix == ".jsonl":
             with temporary.open("wb") as file:
@@ -98,6 +104,11 @@ def write(frames: Iterable[pl.DataFrame], path: Path) -> None:
         finally:
             if writer:
                 writer.close()
+
+
+def write_frame(frame: pl.DataFrame, path: Path) -> None:
+    """Writes one frame as `write` does."""
+    write([frame], path)
 
 
 class Buckets:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mipo.errors import InputError, InputTypeError
+
 
 class TokenStatistics(NamedTuple):
     """What an LM head says about each target token; every field has the shape of the targets."""
@@ -108,12 +110,12 @@ def sequence_logps(logps: Tensor, sequence_ids: Tensor, n: int) -> Tensor:
     """
     check_wide("logps", logps)
     if logps.ndim != 1 or logps.shape != sequence_ids.shape:
-        raise ValueError(
+        raise InputError(
             f"expected logps and sequence_ids of one shape [tokens], got {list(logps.shape)} and "
             f"{list(sequence_ids.shape)}; select the response tokens first, logps[mask] and sequence_ids[mask]"
         )
     if sequence_ids.dtype != torch.int64:
-        raise TypeError(f"expected int64 sequence_ids, got {sequence_ids.dtype}; call .long() on them")
+        raise InputTypeError(f"expected int64 sequence_ids, got {sequence_ids.dtype}; call .long() on them")
     return logps.new_zeros(n).index_add(0, sequence_ids, logps)
 
 
@@ -130,22 +132,22 @@ def check_head(
 ) -> None:
     """Raise TypeError or ValueError unless these are arguments of an LM head as `token_logps` describes them."""
     if weight.ndim != 2 or hidden.ndim < 1 or hidden.shape[-1] != weight.shape[-1]:
-        raise ValueError(
+        raise InputError(
             f"expected hidden [..., D] and weight [V, D] with one D, got {list(hidden.shape)} and "
             f"{list(weight.shape)}; weight is the LM head's own `lm_head.weight`, not transposed"
         )
     if targets.shape != hidden.shape[:-1]:
-        raise ValueError(
+        raise InputError(
             f"expected one target per hidden state, shape {list(hidden.shape[:-1])}, got {list(targets.shape)}; "
             "shift first: hidden[:, :-1] predicts ids[:, 1:]"
         )
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"expected bias of shape {list(weight.shape[:1])}, got {list(bias.shape)}; pass lm_head.bias")
+        raise InputError(f"expected bias of shape {list(weight.shape[:1])}, got {list(bias.shape)}; pass lm_head.bias")
     if lora is not None:
         _check_lora(*lora, hidden, weight)
     dtypes = {t.dtype for t in (hidden, weight, bias, *(lora or ())) if t is not None}
     if len(dtypes) > 1 or not hidden.is_floating_point():
-        raise TypeError(
+        raise InputTypeError(
             f"expected hidden, weight and bias in one floating dtype{' with lora' if lora else ''}, got "
             f"{sorted(map(str, dtypes))}; cast them, for instance hidden.to(weight.dtype)"
         )
@@ -157,7 +159,7 @@ def check_wide(name: str, logps: Tensor) -> None:
     """Raise TypeError unless the log-probs of this name are float32 or float64."""
     # A sum of hundreds of nats in bfloat16 is known to the nearest nat or two: no loss can be made of that.
     if logps.dtype not in (torch.float32, torch.float64):
-        raise TypeError(
+        raise InputTypeError(
             f"expected {name} in float32 or float64, got {logps.dtype}; call .float() on the token log-probs before "
             "summing them"
         )
@@ -195,7 +197,7 @@ def _gather(every: Tensor, targets: Tensor) -> Tensor:
 
 def _check_lora(down: Tensor, up: Tensor, hidden: Tensor, weight: Tensor) -> None:
     if up.ndim != 2 or up.shape[0] != weight.shape[0] or down.shape != (*hidden.shape[:-1], up.shape[1]):
-        raise ValueError(
+        raise InputError(
             f"expected lora = (down {[*hidden.shape[:-1], 'r']}, up [{weight.shape[0]}, r]) with one r, got "
             f"{list(down.shape)} and {list(up.shape)}; up is `lora_B.weight`, down is scaling * lora_A(hidden)"
         )
@@ -203,12 +205,12 @@ def _check_lora(down: Tensor, up: Tensor, hidden: Tensor, weight: Tensor) -> Non
 
 def _check_targets(targets: Tensor, vocabulary: int) -> None:
     if targets.dtype != torch.int64:
-        raise TypeError(f"expected int64 targets, got {targets.dtype}; call .long() on them")
+        raise InputTypeError(f"expected int64 targets, got {targets.dtype}; call .long() on them")
     if not may_read(targets):
         return
     low, high = int(targets.min()), int(targets.max())
     if low < 0 or high >= vocabulary:
-        raise ValueError(
+        raise InputError(
             f"expected targets in [0, {vocabulary}), got values from {low} to {high}; select the response tokens "
             "before the head instead of marking the others with -100"
         )
@@ -216,8 +218,8 @@ def _check_targets(targets: Tensor, vocabulary: int) -> None:
 
 def _check_options(softcap: float | None, scale: float, temperature: float) -> None:
     if softcap is not None and not 0 < softcap < math.inf:
-        raise ValueError(f"expected a positive softcap or None, got {softcap}; for no softcap pass None")
+        raise InputError(f"expected a positive softcap or None, got {softcap}; for no softcap pass None")
     if scale == 0 or not -math.inf < scale < math.inf:
-        raise ValueError(f"expected a finite scale other than 0, got {scale}; for no scaling pass 1.0")
+        raise InputError(f"expected a finite scale other than 0, got {scale}; for no scaling pass 1.0")
     if not 0 < temperature < math.inf:
-        raise ValueError(f"expected a positive temperature, got {temperature}; for no temperature pass 1.0")
+        raise InputError(f"expected a positive temperature, got {temperature}; for no temperature pass 1.0")

@@ -11,6 +11,7 @@ import torch
 from torch import BoolTensor, Tensor
 from torch.nn import functional
 
+from mipo.errors import InputError, InputTypeError
 from mipo.loss.logps import TokenStatistics, check_wide, may_read, sequence_logps, token_logps, token_statistics
 
 __all__ = [
@@ -99,7 +100,7 @@ def preference_loss(
     """
     _check_logps(logps, ref_logps, beta)
     if logps.ndim != 2 or logps.shape[1] < 2:
-        raise ValueError(
+        raise InputError(
             f"expected logps of shape [groups, 1 + negatives] with at least one negative, got {list(logps.shape)}; "
             "put the chosen response in column 0 and the rejected ones beside it"
         )
@@ -140,25 +141,25 @@ def check_losses(
     names = (loss_type,) if isinstance(loss_type, str) else tuple(loss_type)
     unknown = [name for name in names if name not in LOSS_TYPES]
     if unknown or not names:
-        raise ValueError(
+        raise InputError(
             f"expected loss types among {', '.join(LOSS_TYPES)}, got {', '.join(map(repr, unknown)) or 'none'}"
         )
     weights = (1.0,) * len(names) if loss_weights is None else tuple(map(float, loss_weights))
     if len(weights) != len(names) or not all(map(math.isfinite, weights)):
-        raise ValueError(
+        raise InputError(
             f"expected one finite weight for each of the loss types {', '.join(names)}, got {list(weights)}; leave "
             "loss_weights out for 1.0 each"
         )
     pairwise = [name for name in names if name != "sigmoid"]
     if negatives > 1 and pairwise:
-        raise ValueError(
+        raise InputError(
             f"expected one rejected response per group for {', '.join(pairwise)}, got {negatives}; only 'sigmoid' is "
             "defined for more, as the softmax over the group"
         )
     _check_beta(beta)
     _check_smoothing(label_smoothing, names)
     if not 0 < discopop_tau < math.inf:
-        raise ValueError(f"expected a positive, finite discopop_tau, got {discopop_tau}; TRL's is 0.05")
+        raise InputError(f"expected a positive, finite discopop_tau, got {discopop_tau}; TRL's is 0.05")
     return names, weights
 
 
@@ -254,12 +255,12 @@ def _check_logps(logps: Tensor, ref_logps: Tensor, beta: float) -> None:
     check_wide("logps", logps)
     check_wide("ref_logps", ref_logps)
     if logps.shape != ref_logps.shape:
-        raise ValueError(
+        raise InputError(
             f"expected logps and ref_logps of one shape, got {list(logps.shape)} and {list(ref_logps.shape)}; "
             "score the same responses under both policies"
         )
     if logps.dtype != ref_logps.dtype or logps.device != ref_logps.device:
-        raise TypeError(
+        raise InputTypeError(
             f"expected logps and ref_logps of one dtype on one device, got {logps.dtype} on {logps.device} and "
             f"{ref_logps.dtype} on {ref_logps.device}; pass ref_logps.to(logps)"
         )
@@ -268,19 +269,19 @@ def _check_logps(logps: Tensor, ref_logps: Tensor, beta: float) -> None:
 
 def _check_beta(beta: float) -> None:
     if not 0 < beta < math.inf:
-        raise ValueError(f"expected a positive, finite beta, got {beta}; the paper's value is 0.1")
+        raise InputError(f"expected a positive, finite beta, got {beta}; the paper's value is 0.1")
 
 
 def _check_smoothing(smoothing: float, names: tuple[str, ...]) -> None:
     if smoothing and not _SMOOTHED_LOSSES.intersection(names):
-        raise ValueError(
+        raise InputError(
             f"expected label_smoothing 0 for {', '.join(names)}, got {smoothing}; only "
             f"{', '.join(sorted(_SMOOTHED_LOSSES))} read it, and robust is sigmoid with smoothing"
         )
     # At these ends of the range robust divides by zero and exo_pair is infinite.
     high, zero = (0.5 if "robust" in names else 1), "exo_pair" not in names
     if not 0 <= smoothing < high or not (smoothing or zero):
-        raise ValueError(
+        raise InputError(
             f"expected label_smoothing in {'[' if zero else '('}0, {high}) for {', '.join(names)}, got {smoothing}; "
             "the papers' values are 0.1 for robust and 1e-3 for exo_pair"
         )
@@ -289,27 +290,27 @@ def _check_smoothing(smoothing: float, names: tuple[str, ...]) -> None:
 def _check_lengths(lengths: Tensor | None, logps: Tensor, names: tuple[str, ...]) -> None:
     if lengths is None:
         if readers := ", ".join(sorted(LENGTH_LOSSES.intersection(names))):
-            raise ValueError(f"expected lengths for {readers}, got none; pass the number of tokens of each response")
+            raise InputError(f"expected lengths for {readers}, got none; pass the number of tokens of each response")
         return
     if lengths.shape != logps.shape:
-        raise ValueError(f"expected one length per entry of logps, {list(logps.shape)}, got {list(lengths.shape)}")
+        raise InputError(f"expected one length per entry of logps, {list(logps.shape)}, got {list(lengths.shape)}")
     if lengths.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"expected int64 or int32 lengths, got {lengths.dtype}; call .long() on them")
+        raise InputTypeError(f"expected int64 or int32 lengths, got {lengths.dtype}; call .long() on them")
     if may_read(lengths) and int(lengths.min()) < 0:
-        raise ValueError(f"expected lengths of 0 or more tokens, got {int(lengths.min())}; count the response tokens")
+        raise InputError(f"expected lengths of 0 or more tokens, got {int(lengths.min())}; count the response tokens")
 
 
 def _check_mask(mask: Tensor, logps: Tensor) -> Tensor:
     if mask.dtype != torch.bool:
-        raise TypeError(f"expected a bool mask, got {mask.dtype}; call .bool() on it")
+        raise InputTypeError(f"expected a bool mask, got {mask.dtype}; call .bool() on it")
     if mask.shape != logps.shape:
-        raise ValueError(
+        raise InputError(
             f"expected a mask of the shape of logps, {list(logps.shape)}, got {list(mask.shape)}; "
             "True where a response exists"
         )
     possible = mask[:, 0] & mask[:, 1:].any(1)
     if may_read(mask) and not bool(possible.all()):
-        raise ValueError(
+        raise InputError(
             "expected a chosen response (column 0) and at least one rejected one in every group, missing in groups "
             f"{(~possible).nonzero().flatten().tolist()[:10]}; drop these groups"
         )

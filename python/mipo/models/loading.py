@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mipo.errors import InputError, NotThereError
 from mipo.io.lazy import lazy
 
 if TYPE_CHECKING:
@@ -27,9 +28,9 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrained
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise FileNotFoundError(f"{model}: no tokenizer found there ({first_line(error)})") from None
+        raise NotThereError(f"{model}: no tokenizer found there ({first_line(error)})") from None
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"{model}: the tokenizer has no eos_token, so no response could ever end; set one")
+        raise InputError(f"{model}: the tokenizer has no eos_token, so no response could ever end; set one")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
@@ -52,9 +53,9 @@ def load_model(model: str, *, dtype: str = "auto", trust_remote_code: bool = Fal
         with without_bars():
             loaded, told = AutoModelForCausalLM.from_pretrained(model, **how)
     except (OSError, ValueError, KeyError) as error:
-        raise FileNotFoundError(f"{model}: no causal language model found there ({first_line(error)})") from None
+        raise NotThereError(f"{model}: no causal language model found there ({first_line(error)})") from None
     if told["missing_keys"]:
-        raise ValueError(
+        raise InputError(
             f"{model}: {len(told['missing_keys'])} weights of its architecture are not there, as "
             f"{min(told['missing_keys'])}; they would be random. Give a whole causal language model"
         )
@@ -89,9 +90,9 @@ def _check_place(model: str, *names: str) -> None:
     path = Path(model)
     if path.is_dir():
         if not any(any(path.glob(name)) for name in names):
-            raise FileNotFoundError(f"{model}: a folder with no {' and no '.join(names)}; name the folder of a model")
+            raise NotThereError(f"{model}: a folder with no {' and no '.join(names)}; name the folder of a model")
     elif path.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise FileNotFoundError(f"{model}: no such folder; name the folder of a model, or a model on the hub")
+        raise NotThereError(f"{model}: no such folder; name the folder of a model, or a model on the hub")
 
 
 def _dtype(name: str, where: torch.device | None) -> Any:
@@ -99,7 +100,7 @@ def _dtype(name: str, where: torch.device | None) -> Any:
         return torch.float32 if where is None or where.type == "cpu" else "auto"
     found = getattr(torch, name, None)
     if not isinstance(found, torch.dtype):
-        raise ValueError(f"dtype: expected auto or a dtype of torch, as bfloat16, came {name!r}")
+        raise InputError(f"dtype: expected auto or a dtype of torch, as bfloat16, came {name!r}")
     return found
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from mipo.errors import InputError
 from mipo.io.lazy import lazy
 from mipo.negatives.parts import with_parts
 from mipo.prompts.equal import first_equal, normalised
@@ -115,7 +116,7 @@ def _draw_without(
     """What is drawn among the prompts without a reason in `leaked`, and between them the others with theirs."""
     clean, negatives = frame.filter(leaked.is_null()), rows.height // frame.height
     if clean.height < negatives + 1:
-        raise ValueError(
+        raise InputError(
             f"held_out: {frame.height - clean.height} of {frame.height} prompts occur in it, so {clean.height} are "
             f"left, at least {negatives + 1} needed; bring more prompts, or allow more in common by overlap_share"
         )
@@ -135,28 +136,28 @@ def _check(
     near_duplicates: float | None,
 ) -> None:
     if kind not in get_args(Kind):
-        raise ValueError(f"kind: expected one of {', '.join(get_args(Kind))}, came {kind!r}")
+        raise InputError(f"kind: expected one of {', '.join(get_args(Kind))}, came {kind!r}")
     needed = ["prompt", *(["context"] if kind in ("context", "dropped") else [])]
     if near is not None and not (len(near) == 2 and isinstance(near[0], str) and _is_tolerance(near[1])):
-        raise ValueError(f"near: expected a column and a number of at least 0, as ('prompt', 50), came {near!r}")
+        raise InputError(f"near: expected a column and a number of at least 0, as ('prompt', 50), came {near!r}")
     for column in [*needed, *match, *differ, *([] if near is None else near[:1])]:
         if column not in frame.columns:
-            raise ValueError(f"kind {kind!r} needs the column {column!r}; the prompts have {', '.join(frame.columns)}")
+            raise InputError(f"kind {kind!r} needs the column {column!r}; the prompts have {', '.join(frame.columns)}")
     for column in needed:
         if nulls := frame[column].null_count():
             first = frame[column].is_null().arg_true()[0] + 1
-            raise ValueError(f"column {column!r}: {nulls} null value(s), first in row {first}; drop or fill these rows")
+            raise InputError(f"column {column!r}: {nulls} null value(s), first in row {first}; drop or fill these rows")
     if frame.height < 2:
-        raise ValueError(f"a counter-prompt needs at least 2 prompts, came {frame.height}")
+        raise InputError(f"a counter-prompt needs at least 2 prompts, came {frame.height}")
     if not 1 <= negatives < frame.height:
-        raise ValueError(f"negatives: expected 1 to {frame.height - 1} ({frame.height} prompts), came {negatives}")
+        raise InputError(f"negatives: expected 1 to {frame.height - 1} ({frame.height} prompts), came {negatives}")
     if not 0 <= seed < 2**64:
-        raise ValueError(f"seed: expected 0 to 2**64 - 1, came {seed}")
+        raise InputError(f"seed: expected 0 to 2**64 - 1, came {seed}")
     if kind in ("dropped", "partial"):
         if negatives > 1:
-            raise ValueError(f"kind {kind!r} has one counter-prompt a prompt, came negatives={negatives}; use 1")
+            raise InputError(f"kind {kind!r} has one counter-prompt a prompt, came negatives={negatives}; use 1")
         if match or differ or near is not None or near_duplicates is not None:
-            raise ValueError(
+            raise InputError(
                 f"kind {kind!r} draws no other row, so match, differ, near and near_duplicates mean nothing; "
                 f"leave them out"
             )
@@ -208,13 +209,13 @@ def _numbers(column: pl.Series) -> pl.Series:
     if column.dtype == pl.String or is_messages(column):
         column = contents(column).str.len_chars()
     if not column.dtype.is_numeric():
-        raise ValueError(
+        raise InputError(
             f"near: expected a column of numbers, texts or messages, came {column.name!r} of {column.dtype}; "
             f"bring its values as numbers"
         )
     ends: list[Any] = [column.min(), column.max()] if column.dtype.is_integer() and column.count() else [0]
     if max(abs(end) for end in ends) > 2**53:
-        raise ValueError(f"near: expected whole numbers up to 2**53, came larger ones in {column.name!r}; scale them")
+        raise InputError(f"near: expected whole numbers up to 2**53, came larger ones in {column.name!r}; scale them")
     numbers = column.cast(pl.Float64)
     return numbers.set(~numbers.is_finite().fill_null(False), float("nan"))
 

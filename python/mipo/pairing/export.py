@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
+from mipo.errors import InputError
 from mipo.io import tables
 from mipo.io.lazy import lazy
 from mipo.pairing.join import BATCH_ROWS, _messages
@@ -29,11 +30,11 @@ def export(pairs: Table, path: str | Path, *, format: Format = "trl", batch_rows
     at a time.
     """
     if format not in get_args(Format):
-        raise ValueError(f"format: expected one of {', '.join(get_args(Format))}, came {format!r}")
+        raise InputError(f"format: expected one of {', '.join(get_args(Format))}, came {format!r}")
     there = pairs.lazy().collect_schema().names()
     for column in ("prompt", "chosen", "rejected"):
         if column not in there:
-            raise ValueError(f"pairs: no column {column!r}; they have {', '.join(there)}")
+            raise InputError(f"pairs: no column {column!r}; they have {', '.join(there)}")
     batches = tables.batches(pairs.select("prompt", "chosen", "rejected"), batch_rows)
     tables.write((_nemo(batch) for batch in batches) if format == "nemo-rl" else batches, Path(path))
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mipo.errors import InputError
 from mipo.io import tables
 from mipo.io.lazy import lazy
 from mipo.io.tables import Buckets
@@ -102,7 +103,7 @@ def stream(
     heights = [tables.height(table) for table in (prompts, counterparts, responses)]
     if batch_rows < 1 or max(heights) > batch_rows * tables.MOST_BUCKETS:
         least = max(1, -(-max(heights) // tables.MOST_BUCKETS))
-        raise ValueError(f"batch_rows: expected at least {least} for tables of {max(heights)} rows, came {batch_rows}")
+        raise InputError(f"batch_rows: expected at least {least} for tables of {max(heights)} rows, came {batch_rows}")
     if max(heights) <= batch_rows:
         yield judge(*(table.lazy().collect() for table in (prompts, counterparts, responses)))
         return
@@ -159,7 +160,7 @@ def _own(prompts: pl.DataFrame, counterparts: pl.DataFrame, chat: bool) -> pl.Se
 
 def _composed(prompts: pl.DataFrame, chat: bool) -> pl.Series:
     if is_messages(prompts["prompt"]) and not chat:
-        raise ValueError("responses: expected prompts that are chat messages, as those of the prompts are; came text")
+        raise InputError("responses: expected prompts that are chat messages, as those of the prompts are; came text")
     return compose(prompts["prompt"], prompts.get_column("context", default=None), chat=chat)
 
 
@@ -167,7 +168,7 @@ def _answers(responses: pl.DataFrame) -> pl.DataFrame:
     """The responses by the keys of their prompts: response_key, response_id, response, response_truncated."""
     for column in ("prompt", "response"):
         if column not in responses.columns:
-            raise ValueError(f"responses: no column {column!r}; they have {', '.join(responses.columns)}")
+            raise InputError(f"responses: no column {column!r}; they have {', '.join(responses.columns)}")
     ids = pl.col("response_id") if "response_id" in responses.columns else pl.int_range(pl.len(), dtype=pl.UInt64)
     cut = pl.col("truncated").fill_null(False) if "truncated" in responses.columns else pl.lit(False)
     return responses.select(
@@ -199,7 +200,7 @@ def _refuse(twice: pl.Series, table: str, shared: str, instead: str) -> None:
     """Raises ValueError where there are rows, counted from 0, that have in common what no two rows may."""
     if len(twice):
         where = f"{len(twice)} rows share their {shared}, the first is row {twice[0] + 1}"
-        raise ValueError(f"{table}: {where}; {instead}")
+        raise InputError(f"{table}: {where}; {instead}")
 
 
 def _hashes(values: pl.Series) -> pl.Series:

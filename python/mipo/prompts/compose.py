@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from mipo.errors import InputError
 from mipo.io.lazy import lazy
 from mipo.prompts.messages import fields_of, is_messages, plain
 
@@ -26,7 +27,7 @@ def compose(prompt: pl.Series, context: pl.Series | None, *, chat: bool) -> pl.S
     prompt). A prompt of messages stays messages, so it needs `chat`. A null prompt stays null.
     """
     if is_messages(prompt) and not chat:
-        raise ValueError("the prompts are chat messages, but the model has no chat template; give prompts as text")
+        raise InputError("the prompts are chat messages, but the model has no chat template; give prompts as text")
     frame = pl.DataFrame({"prompt": prompt})
     if chat and not is_messages(prompt):
         user = pl.concat_list(pl.struct(pl.lit("user").alias("role"), pl.col("prompt").alias("content")))

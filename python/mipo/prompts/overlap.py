@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mipo.errors import InputError
 from mipo.io.lazy import lazy
 from mipo.prompts.equal import first_equal, normalised
 from mipo.prompts.messages import contents
@@ -45,10 +46,10 @@ def overlaps(prompts: pl.DataFrame, held_out: pl.DataFrame, *, words: int = 8, s
     ValueError for words < 1, for a share outside (0, 1] and for a missing column.
     """
     if isinstance(words, bool) or not isinstance(words, int) or not 1 <= words < 2**31:
-        raise ValueError(f"words: expected a whole number from 1, came {words!r}")
+        raise InputError(f"words: expected a whole number from 1, came {words!r}")
     for name, table in (("prompts", prompts), ("held_out", held_out)):
         if "prompt" not in table.columns:
-            raise ValueError(f"{name}: no column 'prompt'; it has {', '.join(table.columns) or 'no columns'}")
+            raise InputError(f"{name}: no column 'prompt'; it has {', '.join(table.columns) or 'no columns'}")
     prompts, held_out = numbered(prompts), numbered(held_out)
     texts, tests = (contents(table["prompt"], role="user") for table in (prompts, held_out))
     groups, test_groups = _groups(prompts, held_out)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mipo.errors import InputError
 from mipo.io import sources, tables
 from mipo.io.lazy import lazy
 from mipo.prompts.messages import fields_of, is_messages
@@ -80,7 +81,7 @@ def numbered(frame: pl.DataFrame) -> pl.DataFrame:
         return frame.with_columns(prompt_id=pl.int_range(pl.len(), dtype=pl.UInt64))
     ids = frame["prompt_id"]
     if not ids.dtype.is_integer() or ids.null_count() or ids.n_unique() < len(ids) or (ids < 0).any():
-        raise ValueError(
+        raise InputError(
             f"prompt_id: expected {len(ids)} distinct whole numbers from 0, came {ids.dtype}: {ids[:3].to_list()} …"
         )
     return frame.with_columns(ids.cast(pl.UInt64))
@@ -93,22 +94,22 @@ def _rows(count: int) -> str:
 def _chosen(prompt: str, context: str | None) -> dict[str, str]:
     """Which columns become prompt and context."""
     if prompt == context:
-        raise ValueError(f"prompt and context are the same column, {prompt!r}; name two")
+        raise InputError(f"prompt and context are the same column, {prompt!r}; name two")
     return {prompt: "prompt"} if context is None else {prompt: "prompt", context: "context"}
 
 
 def _check_rows(source: str | Path, rows_out: int, rows_in: int, dropped: dict[str, int]) -> None:
     if rows_in < 2:
-        raise ValueError(f"{source}: {_rows(rows_in)}; a counter-prompt needs at least 2 prompts")
+        raise InputError(f"{source}: {_rows(rows_in)}; a counter-prompt needs at least 2 prompts")
     if rows_out < 2:
-        raise ValueError(f"{source}: {_rows(rows_out)} of {rows_in} left, at least 2 needed: {dropped}")
+        raise InputError(f"{source}: {_rows(rows_out)} of {rows_in} left, at least 2 needed: {dropped}")
 
 
 def _kept(table: pl.DataFrame, source: str | Path, chosen: dict[str, str], before: int = 0) -> Prompts:
     """The rows of a table, after the `before` first ones of its source, that are prompts; numbered from 0."""
     if missing := [column for column in chosen if column not in table.columns]:
         has = ", ".join(table.columns) or "no columns"
-        raise ValueError(f"{source}: no column {missing[0]!r}; it has {has}. Name the right one.")
+        raise InputError(f"{source}: no column {missing[0]!r}; it has {has}. Name the right one.")
     label = {name: column for column, name in chosen.items()}
     table = _checked(_named(table, chosen, source), source, label["prompt"], label.get("context"), before)
     rows = pl.int_range(before + 1, before + table.height + 1, eager=True)
@@ -118,7 +119,7 @@ def _kept(table: pl.DataFrame, source: str | Path, chosen: dict[str, str], befor
 def _named(table: pl.DataFrame, chosen: dict[str, str], source: str | Path) -> pl.DataFrame:
     names = [chosen.get(column, f"source_{column}" if column in RESERVED else column) for column in table.columns]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise ValueError(
+        raise InputError(
             f"{source}: the column {twice.pop()!r} is in the way of the one that would be renamed to it; rename it"
         )
     return table.rename(dict(zip(table.columns, names, strict=True)))
@@ -135,7 +136,7 @@ def _checked(table: pl.DataFrame, source: str | Path, prompt: str, context: str 
             _check_messages(table, source, label, context, before)
         elif kind != pl.String:
             wanted = f"text or {MESSAGES}" if name == "prompt" else "text"
-            raise ValueError(f"{source}: column {label!r}: expected {wanted}, came {kind}")
+            raise InputError(f"{source}: column {label!r}: expected {wanted}, came {kind}")
     return table
 
 
@@ -143,7 +144,7 @@ def _check_messages(table: pl.DataFrame, source: str | Path, prompt: str, contex
     column = f"column {prompt!r}"
     fields, given = fields_of(table.schema["prompt"]), pl.col("prompt")
     if fields.get("role") != pl.String or fields.get("content") != pl.String:
-        raise ValueError(f"{source}: {column}: expected {MESSAGES}, came {table.schema['prompt']}")
+        raise InputError(f"{source}: {column}: expected {MESSAGES}, came {table.schema['prompt']}")
     lacks = pl.element().struct.field("role").is_null() | pl.element().struct.field("content").is_null()
     first, last = given.list.first().struct.field("role"), given.list.last().struct.field("role")
     wrong = {f"{column}: a message without role or content; expected {MESSAGES}": given.list.eval(lacks).list.any()}
@@ -154,7 +155,7 @@ def _check_messages(table: pl.DataFrame, source: str | Path, prompt: str, contex
     for what, where in wrong.items():
         rows = table.select(where.fill_null(False)).to_series().arg_true()
         if len(rows):
-            raise ValueError(f"{source}: row {before + rows[0] + 1}: {what} ({_rows(len(rows))} like this)")
+            raise InputError(f"{source}: row {before + rows[0] + 1}: {what} ({_rows(len(rows))} like this)")
 
 
 def _reasons(table: pl.DataFrame) -> pl.Series:

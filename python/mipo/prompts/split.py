@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mipo.errors import InputError
 from mipo.io.lazy import lazy
 from mipo.prompts.equal import first_equal
 from mipo.prompts.rows import _number
@@ -23,13 +24,13 @@ def hold_out(frame: pl.DataFrame, rows: int, *, seed: int, by: str | None = None
     users who do not fit any more stay in training.
     """
     if by is not None and by not in frame.columns:
-        raise ValueError(f"holdout_by: no column {by!r}; the prompts have {', '.join(frame.columns)}")
+        raise InputError(f"holdout_by: no column {by!r}; the prompts have {', '.join(frame.columns)}")
     if not 2 <= rows <= frame.height - 2:
-        raise ValueError(f"holdout: {rows} of {frame.height} rows; it takes at least 2 rows and leaves at least 2")
+        raise InputError(f"holdout: {rows} of {frame.height} rows; it takes at least 2 rows and leaves at least 2")
     unit = first_equal(frame, [by]) if by else pl.int_range(frame.height, dtype=pl.UInt64, eager=True)
     held = unit.is_in(_fitting(unit, rows, seed).implode())
     if held.sum() < 2:
-        raise ValueError(
+        raise InputError(
             f"holdout: of {unit.n_unique()} values of {by!r} no two rows fit in {rows}; hold out more rows"
         )
     return _number(frame.filter(~held)), _number(frame.filter(held))

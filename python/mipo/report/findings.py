@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
+from mipo.errors import InputError, NotThereError
 from mipo.io.files import read_json
 
 # Thresholds of the watch list.
@@ -303,9 +304,7 @@ def _went(run: Run, name: str) -> str:
 
 def _read_required(path: Path) -> Any:
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: expected this file of a finished run, found none; let `mipo run` finish first"
-        )
+        raise NotThereError(f"{path}: expected this file of a finished run, found none; let `mipo run` finish first")
     return read_json(path)
 
 
@@ -333,6 +332,6 @@ def refuse(path: Path, expected: str, came: Any) -> NoReturn:
     """Raise the ValueError that says what a run's file should hold, what it holds, and what to do."""
     shown = repr(came)
     shown = shown if len(shown) < 120 else f"{shown[:120]}..."
-    raise ValueError(
+    raise InputError(
         f"{path}: expected {expected}, came {shown}; delete the file and run `mipo run` again to remake it"
     )

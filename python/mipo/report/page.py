@@ -15,6 +15,7 @@ from typing import Any
 
 import polars
 
+from mipo.errors import InputError
 from mipo.io.files import read_json, write_text
 from mipo.report import plots
 from mipo.report.findings import (
@@ -128,7 +129,7 @@ def _read_sample(path: Path, sample: int) -> Sample | None:
         chosen = [index * total // min(sample, total) for index in range(min(sample, total))]
         shown = rows.with_row_index("row").filter(polars.col("row").is_in(chosen)).collect().to_dicts()
     except polars.exceptions.PolarsError as error:
-        raise ValueError(
+        raise InputError(
             f"{path}: expected the pairs of a run, but {error}; run `mipo run` again to remake it"
         ) from error
     return Sample(total, kinds, [_pair(row) for row in shown])

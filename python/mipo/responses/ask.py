@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mipo.errors import InputError
 from mipo.io.lazy import lazy
 from mipo.negatives.parts import with_text
 from mipo.prompts.compose import compose
@@ -43,7 +44,7 @@ def rows_of(prompts: pl.DataFrame, ids: pl.Series) -> pl.DataFrame:
     prompts, wanted = numbered(prompts), ids.cast(pl.UInt64).alias("prompt_id")
     lost = wanted.filter(~wanted.is_in(prompts["prompt_id"].implode()))
     if len(lost):
-        raise ValueError(f"{ids.name} {lost[0]}: not among the prompts; give the prompts that the counterparts are of")
+        raise InputError(f"{ids.name} {lost[0]}: not among the prompts; give the prompts that the counterparts are of")
     return wanted.to_frame().join(prompts, on="prompt_id", how="left", maintain_order="left")
 
 

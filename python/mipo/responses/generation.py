@@ -9,7 +9,8 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mipo.io import files
+from mipo.errors import InputError
+from mipo.io import files, tables
 from mipo.io.lazy import lazy
 from mipo.models.loading import context_length, load_model, load_tokenizer
 from mipo.prompts.compose import is_chat, render
@@ -64,7 +65,7 @@ def generate(
     _check_arguments(asked, temperature, top_p, max_new_tokens, batch_size)
     if tokenizer is None:
         if not isinstance(model, str):
-            raise ValueError("a loaded model needs its tokenizer; pass it as tokenizer=")
+            raise InputError("a loaded model needs its tokenizer; pass it as tokenizer=")
         tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     how: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
     if folder:
@@ -86,8 +87,7 @@ def generate(
             torch.manual_seed(_stream(seed, number))
             parts.append(asked[rows].with_columns(sample(ids[rows], model, tokenizer, how, batch_size, bar)))
             if path:
-                with files.whole(path) as temporary:
-                    parts[-1].write_parquet(temporary)
+                tables.write_frame(parts[-1], path)
     return pl.concat(parts)
 
 
@@ -109,14 +109,14 @@ def _claim(folder: Path, asked: pl.DataFrame, settings: dict[str, Any]) -> None:
     path = folder / "settings.json"
     if not path.exists():
         if any(folder.glob("part-*.parquet")):
-            raise ValueError(f"{folder}: holds responses, but no settings.json that says of what; name another folder")
+            raise InputError(f"{folder}: holds responses, but no settings.json that says of what; name another folder")
         files.write_json(path, settings)
         return
     found = files.read_json(path)
     differing = [f"{name}: {found.get(name)!r} there, {value!r} now" for name, value in settings.items()
                  if found.get(name) != value]  # fmt: skip
     if differing:
-        raise ValueError(
+        raise InputError(
             f"{folder}: holds responses made of something else:\n  " + "\n  ".join(differing) + "\nName another "
             "folder, or delete this one."
         )
@@ -126,14 +126,14 @@ def _check_arguments(
     asked: pl.DataFrame, temperature: float, top_p: float, max_new_tokens: int, batch_size: int
 ) -> None:
     if not asked.height:
-        raise ValueError("no prompt to answer; give at least one row")
+        raise InputError("no prompt to answer; give at least one row")
     if temperature < 0:
-        raise ValueError(f"temperature: expected 0 (greedy) or more, came {temperature}")
+        raise InputError(f"temperature: expected 0 (greedy) or more, came {temperature}")
     if not 0 < top_p <= 1:
-        raise ValueError(f"top_p: expected more than 0 and at most 1 (all tokens), came {top_p}")
+        raise InputError(f"top_p: expected more than 0 and at most 1 (all tokens), came {top_p}")
     for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
         if value < 1:
-            raise ValueError(f"{name}: expected at least 1, came {value}")
+            raise InputError(f"{name}: expected at least 1, came {value}")
 
 
 def _encode_fitting(
@@ -142,7 +142,7 @@ def _encode_fitting(
     ids = _encode(asked["prompt"], tokenizer)
     longest = max(range(len(ids)), key=lambda row: len(ids[row]))
     if room is not None and len(ids[longest]) + new > room:
-        raise ValueError(
+        raise InputError(
             f"response_id {asked['response_id'][longest]}: a prompt of {len(ids[longest])} tokens and {new} new tokens "
             f"do not fit the model's context of {room}; drop long prompts or lower max_new_tokens"
         )

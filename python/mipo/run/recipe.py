@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from mipo.errors import InputError, NotThereError
+
 REQUIRED = "(required)"
 CONTROLS = ("shuffled", "sft")
 DEFAULTS: dict[str, Any] = {
@@ -65,13 +67,13 @@ def load(path: str | Path, **overrides: Any) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such recipe")
+        raise NotThereError(f"{path}: no such recipe")
     try:
         given = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(given, dict):
-        raise ValueError(f"{path}: expected settings as `name: value`, came {type(given).__name__}")
+        raise InputError(f"{path}: expected settings as `name: value`, came {type(given).__name__}")
     recipe = _fill({**given, **{name: value for name, value in overrides.items() if value is not None}}, str(path))
     _check(recipe, str(path))
     for section, name in ((recipe, "model"), (recipe["prompts"], "source"), (recipe["prompts"], "test")):
@@ -106,7 +108,7 @@ def _fill(given: dict[str, Any], where: str) -> dict[str, Any]:
             recipe[name] = value
             continue
         if not isinstance(value, dict | None):
-            raise ValueError(f"{where}: {name}: expected settings as `name: value`, came {value!r}")
+            raise InputError(f"{where}: {name}: expected settings as `name: value`, came {value!r}")
         for inner in value or {}:
             if default:
                 _known(inner, default, f"{where}: {name}")
@@ -118,19 +120,19 @@ def _known(name: str, among: Any, where: str) -> None:
     if name not in among:
         near = difflib.get_close_matches(str(name), among, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(among)}"
-        raise ValueError(f"{where}: no setting {name!r}{hint}")
+        raise InputError(f"{where}: no setting {name!r}{hint}")
 
 
 def _check(recipe: dict[str, Any], where: str) -> None:
     for name, value in (("model", recipe["model"]), ("prompts.source", recipe["prompts"]["source"])):
         if not isinstance(value, str) or value == REQUIRED:
-            raise ValueError(f"{where}: {name} is missing; name a file, a folder or a name on the hub")
+            raise InputError(f"{where}: {name} is missing; name a file, a folder or a name on the hub")
     if recipe["control"] not in (None, *CONTROLS):
-        raise ValueError(f"{where}: control: expected {' or '.join(CONTROLS)}, came {recipe['control']!r}")
+        raise InputError(f"{where}: control: expected {' or '.join(CONTROLS)}, came {recipe['control']!r}")
     _check_types(recipe, where)
     rule = recipe["evaluation"]["rule"]
     if rule is not None and ("answer" not in rule or len(rule.keys() & {"pattern", "pattern_column"}) != 1):
-        raise ValueError(
+        raise InputError(
             f"{where}: evaluation.rule: expected answer (a column) and pattern (a regular expression with a group "
             f"`answer`) or pattern_column, came {rule!r}"
         )
@@ -165,9 +167,9 @@ def _check_types(recipe: dict[str, Any], where: str) -> None:
         if value is None and (default is None or name == "tokens.max_length"):
             continue
         if isinstance(value, bool) or not isinstance(value, kind):
-            raise ValueError(f"{where}: {name}: expected {wanted}, came {value!r}")
+            raise InputError(f"{where}: {name}: expected {wanted}, came {value!r}")
         if isinstance(value, int | float) and value < 0:
-            raise ValueError(f"{where}: {name}: expected {wanted}, not below 0, came {value!r}")
+            raise InputError(f"{where}: {name}: expected {wanted}, not below 0, came {value!r}")
 
 
 def check_trainer(recipe: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mipo.errors import InputError
 from mipo.io import files
 from mipo.run import recipe
 
@@ -62,17 +63,17 @@ class Run:
         try:
             found = files.read_json(self.path) if self.path.exists() else {}
         except ValueError:
-            raise ValueError(
+            raise InputError(
                 f"{self.path}: not valid JSON, so what the folder holds is unknown; name another"
             ) from None
         if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder}: is a file; name a folder with --output")
+            raise InputError(f"{folder}: is a file; name a folder with --output")
         if not found and folder.is_dir() and any(not _ours(child) for child in folder.iterdir()):
-            raise ValueError(f"{folder}: is not empty and holds no run; name another folder with --output")
+            raise InputError(f"{folder}: is not empty and holds no run; name another folder with --output")
         compared = {name: value for name, value in settings.items() if name != "max_dropped"}
         begun = any(stage["state"] == "done" for stage in found.get("stages", {}).values())
         if begun and (lines := recipe.differences(found["settings"], json.loads(json.dumps(compared)))):
-            raise ValueError(
+            raise InputError(
                 f"{folder}: was made with other settings:\n  " + "\n  ".join(lines) + "\nName another folder with "
                 f"--output (and --reuse {folder} to take over the stages that stay the same), or delete this one."
             )
@@ -130,7 +131,7 @@ class Run:
                 **limits,
                 **{r: math.ceil(100 * rows.dropped[r] / rows.rows_in) / 100 for r in over or rows.dropped},
             }
-            raise ValueError(
+            raise InputError(
                 f"{name}: more rows were dropped than max_dropped allows ({self.max_dropped}): {rows.describe()}. "
                 f"Mend the input, or allow it in the recipe, as in max_dropped: {json.dumps(wanted)}"
             )

@@ -17,8 +17,9 @@ from typing import Any
 
 import polars as pl
 
+from mipo.errors import InputError
 from mipo.evaluation import figures, measurement
-from mipo.io import files
+from mipo.io import files, tables
 from mipo.models.loading import context_length, load_model, load_tokenizer
 from mipo.negatives.draw import contrast
 from mipo.pairing.controls import shuffle
@@ -69,12 +70,12 @@ def run_recipe(
     the last stage to do; `beside` control runs for the report. Raises ValueError for a folder made with other settings.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(
+        raise InputError(
             "a run is one process; on several GPUs do `mipo run RECIPE --until baseline`, then train with "
             "`accelerate launch -m mipo train --tokens RUN/tokens …`"
         )
     if until is not None and until not in STAGES:
-        raise ValueError(f"until: expected one of {', '.join(STAGES)}, came {until!r}")
+        raise InputError(f"until: expected one of {', '.join(STAGES)}, came {until!r}")
     settings = recipe.load(path, seed=seed, control=control)
     recipe.check_trainer(settings)
     folder = Path(output or Path("runs") / Path(path).stem)
@@ -146,7 +147,7 @@ def separated(
     why = reasons(train, found)
     kept = train.filter(why.is_null()).drop("prompt_id")
     if kept.height < 2:
-        raise ValueError(f"prompts: {found.height} of {train.height} training prompts occur in the held-out set")
+        raise InputError(f"prompts: {found.height} of {train.height} training prompts occur in the held-out set")
     lost = rows.dropped | dropped(why.to_frame())
     kept = prompt_rows.numbered(kept).select(train.columns)
     return kept, Rows(rows.rows_in, rows.rows_out - found.height, lost, rows.first), found
@@ -180,7 +181,7 @@ def _room(settings: dict[str, Any]) -> int | None:
         return None
     new: int = settings["responses"]["max_new_tokens"]
     if new >= seen:
-        raise ValueError(f"responses.max_new_tokens is {new}, but the model's whole context is {seen} tokens; lower it")
+        raise InputError(f"responses.max_new_tokens is {new}, but the model's whole context is {seen} tokens; lower it")
     return seen - new
 
 
@@ -260,7 +261,7 @@ class _Walk:
                               self._scan("responses/*.parquet"), made))  # fmt: skip
             if not rows.rows_out:
                 made.unlink()
-                raise ValueError(f"pairs: none of {rows.rows_in} rows is a pair ({rows.dropped})")
+                raise InputError(f"pairs: none of {rows.rows_in} rows is a pair ({rows.dropped})")
             if shuffled:
                 self._write(shuffle(self._read(made.name), seed=self.seed), made.name)
             return rows
@@ -275,7 +276,7 @@ class _Walk:
             pairs, folder = [self.folder / "pairs.parquet"], self.folder / "tokens"
             told = prepare(pairs, self.tokenizer, folder, max_length=max_length)
             if not told["groups"]:
-                raise ValueError(f"tokens: no pair is left ({told['dropped']})")
+                raise InputError(f"tokens: no pair is left ({told['dropped']})")
             return Rows(told["rows_in"], told["rows_in"] - sum(told["dropped"].values()), told["dropped"])
 
         inputs = {"max_length": max_length, "tokenizer": self._tokenizer(), "files": self.run.hashes("pairs")}
@@ -293,11 +294,11 @@ class _Walk:
             judged = judge(test, drawn, made)
             held_out = keep(judged)
             if not held_out.height:
-                raise ValueError("evaluation: no held-out row became a pair; hold out more rows")
+                raise InputError("evaluation: no held-out row became a pair; hold out more rows")
             self._write(held_out, "evaluation/pairs.parquet")
             store, lost = tokenize(held_out, self.tokenizer, max_length=self.settings["tokens"]["max_length"])
             if not len(store):
-                raise ValueError(f"evaluation: no held-out pair is left ({lost})")
+                raise InputError(f"evaluation: no held-out pair is left ({lost})")
             store.save(folder / "tokens")
             self._evaluate("before", self.settings["model"], store, made)
             return Rows(judged.height, held_out.height - sum(lost.values()), dropped(judged) | lost)
@@ -392,8 +393,7 @@ class _Walk:
         return pl.scan_parquet(self.folder / name)
 
     def _write(self, frame: pl.DataFrame, name: str) -> None:
-        with files.whole(self.folder / name) as temporary:
-            frame.write_parquet(temporary, compression="zstd")
+        tables.write_frame(frame, self.folder / name)
 
 
 def _model_hash(model: str, trust_remote_code: bool) -> dict[str, str | None]:

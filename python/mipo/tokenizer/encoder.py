@@ -10,6 +10,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from mipo.errors import InputError, InputTypeError, NotThereError
 from mipo.io.lazy import lazy
 from mipo.tokenizer.table import TokenTable
 
@@ -72,11 +73,11 @@ def tokenizer_json(tokenizer: Any) -> bytes:
         path = Path(tokenizer)
         path = path / "tokenizer.json" if path.is_dir() else path
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such tokenizer.json")
+            raise NotThereError(f"{path}: no such tokenizer.json")
         return path.read_bytes()
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if not hasattr(backend, "to_str"):
-        raise TypeError(
+        raise InputTypeError(
             "tokenizer: expected a Hugging Face fast tokenizer, a tokenizers.Tokenizer or a path of a tokenizer.json, "
             f"came {type(tokenizer).__name__}"
         )
@@ -113,14 +114,14 @@ def _state(backend: Any) -> tuple[object, ...] | None:
 def _strings(texts: Any) -> pa.Array:
     """Texts as an Arrow array; TypeError or ValueError names the row of what is no text."""
     if isinstance(texts, str):
-        raise TypeError("texts: expected several texts, came one; put it into a list")
+        raise InputTypeError("texts: expected several texts, came one; put it into a list")
     texts = texts if hasattr(texts, "__len__") else list(texts)
     try:
         return pa.array(texts, type=pa.large_string())
     except (pa.ArrowException, UnicodeEncodeError):
         for row, text in enumerate(texts):
             if not isinstance(text, str):
-                raise TypeError(f"texts: expected text in row {row}, came {type(text).__name__}") from None
+                raise InputTypeError(f"texts: expected text in row {row}, came {type(text).__name__}") from None
             if any("\ud800" <= character <= "\udfff" for character in text):
-                raise ValueError(f"texts: row {row} holds half of a surrogate pair, which is no character") from None
+                raise InputError(f"texts: row {row} holds half of a surrogate pair, which is no character") from None
         raise

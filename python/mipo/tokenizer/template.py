@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mipo.errors import InputError, InputTypeError
 from mipo.io.lazy import lazy
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ CONTENTS = (
 )  # fmt: skip
 
 
-class RowError(ValueError):
+class RowError(InputError):
     """What is wrong with one conversation, by its row counted from 0."""
 
     def __init__(self, row: int, said: str) -> None:
@@ -147,7 +148,7 @@ def open_template(tokenizer: Any) -> Renderer:
     Raises ValueError where the tokenizer has none, or several with no default.
     """
     if not getattr(tokenizer, "chat_template", None):
-        raise ValueError("tokenizer: has no chat template to render messages with; give text, or another tokenizer")
+        raise InputError("tokenizer: has no chat template to render messages with; give text, or another tokenizer")
     native, why = _native_of(tokenizer, tokenizer.get_chat_template())
     if native is not None:
         why = _probe(tokenizer, native)
@@ -231,10 +232,10 @@ def _difference(row: int, told: str | Exception, made: str) -> RowError:
 def _checked(conversations: pl.Series) -> pl.Series:
     """The conversations, with fields that are null in all messages as texts that are null."""
     if not isinstance(conversations.dtype, pl.List):
-        raise TypeError(f"conversations: expected a Series of lists of messages, came {conversations.dtype}")
+        raise InputTypeError(f"conversations: expected a Series of lists of messages, came {conversations.dtype}")
     if conversations.null_count():
         row = conversations.is_null().arg_true()[0]
-        raise ValueError(f"conversations: expected messages in every row, came a null in row {row}; drop it")
+        raise InputError(f"conversations: expected messages in every row, came a null in row {row}; drop it")
     inner = conversations.dtype.inner
     if not isinstance(inner, pl.Struct) or not any(field.dtype == pl.Null for field in inner.fields):
         return conversations

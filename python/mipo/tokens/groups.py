@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from mipo.errors import InputError
 from mipo.io.lazy import lazy
 from mipo.prompts.compose import render
 from mipo.prompts.messages import is_messages, key, plain
@@ -47,7 +48,7 @@ class GroupBuilder:
 
     def __init__(self, tokenizer: Any, *, max_length: int | None = None, encoder: Choice = "auto") -> None:
         if getattr(tokenizer, "eos_token", None) is None:
-            raise ValueError("tokenizer: has no eos_token, so no response could ever end; set one")
+            raise InputError("tokenizer: has no eos_token, so no response could ever end; set one")
         self.tokenizer, self.max_length = tokenizer, max_length
         self.encoder = open_encoder(tokenizer, encoder)
         self.dropped, self.merged = Counter[str](), 0
@@ -91,7 +92,7 @@ class GroupBuilder:
     def _usable(self, pairs: pl.DataFrame) -> pl.DataFrame:
         """The pairs that can be tokenized at all; others are dropped by name, or refused where all are wrong."""
         if missing := [column for column in SIDES if column not in pairs.columns]:
-            raise ValueError(f"pairs: no column {missing[0]!r}; they have {', '.join(pairs.columns[:-1])}")
+            raise InputError(f"pairs: no column {missing[0]!r}; they have {', '.join(pairs.columns[:-1])}")
         reason = pl.coalesce(pl.when(pl.col(side).is_null()).then(pl.lit(f"null {side}")) for side in SIDES)
         pairs = self._without(pairs, reason)
         if not pairs.height:
@@ -99,10 +100,10 @@ class GroupBuilder:
         kinds = {column: "messages" if is_messages(pairs[column]) else "text" for column in SIDES}
         kinds |= {c: str(pairs.schema[c]) for c in SIDES if kinds[c] == "text" and pairs.schema[c] != pl.String}
         if len(set(kinds.values())) > 1 or not {"messages", "text"} & set(kinds.values()):
-            raise ValueError(f"pairs: expected text or chat messages in all columns, came {kinds}")
+            raise InputError(f"pairs: expected text or chat messages in all columns, came {kinds}")
         chat = kinds["prompt"] == "messages"
         if chat and not getattr(self.tokenizer, "chat_template", None):
-            raise ValueError(
+            raise InputError(
                 "pairs: they are messages, but the tokenizer has no chat template; give text, or another one"
             )
         none = pl.when(pl.col("prompt").list.len() == 0).then(pl.lit("a prompt of no message"))
@@ -142,7 +143,7 @@ class GroupBuilder:
         try:
             return self._renderer.render(chats, add_generation_prompt=side is None, arguments=told)
         except RowError as error:
-            raise ValueError(f"row {pairs['_row'][error.row] + 1}: {error.said}") from error
+            raise InputError(f"row {pairs['_row'][error.row] + 1}: {error.said}") from error
 
     def _check(self, pairs: pl.DataFrame, starts: NDArray[np.int64]) -> None:
         """Compares a few groups with what transformers makes of them; ValueError where one id differs."""
@@ -156,7 +157,7 @@ class GroupBuilder:
         for i, row in enumerate(some.iter_rows(named=True)):
             made = [prompts[prompt[i]].tolist(), *(responses[said[i]].tolist() for said in (chosen, rejected))]
             if made != trl_ids(row, self.tokenizer):
-                raise ValueError(
+                raise InputError(
                     f"row {row['_row'] + 1}: {self.encoder.name}'s token ids are not those of transformers; please "
                     "report this, with the tokenizer, and tokenize with encoder tokenizers"
                 )
@@ -198,7 +199,7 @@ def tokenize(
     `encoder` as in `mipo.encode`. Raises ValueError for pairs that are none, and for messages without a template.
     """
     if not pairs.height:
-        raise ValueError("pairs: no row is left to tokenize")
+        raise InputError("pairs: no row is left to tokenize")
     builder, pieces, before = GroupBuilder(tokenizer, max_length=max_length, encoder=encoder), [], 0
     for batch in aligned(pairs.iter_slices(BATCH_ROWS)):
         pieces.append(builder.add(batch, before=before))

@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mipo.errors import InputError
 from mipo.io import sources, tables
 from mipo.io.lazy import lazy
 from mipo.tokenizer.encoder import Choice, fingerprint
@@ -67,14 +68,14 @@ def prepare(
 
     folder = folder.absolute()
     if shard_rows < 1:
-        raise ValueError(f"shard_rows: expected at least 1 row, came {shard_rows}")
+        raise InputError(f"shard_rows: expected at least 1 row, came {shard_rows}")
     parts = [part for source in pairs for part in _parts(source, shard_rows, split)]
     about = {"fingerprint": fingerprint(tokenizer), "max_length": max_length}
     alone = progress if each is None else None
     work = [Shard(folder, number, part, tokenizer, encoder, about, alone) for number, part in enumerate(parts)]
     todo = [shard for shard in work if not shard.is_there()]
     if shards.found(folder, len(parts)):
-        raise ValueError(f"{folder}: holds tokens of more pairs than these; name another folder, or delete this one")
+        raise InputError(f"{folder}: holds tokens of more pairs than these; name another folder, or delete this one")
     made = map(Shard.__call__, todo) if each is None else each(todo)
     for _ in tqdm(made, total=len(todo), desc=progress, unit="shard", delay=0.5, disable=each is None or not progress):
         pass
@@ -122,7 +123,7 @@ class Shard:
         told = shards.found(self.folder, self.number)
         if told and told.get("key") != self.key:
             source = told.get("source", "a store that was saved")
-            raise ValueError(
+            raise InputError(
                 f"{self.folder}: holds tokens of other pairs, or of another tokenizer or max_length "
                 f"({told['folder']}, of {source}); name another folder, or delete this one"
             )
@@ -148,7 +149,7 @@ class Shard:
                 rows += read
                 bar.update(read)
             if rows != total:
-                raise ValueError(
+                raise InputError(
                     f"{self.part.source}: expected {total:,} rows after row {self.part.start}, came {rows:,}; was it "
                     "changed meanwhile? Start again, with another folder"
                 )
@@ -167,7 +168,7 @@ class Shard:
             try:
                 made = builder.add(batch, before=before)
             except ValueError as error:
-                raise ValueError(f"{self.part.source}: {error}") from error
+                raise InputError(f"{self.part.source}: {error}") from error
             yield batch.height, made, builder.take() if builder.pending() > PENDING else None
             before += batch.height
 
@@ -186,7 +187,7 @@ def _parts(source: str | Path, shard_rows: int, split: str) -> Iterator[Part]:
     content = hashlib.sha256(told.encode()).hexdigest()
     rows = sources.height(source, split=split)
     if not rows:
-        raise ValueError(f"{source}: expected preference pairs, came no row")
+        raise InputError(f"{source}: expected preference pairs, came no row")
     whole = Part(str(path.absolute() if path.exists() else source), content, split, 0, rows)
     borders = [0, *(_borders(whole, shard_rows) if sources.is_streamed(source) else ()), rows]
     yield from (replace(whole, start=start, stop=stop) for start, stop in pairwise(borders))

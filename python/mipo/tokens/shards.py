@@ -17,6 +17,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mipo.errors import InputError, NotThereError
 from mipo.io import arrow, files
 from mipo.io.lazy import lazy
 from mipo.tokenizer import table
@@ -136,10 +137,10 @@ def manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         begun = any(folder.glob("shard-*")) or any(folder.glob(".shard-*"))
         what = "the store was not finished; run the same command again" if begun else "make one with `mipo tokens`"
-        raise FileNotFoundError(f"{folder}: no store of tokens, which has a {MANIFEST}; {what}")
+        raise NotThereError(f"{folder}: no store of tokens, which has a {MANIFEST}; {what}")
     told = files.read_json(path)
     if not isinstance(told, dict) or told.get("format") != FORMAT:
-        raise ValueError(f"{path}: not the manifest of a store of tokens ({FORMAT!r}); make one with `mipo tokens`")
+        raise InputError(f"{path}: not the manifest of a store of tokens ({FORMAT!r}); make one with `mipo tokens`")
     return _verified(path, told)
 
 
@@ -151,7 +152,7 @@ def read(folder: Path, record: dict[str, Any], name: str, *, trusted: bool = Fal
     path = folder / record["folder"] / f"{name}.arrow"
     batches, checksum = arrow.read(path, _schema(name), trusted=trusted)
     if checksum != record["checksums"][name]:
-        raise ValueError(f"{path}: is not the file that {folder / MANIFEST} tells of; make the store again")
+        raise InputError(f"{path}: is not the file that {folder / MANIFEST} tells of; make the store again")
     return batches
 
 
@@ -169,7 +170,7 @@ def _signed(told: dict[str, Any]) -> dict[str, Any]:
 
 def _verified(path: Path, told: Any) -> dict[str, Any]:
     if not isinstance(told, dict) or told.get("checksum") != _checksum(told):
-        raise ValueError(f"{path}: is not as it was written; make the store again")
+        raise InputError(f"{path}: is not as it was written; make the store again")
     return told
 
 

@@ -13,6 +13,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mipo.errors import InputError
 from mipo.io import arrow
 from mipo.io.lazy import lazy
 from mipo.tokenizer.table import TokenTable
@@ -189,7 +190,7 @@ def _read(folder: Path, checksum: str | None = None) -> PairStore:
     manifest = shards.manifest(folder)
     trusted = checksum is not None
     if trusted and manifest["checksum"] != checksum:
-        raise ValueError(f"{folder}: holds another store than it did; open it anew")
+        raise InputError(f"{folder}: holds another store than it did; open it anew")
     prompts, responses = list[pa.RecordBatch](), list[pa.RecordBatch]()
     pieces, before = [], (0, 0)
     for record in manifest["shards"]:

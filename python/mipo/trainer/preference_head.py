@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from trl import DPOConfig
 from trl.trainer import dpo_trainer
 
+from mipo.errors import InputError
 from mipo.fused.heads import Head
 from mipo.fused.operators import linear_preference_loss
 from mipo.loss.preference import check_losses
@@ -68,7 +69,7 @@ class PackingCollator:
         counts = said.sum(1)[order]
         if not counts.all():
             empty = mask.nonzero()[counts == 0, 0].unique().tolist()
-            raise ValueError(
+            raise InputError(
                 f"expected a token to score in every response, got none in groups {empty[:10]} of a batch; drop these "
                 "groups, and give prompts and responses of at least one token"
             )
@@ -130,7 +131,7 @@ def check_settings(args: DPOConfig, given: Mapping[str, Any], row: Mapping[str, 
     found += [f"{name!r} in the rows" for name in ("image", "images") if name in row]
     found += [f"{name}={getattr(parallel, name)}" for name in ("cp_size", "sp_size") if getattr(parallel, name, 1) > 1]
     if found:
-        raise ValueError(
+        raise InputError(
             f"fused_loss=True has no {', '.join(found)}; leave it out, or score with TRL's head, fused_loss=False"
         )
     check_losses(**_loss_options(args), negatives=negatives)
@@ -145,7 +146,7 @@ def check_head(trainer: Any) -> None:
         return
     head = Head.of(trainer.model)
     if head.adapters and "ref" in getattr(trainer.model, "peft_config", {}):
-        raise ValueError(
+        raise InputError(
             "the model came with a LoRA adapter on its LM head, and the reference would be a copy of it, which TRL's "
             "head does not read; pass ref_model, or call merge_and_unload() and pass a new peft_config"
         )

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from trl import DPOTrainer
 from trl.models import prepare_deepspeed
 
+from mipo.errors import InputError
 from mipo.loss.preference import implicit_rewards, preference_loss
 from mipo.trainer.collators import GroupCollator
 from mipo.trainer.config import MIPOConfig
@@ -48,7 +49,7 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
         args = args or MIPOConfig(output_dir="mipo")
         first: Mapping[str, Any] | None = None if train_dataset is None else next(iter(train_dataset), None)
         if train_dataset is not None and first is None:
-            raise ValueError("train_dataset has no row; give at least one group")
+            raise InputError("train_dataset has no row; give at least one group")
         self._grouped = first is not None and _grouped(first)
         self._fused: bool = getattr(args, "fused_loss", False)
         if self._fused and first is not None:
@@ -71,7 +72,7 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
         if "prompt_ids" not in first:
             return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         if _grouped(first) != self._grouped:
-            raise ValueError(
+            raise InputError(
                 f"the {dataset_name} data set has {'several' if _grouped(first) else 'one'} rejected response(s) a "
                 "group, the training data set has not; make both with the same number of negatives"
             )
@@ -122,7 +123,7 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
         if not self._grouped and not self._fused:
             return super()._compute_loss(model, inputs, return_outputs)
         if return_outputs:
-            raise ValueError(
+            raise InputError(
                 "neither several rejected responses a group nor fused_loss have outputs for compute_metrics"
             )
         routed = {"output_router_logits": True} if self.aux_loss_enabled else {}
@@ -227,17 +228,17 @@ def _sizes(dataset: datasets.Dataset) -> list[int]:
 
 def _check_grouped(args: MIPOConfig, given: Mapping[str, Any]) -> None:
     if given.get("processing_class") is None:
-        raise ValueError("several rejected responses a group: pass the tokenizer as processing_class")
+        raise InputError("several rejected responses a group: pass the tokenizer as processing_class")
     plain = {"loss_type": ["sigmoid"], "loss_weights": None, "ld_alpha": None, "use_weighting": False,
              "label_smoothing": 0.0, "f_divergence_type": "reverse_kl"}  # fmt: skip
     other = [f"{name}={getattr(args, name)!r}" for name, value in plain.items() if getattr(args, name) != value]
     if other:
-        raise ValueError(
+        raise InputError(
             f"several rejected responses a group have the softmax loss only; came {', '.join(other)}. Leave it out, or "
             "use negatives: 1, which has all of TRL's losses."
         )
     if args.max_length is not None:
-        raise ValueError(
+        raise InputError(
             f"max_length={args.max_length}: several rejected responses a group are not cut; drop long ones by name "
             "instead (`mipo tokens --max-length`, or tokens.max_length in a recipe)"
         )

@@ -11,6 +11,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from transformers import PrinterCallback, ProgressCallback
 
+from mipo.errors import InputError
 from mipo.models.loading import without_bars
 from mipo.tokenizer.encoder import fingerprint
 from mipo.tokens.store import PairStore
@@ -34,9 +35,9 @@ def train(
     it. Raises ValueError for an empty store, and where `tokenizer` is not the one that made it.
     """
     if not len(store):
-        raise ValueError("the tokens hold no group to train on; see what `mipo pairs` and `mipo tokens` dropped")
+        raise InputError("the tokens hold no group to train on; see what `mipo pairs` and `mipo tokens` dropped")
     if store.fingerprint != fingerprint(tokenizer):
-        raise ValueError(f"the tokens were made by another tokenizer or chat template than {model}'s; make them anew")
+        raise InputError(f"the tokens were made by another tokenizer or chat template than {model}'s; make them anew")
     with without_bars():
         trainer = MIPOTrainer(
             model, args=args, train_dataset=store.to_trl(), processing_class=tokenizer, peft_config=_lora(lora)

@@ -7,6 +7,7 @@ from cyclopts import Parameter
 from cyclopts.completion.detect import ShellDetectionError
 
 from mipo.cli.app import app
+from mipo.errors import InputError
 
 
 def command(
@@ -22,5 +23,5 @@ def command(
     try:
         path = app.install_completion(shell=shell, output=output, add_to_startup=output is None)
     except ShellDetectionError:
-        raise ValueError("cannot tell which shell this is; name it with --shell") from None
-    print(f"completion in {path}; it works in every shell that is started from now on")
+        raise InputError("cannot tell which shell this is; name it with --shell") from None
+    print(f"completion in {path}" + ("; shells started from now on have it" if output is None else ""))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mipo.cli.console import print_rows, read_prompts, write_table
+from mipo.cli.console import print_rows, read_prompts
 from mipo.cli.engine import connected
 from mipo.cli.options import Address, Engine, HeldOut, Output, Prompts, keywords, mirrors
-from mipo.io import cluster
+from mipo.errors import InputError
+from mipo.io import cluster, tables
 from mipo.negatives import draw, on_ray
 from mipo.pairing.join import dropped
 from mipo.prompts.rows import read
@@ -29,16 +30,17 @@ def command(
     **options: Any,
 ) -> None:
     """Writes the counter-prompts."""
+    tables.check_name(output)
     with connected(engine, address):
         table, settings = read_prompts(prompts, options), keywords(draw.contrast, options)
         if held_out is not None:
             settings["held_out"] = read(held_out, **keywords(read, options)).frame
         drawn = draw.contrast(table, **settings) if engine == "local" else _on_ray(table, settings)
-    write_table(drawn, output)
+    tables.write_frame(drawn, output)
     print_rows(output, drawn.height, dropped(drawn))
 
 
 def _on_ray(table: pl.DataFrame, settings: Mapping[str, Any]) -> pl.DataFrame:
     for name in settings.keys() - keywords(on_ray.contrast, settings).keys():
-        raise ValueError(f"--engine ray has no --{name.replace('_', '-')}; leave it out, or draw with --engine local")
+        raise InputError(f"--engine ray has no --{name.replace('_', '-')}; leave it out, or draw with --engine local")
     return cluster.gather(on_ray.contrast(cluster.spread(table), **settings))

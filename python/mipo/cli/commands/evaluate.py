@@ -31,6 +31,7 @@ def command(
     """Prints each figure with its interval, and writes them to `output`."""
     rule = {name: value for name, value in (("answer", answer), ("pattern", pattern)) if value}
     store = PairStore.open(held_out) if held_out is not None else None
+    model = str(model)
     tokenizer = load_tokenizer(model, **keywords(load_tokenizer, options))
     table = read_prompts(prompts, options)
     figures, _ = evaluate(model, tokenizer, table, store, rule=rule or None, **keywords(evaluate, options))

@@ -22,7 +22,8 @@ def command(
     **options: Any,
 ) -> None:
     """Writes one response for each distinct prompt, in parts that a later call goes on from."""
-    table, tokenizer = read_prompts(prompts, options), load_tokenizer(model, **keywords(load_tokenizer, options))
+    model, table = str(model), read_prompts(prompts, options)
+    tokenizer = load_tokenizer(model, **keywords(load_tokenizer, options))
     chat = is_chat(tokenizer)
     composed = [compose(table["prompt"], table.get_column("context", default=None), chat=chat)]
     if counterparts is not None:

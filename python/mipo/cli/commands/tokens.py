@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from mipo.cli.console import print_rows
 from mipo.cli.engine import connected
-from mipo.cli.options import Address, Engine, Output, mirrors
+from mipo.cli.options import Address, Engine, Model, Output, mirrors
 from mipo.io import cluster, sources
 from mipo.models.loading import load_tokenizer
 from mipo.tokens.preparation import prepare
@@ -25,7 +25,7 @@ def command(
     ],
     /,
     *,
-    tokenizer: Annotated[str, Parameter(help="a model's folder or hub name")],
+    tokenizer: Model,
     output: Output,
     engine: Engine = "local",
     address: Address = None,
@@ -36,7 +36,7 @@ def command(
     for source in pairs:
         sources.check(source)
     with _no_torch() if own_process else nullcontext():
-        opened = load_tokenizer(tokenizer)
+        opened = load_tokenizer(str(tokenizer))
     with connected(engine, address):
         manifest = prepare(pairs, opened, output, each=cluster.perform if engine == "ray" else None, **options)
     print_rows(output, manifest["rows_in"], manifest["dropped"])

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from mipo.cli.options import Model, Output
 from mipo.cli.values import whole_number
+from mipo.errors import InputError
 
 
 def command(
@@ -29,8 +30,8 @@ def command(
 
     config = _config("--output_dir", str(output.with_name(f"{output.name}-checkpoints")), *flags)
     lora = {"r": lora_r, "target_modules": "all-linear"} if lora_r else None
-    tokenizer = load_tokenizer(model, trust_remote_code=config.trust_remote_code)
-    log = train(PairStore.open(tokens), model, tokenizer, output, args=config, lora=lora)
+    tokenizer = load_tokenizer(str(model), trust_remote_code=config.trust_remote_code)
+    log = train(PairStore.open(tokens), str(model), tokenizer, output, args=config, lora=lora)
     if int(os.environ.get("RANK", "0")) == 0:
         files.write_json(output / "training.json", log)
         print(f"model in {output}")
@@ -44,6 +45,6 @@ def _config(*flags: str) -> Any:
 
     try:
         (config,) = TrlParser(MIPOConfig, exit_on_error=False).parse_args_and_config(args=list(flags))
-    except argparse.ArgumentError as error:
-        raise ValueError(str(error)) from error
+    except (argparse.ArgumentError, ValueError) as error:
+        raise InputError(str(error)) from error
     return config
