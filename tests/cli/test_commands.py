@@ -42,6 +42,16 @@ def test_the_rooms_one_by_one(folder):
     assert len(PairStore.open(folder / "tokens")) == pairs.height
 
 
+def test_tokens_in_a_process_of_their_own_need_no_torch(folder):
+    arguments = ["tokens", str(folder / "pairs.parquet"), "--tokenizer", MODEL, "--output", str(folder / "again")]
+    command = [sys.executable, "-X", "importtime", "-m", "mipo", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in ended.stderr.splitlines()}
+    assert "transformers" in imported
+    assert "torch" not in imported
+    assert (folder / "again" / "manifest.json").exists()
+
+
 def test_train_takes_every_dpo_flag(folder, capsys):
     arguments = ["train", "--model", MODEL, "--tokens", str(folder / "tokens"), "--output", str(folder / "model")]
     flags = [

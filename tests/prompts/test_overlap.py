@@ -339,7 +339,7 @@ def test_the_commands(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["contrast", *files, "--near-duplicates", "0.95"]) == 0
     assert f"5 rows in, 3 out; {EQUAL}: 1; {OVERLAPS}: 1" in capsys.readouterr().out
     assert pl.read_parquet(folder / "o.parquet")["counterpart_id"].null_count() == 2
-    assert cli.main(["contrast", *files[:-2], "--overlap-share", "2", "--output", "x"]) == 2
+    assert cli.main(["contrast", *files[:-2], "--overlap-share", "2", "--output", "x.parquet"]) == 2
     assert "share: expected a share above 0 and up to 1, got 2" in capsys.readouterr().err
 
 
