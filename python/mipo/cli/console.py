@@ -12,15 +12,12 @@ from typing import TYPE_CHECKING, Any
 from mipo.cli.options import keywords
 from mipo.errors import NotThereError
 from mipo.io import sources
-from mipo.io.lazy import lazy
 from mipo.prompts.rows import read
 
 if TYPE_CHECKING:
     import polars as pl
 
     from mipo.io.tables import Table
-else:
-    pl = lazy("polars")
 
 
 def read_prompts(source: str | Path, options: Mapping[str, Any]) -> pl.DataFrame:
@@ -32,13 +29,13 @@ def read_prompts(source: str | Path, options: Mapping[str, Any]) -> pl.DataFrame
 
 def read_table(path: Path) -> pl.DataFrame:
     """The table in a file, or in a folder of Parquet parts."""
-    _check_exists(path)
-    return pl.read_parquet(path / "*.parquet") if path.is_dir() else sources.load(path)
+    return scan_table(path).lazy().collect()
 
 
 def scan_table(path: Path) -> Table:
     """The table in a Parquet file or a folder of such, to be read as it goes; or that in a JSONL or CSV file."""
-    _check_exists(path)
+    if not path.exists():
+        raise NotThereError(f"{path}: no such file")
     return sources.scan(path)
 
 
@@ -46,8 +43,3 @@ def print_rows(where: str | Path, rows_in: int, dropped: Mapping[str, int]) -> N
     """Prints how many rows went in and out, and why the others did not."""
     reasons = "".join(f"; {reason}: {rows:,}" for reason, rows in dropped.items())
     print(f"{where}: {rows_in:,} rows in, {rows_in - sum(dropped.values()):,} out{reasons}")
-
-
-def _check_exists(path: Path) -> None:
-    if not path.exists():
-        raise NotThereError(f"{path}: no such file")

@@ -43,7 +43,6 @@ HELP = {
     "split": "split of a Hugging Face dataset",
     "temperature": "sampling temperature; 0 is greedy",
     "top_p": "nucleus sampling",
-    "trust_remote_code": "run code that comes with the model",
     "until": "the last stage to do",
     "words": "words in a run that counts as shared with a held-out prompt",
 }
@@ -56,9 +55,10 @@ Engine = Annotated[Literal["local", "ray"], Parameter(help="where the work is do
 HeldOut = Annotated[
     str | Path, Parameter(metavar="PATH", help="a file of prompts, with the same columns, that must not be trained on")
 ]
-Model = Annotated[str | Path, Parameter(metavar="MODEL", help="a folder or a hub name")]  # shells complete a path
+ModelName = Annotated[str | Path, Parameter(metavar="MODEL", help="a folder or a hub name")]  # shells complete a path
 Output = Annotated[Path, Parameter(help=HELP["output"])]
 Prompts = Annotated[str | Path, Parameter(help="JSONL, Parquet or CSV file, or a Hugging Face dataset")]
+TrustRemoteCode = Annotated[bool, Parameter(show_default=False, help="run code that comes with the model")]
 
 Command = TypeVar("Command", bound=Callable[..., None])
 

@@ -11,7 +11,7 @@ from mipo.cli.options import Address, Engine, HeldOut, Output, Prompts, keywords
 from mipo.errors import InputError
 from mipo.io import cluster, tables
 from mipo.negatives import draw, on_ray
-from mipo.pairing.join import dropped
+from mipo.pairing.judge import dropped
 from mipo.prompts.rows import read
 
 if TYPE_CHECKING:

@@ -3,30 +3,27 @@
 from typing import Any
 
 from mipo.cli.console import read_prompts, read_table
-from mipo.cli.options import Counterparts, Model, Output, Prompts, keywords, mirrors
-from mipo.models.loading import load_tokenizer
-from mipo.prompts.compose import compose, is_chat
+from mipo.cli.options import Counterparts, ModelName, Output, Prompts, TrustRemoteCode, keywords, mirrors
+from mipo.models.model import Model
 from mipo.prompts.rows import read
-from mipo.responses.ask import ask, counter_prompts
+from mipo.responses.ask import ask
 from mipo.responses.generation import generate
 
 
-@mirrors(read, generate, without=("tokenizer", "folder", "progress"))
+@mirrors(read, generate, without=("folder", "progress"))
 def command(
     prompts: Prompts,
     /,
     *,
-    model: Model,
+    model: ModelName,
     output: Output,
     counterparts: Counterparts | None = None,
+    trust_remote_code: TrustRemoteCode = False,
     **options: Any,
 ) -> None:
     """Writes one response for each distinct prompt, in parts that a later call goes on from."""
-    model, table = str(model), read_prompts(prompts, options)
-    tokenizer = load_tokenizer(model, **keywords(load_tokenizer, options))
-    chat = is_chat(tokenizer)
-    composed = [compose(table["prompt"], table.get_column("context", default=None), chat=chat)]
-    if counterparts is not None:
-        composed.append(counter_prompts(table, read_table(counterparts), chat=chat))
-    generate(ask(*composed), model, tokenizer=tokenizer, folder=output, **keywords(generate, options))
+    answering = Model(str(model), trust_remote_code=trust_remote_code)
+    drawn = read_table(counterparts) if counterparts is not None else None
+    asked = ask(read_prompts(prompts, options), drawn, chat=answering.is_chat)
+    generate(asked.prompts, answering, folder=output, **keywords(generate, options))
     print(f"responses in {output}")

@@ -16,7 +16,8 @@ from mipo.cli.options import HELP, Counterparts, Output, Prompts, keywords, mirr
 from mipo.cli.values import WholeNumber
 from mipo.io import tables
 from mipo.io.lazy import lazy
-from mipo.pairing.join import BATCH_ROWS, join
+from mipo.pairing.join import join
+from mipo.pairing.judge import BATCH_ROWS
 from mipo.prompts.rows import read, read_batches
 
 if TYPE_CHECKING:

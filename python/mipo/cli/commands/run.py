@@ -6,10 +6,11 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from mipo.cli.options import keywords, mirrors
-from mipo.run import walk
+from mipo.run.preview import dry_run as preview
+from mipo.run.walk import run_recipe
 
 
-@mirrors(walk.run_recipe)
+@mirrors(run_recipe)
 def command(
     recipe: Annotated[Path, Parameter(help="a YAML file")],
     /,
@@ -19,6 +20,6 @@ def command(
 ) -> None:
     """Runs a recipe, or with `dry_run` shows its first pairs."""
     if dry_run:
-        print(walk.dry_run(recipe, **keywords(walk.dry_run, options)))
+        print(preview(recipe, **keywords(preview, options)))
     else:
-        walk.run_recipe(recipe, **options)
+        run_recipe(recipe, **options)

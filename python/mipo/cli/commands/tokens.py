@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from mipo.cli.console import print_rows
 from mipo.cli.engine import connected
-from mipo.cli.options import Address, Engine, Model, Output, mirrors
+from mipo.cli.options import Address, Engine, ModelName, Output, mirrors
 from mipo.io import cluster, sources
 from mipo.models.loading import load_tokenizer
 from mipo.tokens.preparation import prepare
@@ -21,11 +21,11 @@ from mipo.tokens.preparation import prepare
 def command(
     pairs: Annotated[
         list[str | Path],
-        Parameter(name="PAIRS", help="preference pairs: prompt, chosen, rejected; files, or datasets"),
+        Parameter(name="PAIRS", help="runs, or preference pairs (prompt, chosen, rejected): files or datasets"),
     ],
     /,
     *,
-    tokenizer: Model,
+    tokenizer: ModelName,
     output: Output,
     engine: Engine = "local",
     address: Address = None,

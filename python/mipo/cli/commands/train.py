@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from mipo.cli.options import Model, Output
+from mipo.cli.options import ModelName, Output
 from mipo.cli.values import whole_number
 from mipo.errors import InputError
 
 
 def command(
     *flags: Annotated[str, Parameter(allow_leading_hyphen=True, show=False)],
-    model: Model,
+    model: ModelName,
     tokens: Annotated[Path, Parameter(help="what `mipo tokens` wrote")],
     output: Output,
     lora_r: Annotated[
