@@ -81,6 +81,10 @@ def test_help_is_ascii_where_the_terminal_is():
         ([*CONTRAST, "--near", "prompt"], "Invalid value for --near: expected COLUMN=NUMBER, got 'prompt'."),
         (["report", "runs/a", "--beside", "b"], "Invalid value for --beside: expected NAME=RUN, got 'b'."),
         ([*CONTRAST, "--address", "auto"], "--address is that of a Ray cluster; give --engine ray with it"),
+        (
+            [*CONTRAST, "--engine", "ray", "--near-duplicates", "0.8", "--held-out", "test.jsonl"],
+            "--engine ray has no --held-out, --near-duplicates; leave it out, or draw with --engine local",
+        ),
         (["train", "--tokens", "t", "--output", "o"], "parameter --model requires an argument"),
     ],
 )

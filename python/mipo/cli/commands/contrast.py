@@ -1,21 +1,16 @@
 """`mipo contrast`: the counter-prompts, drawn here or on Ray."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mipo.cli.console import print_rows, read_prompts
-from mipo.cli.engine import connected
+from mipo.cli.engine import check_engine, connected
 from mipo.cli.options import Address, Engine, HeldOut, Output, Prompts, keywords, mirrors
 from mipo.errors import InputError
 from mipo.io import cluster, tables
 from mipo.negatives import draw, on_ray
 from mipo.pairing.judge import dropped
 from mipo.prompts.rows import read
-
-if TYPE_CHECKING:
-    import polars as pl
 
 
 @mirrors(read, draw.contrast)
@@ -30,17 +25,25 @@ def command(
     **options: Any,
 ) -> None:
     """Writes the counter-prompts."""
+    check_engine(engine, address)
     tables.check_name(output)
+    settings = keywords(draw.contrast, options | ({} if held_out is None else {"held_out": held_out}))
+    if engine == "ray":
+        _check_on_ray(settings)
+    table = read_prompts(prompts, options)
+    if held_out is not None:
+        settings["held_out"] = read(held_out, **keywords(read, options)).frame
     with connected(engine, address):
-        table, settings = read_prompts(prompts, options), keywords(draw.contrast, options)
-        if held_out is not None:
-            settings["held_out"] = read(held_out, **keywords(read, options)).frame
-        drawn = draw.contrast(table, **settings) if engine == "local" else _on_ray(table, settings)
+        if engine == "ray":
+            drawn = cluster.gather(on_ray.contrast(cluster.spread(table), **settings))
+        else:
+            drawn = draw.contrast(table, **settings)
     tables.write_frame(drawn, output)
     print_rows(output, drawn.height, dropped(drawn))
 
 
-def _on_ray(table: pl.DataFrame, settings: Mapping[str, Any]) -> pl.DataFrame:
-    for name in settings.keys() - keywords(on_ray.contrast, settings).keys():
-        raise InputError(f"--engine ray has no --{name.replace('_', '-')}; leave it out, or draw with --engine local")
-    return cluster.gather(on_ray.contrast(cluster.spread(table), **settings))
+def _check_on_ray(settings: Mapping[str, Any]) -> None:
+    unknown = settings.keys() - keywords(on_ray.contrast, settings).keys()
+    if unknown:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(unknown))
+        raise InputError(f"--engine ray has no {names}; leave it out, or draw with --engine local")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from mipo.cli.console import print_rows
-from mipo.cli.engine import connected
+from mipo.cli.engine import check_engine, connected
 from mipo.cli.options import Address, Engine, ModelName, Output, mirrors
 from mipo.io import cluster, sources
 from mipo.models.loading import load_tokenizer
@@ -33,6 +33,7 @@ def command(
     **options: Any,
 ) -> None:
     """Writes a store of token ids, in shards that a later call goes on from."""
+    check_engine(engine, address)
     for source in pairs:
         sources.check(source)
     with _no_torch() if own_process else nullcontext():
