@@ -30,18 +30,46 @@ def keys_of(values: pl.Series) -> NDArray[np.uint64]:
     return np.stack([values.hash(seed=seed).to_numpy() for seed in (1, 2)], axis=1)
 
 
-def first_rows(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """For each row of `keys` [n, 2] the first row with the same key, [n]."""
-    order, starts = _sorted(keys)
-    first = np.empty(len(keys), np.int64)
-    first[order] = order[np.maximum.accumulate(starts)]
-    return first
+class Index:
+    """Rows by their keys: 24 bytes a row."""
 
+    def __init__(self, keys: NDArray[np.uint64]) -> None:
+        self._order = np.argsort(keys[:, 0], kind="stable")
+        self._low, self._high = (keys[self._order, half] for half in (0, 1))
+        if (self._same_low() & ~self._same_high()).any():  # two keys share their first half, once in 10⁵ tables of 10⁷
+            self._order = np.lexsort((keys[:, 1], keys[:, 0]))
+            self._low, self._high = (keys[self._order, half] for half in (0, 1))
 
-def rows_of(wanted: NDArray[np.uint64], keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """For each of `wanted` [m, 2] the first row of `keys` [n, 2] with the same key, `NOWHERE` where none has it."""
-    first = first_rows(np.concatenate([keys, wanted]))[len(keys) :]
-    return np.where(first < len(keys), first, NOWHERE)
+    def find(self, wanted: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """For each of `wanted` [m, 2] the first row with this key, `NOWHERE` where none has it."""
+        rows = np.full(len(wanted), NOWHERE, dtype=np.int64)
+        if not len(self._low):
+            return rows
+        order = np.argsort(wanted[:, 0])  # neighbours look where it was just looked
+        low, high = wanted[order, 0], wanted[order, 1]
+        places = np.searchsorted(self._low, low)
+        there = self._at(places, low)
+        while (later := there & (self._high[np.minimum(places, len(self._low) - 1)] != high)).any():
+            places = places + later
+            there = self._at(places, low)
+        rows[order[there]] = self._order[places[there]]
+        return rows
+
+    def repeated(self) -> NDArray[np.int64]:
+        """The rows whose key another row has, too, in order."""
+        same = np.append(self._same_low() & self._same_high(), False)[: len(self._order)]
+        return np.sort(self._order[same | np.roll(same, 1)])
+
+    def _at(self, places: NDArray[np.int64], low: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        inside = places < len(self._low)
+        inside[inside] = self._low[places[inside]] == low[inside]
+        return inside
+
+    def _same_low(self) -> NDArray[np.bool_]:
+        return np.asarray(self._low[1:] == self._low[:-1])
+
+    def _same_high(self) -> NDArray[np.bool_]:
+        return np.asarray(self._high[1:] == self._high[:-1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,15 +113,3 @@ class Ids:
         there = np.maximum(rows, 0)
         ids = there.astype(np.uint64) if self.values is None or not self.rows else self.values[there]
         return pl.Series(ids, dtype=pl.UInt64).set(pl.Series(rows == NOWHERE), None)
-
-
-def _sorted(keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows in an order that puts equal keys together, earlier rows first; at each place where its run starts, or 0."""
-    order = np.argsort(keys[:, 0], kind="stable")
-    changes = np.any(keys[order[1:]] != keys[order[:-1]], axis=1)
-    if not np.array_equal(changes, np.diff(keys[order, 0]) != 0):  # two keys share their first half, once in 10⁵ tables
-        order = np.lexsort((keys[:, 1], keys[:, 0]))
-        changes = np.any(keys[order[1:]] != keys[order[:-1]], axis=1)
-    starts = np.arange(len(keys))
-    starts[1:][~changes] = 0
-    return order, starts

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError
 from mipo.io import tables
-from mipo.io.keys import NOWHERE, Ids, first_rows, keys_of, rows_of
+from mipo.io.keys import NOWHERE, Ids, Index, keys_of
 from mipo.io.lazy import lazy
 from mipo.io.rowfile import open_rows
 from mipo.pairing.answers import Answers
@@ -98,8 +98,8 @@ def _judged(
     chat = isinstance(responses.lazy().collect_schema()["prompt"], pl.List)
     ids = Ids.of(prompts, "prompt_id")
     prompts = prompts.select(name for name in prompts.lazy().collect_schema() if name in ("prompt", "context"))
-    responses_to = _Responses(responses, batch_rows, chat)
-    own = responses_to(_keys(prompts, batch_rows, chat))
+    rows_of = _Responses(responses, batch_rows, chat)
+    own = np.concatenate([rows_of.to(composed) for composed in _composed(prompts, batch_rows, chat)])
     with open_rows(prompts, batch_rows, folder=folder) as texts:
         for batch in tables.batches(counterparts, batch_rows):
             rows, others = (_found(ids, batch[name]) for name in ("prompt_id", "counterpart_id"))
@@ -108,7 +108,7 @@ def _judged(
             if composed.any():
                 own_texts, other_texts = texts.take(rows[composed]), texts.take(others[composed])
                 counter = compose_counter(own_texts, other_texts, batch.filter(composed), chat=chat)
-                rejected[composed] = responses_to(keys_of(key(counter)))
+                rejected[composed] = rows_of.to(counter)
             yield judge(_linked(batch, own[rows], rejected, answers.ids), answers)
 
 
@@ -134,46 +134,43 @@ def _found(ids: Ids, wanted: pl.Series) -> NDArray[np.int64]:
     return rows
 
 
-def _keys(prompts: Table, batch_rows: int, chat: bool) -> NDArray[np.uint64]:
-    """The key of what each prompt's own response answers, [n, 2]."""
-    keys = []
+def _composed(prompts: Table, batch_rows: int, chat: bool) -> Iterator[pl.Series]:
+    """What each prompt's own response answers, in batches."""
     for batch in tables.batches(prompts, batch_rows):
         if is_messages(batch["prompt"]) and not chat:
             raise InputError(
                 "responses: expected prompts that are chat messages, as those of the prompts are; got text"
             )
-        keys.append(keys_of(key(compose_own(batch, chat=chat))))
-    return np.concatenate(keys)
+        yield compose_own(batch, chat=chat)
 
 
 class _Responses:
     """For keys of prompts the rows of their responses."""
 
     def __init__(self, responses: Table, batch_rows: int, chat: bool) -> None:
-        keys, nulls = [], list[Any]()
+        keys, nulls = list[Any](), list[Any]()
         for batch in tables.batches(responses.select("prompt"), batch_rows):
             keys.append(keys_of(key(batch["prompt"])))
             nulls.append(batch["prompt"].is_null().to_numpy())
-        self._rows = np.flatnonzero(~np.concatenate(nulls))
-        self._keys = np.concatenate(keys)[self._rows]
-        twice = self._twice()
-        if len(twice):
+        there = ~np.concatenate(nulls)
+        self._rows = None if there.all() else np.flatnonzero(there)
+        self._index = Index(np.concatenate(keys) if self._rows is None else np.concatenate(keys)[self._rows])
+        if len(twice := self._of(self._index.repeated())):
             raise InputError(
                 f"responses: {len(twice)} rows share their prompts, the first is row {twice[0] + 1}; give one response "
                 "a prompt"
             )
 
-    def _twice(self) -> NDArray[np.int64]:
-        first = first_rows(self._keys)
-        again = first != np.arange(len(first))
-        twice: NDArray[np.int64] = self._rows[np.union1d(np.flatnonzero(again), first[again])]
-        return twice
+    def to(self, prompts: pl.Series) -> NDArray[np.int64]:
+        """The row of the response to each composed prompt, `NOWHERE` where there is none."""
+        places = self._index.find(keys_of(key(prompts)))
+        there = places != NOWHERE
+        places[there] = self._of(places[there])
+        return places
 
-    def __call__(self, wanted: NDArray[np.uint64]) -> NDArray[np.int64]:
-        places = rows_of(wanted, self._keys)
-        rows: NDArray[np.int64] = np.full(len(wanted), NOWHERE, dtype=np.int64)
-        rows[places != NOWHERE] = self._rows[places[places != NOWHERE]]
-        return rows
+    def _of(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of the table, of which those without a prompt are left out here."""
+        return places if self._rows is None else self._rows[places]
 
 
 def _linked(
