@@ -5,8 +5,8 @@
 
 `pairs` are row numbers with a reason, from prompts and responses that are texts; `store` makes token ids of them, and
 `export` JSON lines. `pairs_text` joins texts instead, as the ways of polars do. Made: prompts of real data whose
-numbers are varied, `task` and `user`, and a response to each. Drawn: other prompts of the same task from other users. Each
-contender is a process of its own, whose wall time and largest resident memory the kernel tells; one that passes
+numbers are varied, `task` and `user`, and a response to each. Drawn: other prompts of the same task from other users.
+Each contender is a process of its own, whose wall time and largest resident memory the kernel tells; one that passes
 `--limit` GiB is stopped, and the same is tried with half the rows. The polars ways are given our counterparts, so that
 all write the same pairs, which is checked, row by row.
 """
@@ -44,10 +44,10 @@ EVERY = 0.05  # seconds between two looks at a contender's memory
 
 def draw() -> None:
     """`mipo contrast`, as called on the command line."""
-    from mipo.cli import commands
+    from mipo.cli import main as mipo_main
 
     constraints = ["--match", "task", "--differ", "user", "--seed", "1", "--negatives", os.environ["NEGATIVES"]]
-    assert commands.main(["contrast", "prompts.parquet", *constraints, "--output", "counterparts.parquet"]) == 0
+    assert mipo_main(["contrast", "prompts.parquet", *constraints, "--output", "counterparts.parquet"]) == 0
 
 
 def draw_polars() -> None:
@@ -117,16 +117,16 @@ def pairs_polars_streaming() -> None:
 
 def export() -> None:
     """`mipo export` of the pairs, which are row numbers, as JSON lines."""
-    from mipo.cli import commands
+    from mipo.cli import main as mipo_main
 
-    assert commands.main(["export", "pairs.parquet", "--output", "pairs.jsonl"]) == 0
+    assert mipo_main(["export", "pairs.parquet", "--output", "pairs.jsonl"]) == 0
 
 
 def store() -> None:
     """`mipo tokens` of the same pairs: token ids, with no file of texts in between."""
-    from mipo.cli import commands
+    from mipo.cli import main as mipo_main
 
-    assert commands.main(["tokens", ".", "--tokenizer", os.environ["TOKENIZER"], "--output", "tokens"]) == 0
+    assert mipo_main(["tokens", ".", "--tokenizer", os.environ["TOKENIZER"], "--output", "tokens"]) == 0
 
 
 def export_polars() -> None:

@@ -18,8 +18,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mipo import _native, contrast, demo
-from mipo.cli import commands
+from mipo import _native, cli, contrast, demo
 from mipo.demo import world
 from mipo.prompts.equal import normalised
 from mipo.prompts.overlap import EQUAL, NGRAM, OVERLAPS, clusters, overlaps
@@ -332,15 +331,15 @@ def test_the_commands(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "--output",
         str(folder / "o.parquet"),
     ]
-    assert commands.main(["overlap", *files]) == 0
+    assert cli.main(["overlap", *files]) == 0
     printed = capsys.readouterr().out
     assert f"5 rows in, 3 out; {EQUAL}: 1; {OVERLAPS}: 1" in printed
     assert "── prompt 1 equals a held-out prompt, 0 (100%)\nHELD OUT, b?\n── held out\nHeld out, b?" in printed
     assert pl.read_parquet(folder / "o.parquet")["prompt_id"].to_list() == [1, 3]
-    assert commands.main(["contrast", *files, "--near-duplicates", "0.95"]) == 0
+    assert cli.main(["contrast", *files, "--near-duplicates", "0.95"]) == 0
     assert f"5 rows in, 3 out; {EQUAL}: 1; {OVERLAPS}: 1" in capsys.readouterr().out
     assert pl.read_parquet(folder / "o.parquet")["counterpart_id"].null_count() == 2
-    assert commands.main(["contrast", *files[:-2], "--overlap-share", "2", "--output", "x"]) == 2
+    assert cli.main(["contrast", *files[:-2], "--overlap-share", "2", "--output", "x.parquet"]) == 2
     assert "share: expected a share above 0 and up to 1, got 2" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""Doctor: what is installed, and which paths will be taken on this machine. Changes nothing."""
+"""`mipo doctor`: what is installed, and which paths will be taken on this machine. Changes nothing."""
 
 import importlib.metadata
 import importlib.util
@@ -6,15 +6,15 @@ import os
 import platform
 
 PARTS = {
-    "core": ("numpy", "polars", "pyarrow", "pyyaml", "tqdm"),
+    "core": ("cyclopts", "numpy", "polars", "pyarrow", "pyyaml", "tqdm"),
     "train": ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "jinja2", "matplotlib"),
     "eval": ("lm-eval",),
     "ray": ("ray",),
 }
 
 
-def examine() -> str:
-    """A few lines about versions, processors and what follows for each room."""
+def command() -> None:
+    """Prints a few lines about versions, processors and what follows for each stage."""
     lines = [f"mipo {importlib.metadata.version('mipo')}, Python {platform.python_version()}, {platform.platform()}"]
     for part, libraries in PARTS.items():
         found = {library: _version(library) for library in libraries}
@@ -24,7 +24,7 @@ def examine() -> str:
         if missing and part != "core":
             lines.append(f"       pip install 'mipo[{part}]'")
     lines.append(f"threads {os.cpu_count()} for contrast and tokens (RAYON_NUM_THREADS sets another number)")
-    return "\n".join([*lines, *_device()])
+    print("\n".join([*lines, *_device()]))
 
 
 def _device() -> list[str]:
