@@ -4,29 +4,12 @@
 #![deny(missing_docs)]
 
 pub mod checksum;
-pub mod contrast;
-pub mod duplicates;
-pub mod engine;
 pub mod error;
-pub mod groups;
-mod ngrams;
-pub mod overlap;
-pub mod pytext;
+pub mod negatives;
+pub mod prompts;
 pub mod random;
-pub mod seams;
-
-pub mod template;
-pub mod texts;
+pub mod tokenizer;
 pub mod tokens;
-pub mod within;
-
-mod exchange;
-mod filters;
-mod near;
-mod probe;
-mod remainder;
-mod segment;
-mod sort;
 
 #[cfg(feature = "python")]
 mod python;

@@ -3,9 +3,9 @@
 
 use std::collections::HashSet;
 
-use mipo::contrast::Draw::{Balanced, Independent};
-use mipo::contrast::counterparts;
 use mipo::error::Error;
+use mipo::negatives::draw::Draw::{Balanced, Independent};
+use mipo::negatives::draw::counterparts;
 use mipo::random::{Permutation, ROUNDS};
 
 fn threads<T: Send>(count: usize, work: impl Fn() -> T + Send + Sync) -> T {

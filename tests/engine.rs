@@ -1,9 +1,9 @@
 //! Which engine a tokenizer gets, and that what fastokens is not known to honour is named.
 #![allow(clippy::unwrap_used)]
 
-use mipo::engine::{Choice, open};
 use mipo::error::Error;
-use mipo::tokens::Encoder;
+use mipo::tokenizer::encoder::Encoder;
+use mipo::tokenizer::engine::{Choice, open};
 use serde_json::{Value, json};
 
 /// Bytes, the merges of "the", and one added token.

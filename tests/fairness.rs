@@ -3,8 +3,8 @@
 
 use std::collections::HashMap;
 
-use mipo::contrast::Draw::{Balanced, Independent};
-use mipo::contrast::counterparts;
+use mipo::negatives::draw::Draw::{Balanced, Independent};
+use mipo::negatives::draw::counterparts;
 use mipo::random::{Permutation, ROUNDS};
 
 /// The chance that a fair draw fails anywhere below is 1e-4: there are less than 200 tables and correlations in this

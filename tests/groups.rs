@@ -3,11 +3,11 @@
 
 use std::borrow::Cow;
 
-use mipo::engine::Choice;
 use mipo::error::Error;
-use mipo::groups::{Groups, Interner, Made};
-use mipo::texts::{Plain, Rendered, Said, Texts, Unfinished};
-use mipo::tokens::{Encoder, Table};
+use mipo::tokenizer::encoder::{Encoder, Table};
+use mipo::tokenizer::engine::Choice;
+use mipo::tokens::groups::{Groups, Interner, Made};
+use mipo::tokens::texts::{Plain, Rendered, Said, Texts, Unfinished};
 
 /// The text "7 12" has the ids 7 and 12; the tokenizer's own special token is 99, and `words` is all it knows.
 fn encoder() -> Encoder {

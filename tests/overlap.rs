@@ -1,8 +1,8 @@
 //! Near-duplicates and overlaps are the same on any number of threads.
 #![allow(clippy::unwrap_used)]
 
-use mipo::duplicates::clusters;
-use mipo::overlap::{ABSENT, overlaps};
+use mipo::prompts::duplicates::clusters;
+use mipo::prompts::overlap::{ABSENT, overlaps};
 
 fn threads<T: Send>(count: usize, work: impl Fn() -> T + Send + Sync) -> T {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(count).build().unwrap();

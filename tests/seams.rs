@@ -1,11 +1,11 @@
 //! Seams: where they are, which tokenizers have them, and that groups cut there have the ids of groups left whole.
 #![allow(clippy::unwrap_used)]
 
-use mipo::engine::Choice;
-use mipo::groups::{Groups, Interner, Made};
-use mipo::seams::Seams;
-use mipo::texts::{Plain, Unfinished};
-use mipo::tokens::{Encoder, Table};
+use mipo::tokenizer::encoder::{Encoder, Table};
+use mipo::tokenizer::engine::Choice;
+use mipo::tokenizer::seams::Seams;
+use mipo::tokens::groups::{Groups, Interner, Made};
+use mipo::tokens::texts::{Plain, Unfinished};
 use serde_json::{Value, json};
 
 /// Bytes, the merges of " the" and "er", and two added tokens.

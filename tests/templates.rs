@@ -1,8 +1,8 @@
-//! Laws of rust/template.rs and rust/pytext.rs. That texts are transformers' is tested in tests/test_templates.py.
+//! Laws of rust/tokenizer/template.rs and pytext.rs. That texts are transformers' is tested in tests/test_templates.py.
 #![allow(clippy::unwrap_used)]
 
-use mipo::pytext;
-use mipo::template::{Conversations, Rendered, Template};
+use mipo::tokenizer::pytext;
+use mipo::tokenizer::template::{Conversations, Rendered, Template};
 
 const SOURCE: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content|py_strip }}{% endfor %}\
                       {% if add_generation_prompt %}<assistant>{% endif %}";

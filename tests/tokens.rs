@@ -1,9 +1,9 @@
 //! Tables, and the encoder on a tokenizer of six words.
 #![allow(clippy::unwrap_used)]
 
-use mipo::engine::Choice;
 use mipo::error::Error;
-use mipo::tokens::{Encoder, Table};
+use mipo::tokenizer::encoder::{Encoder, Table};
+use mipo::tokenizer::engine::Choice;
 
 /// Special tokens around every text, and truncation and padding that the encoder has to switch off.
 const TOKENIZER: &str = r#"{

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use mipo::error::Error;
-use mipo::within::{ABSENT, Near, counterparts_within};
+use mipo::negatives::within::{ABSENT, Near, counterparts_within};
 
 /// χ² lies this many standard deviations above its mean about once in 30,000 draws; the seeds are fixed.
 const SIGMAS: f64 = 4.0;

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use crate::contrast::turn;
+use crate::negatives::draw::turn;
 use crate::random::Stream;
 
 /// Partners that are tried at random, and as many among other bad entries, where a partner is likeliest if few will do.

@@ -12,13 +12,13 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use rayon::prelude::*;
 
-use crate::contrast::source;
 use crate::error::Error;
-use crate::near::blocks;
+use crate::negatives::blocks::blocks;
+use crate::negatives::draw::source;
+use crate::negatives::remainder::Remainder;
+use crate::negatives::segment::{Segment, Shifts};
+use crate::negatives::sort::sort;
 use crate::random::{Scramble, key};
-use crate::remainder::Remainder;
-use crate::segment::{Segment, Shifts};
-use crate::sort::sort;
 
 /// What stands in the places of a row that has too few admissible counterparts.
 pub const ABSENT: u64 = u64::MAX;

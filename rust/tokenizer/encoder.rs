@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::engine::{self, Choice, Opened};
 use crate::error::Error;
-use crate::probe;
+use crate::tokenizer::engine::{self, Choice, Opened};
+use crate::tokenizer::probe;
 
 /// Texts that a thread encodes in one go.
 const CHUNK: usize = 64;
@@ -127,7 +127,7 @@ impl Encoder {
     }
 
     /// The last place where a text may be cut: its ids are those of both parts, the second one without special tokens.
-    /// So may any other text that is the same to [`crate::seams::AFTER`] bytes behind it.
+    /// So may any other text that is the same to [`crate::tokenizer::seams::AFTER`] bytes behind it.
     #[must_use]
     pub fn seam(&self, text: &str) -> Option<usize> {
         self.0.seams.last(text)

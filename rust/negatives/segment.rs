@@ -2,10 +2,10 @@
 
 use rayon::prelude::*;
 
-use crate::contrast::{draw_shifts, source, turn};
-use crate::exchange::Exchange;
+use crate::negatives::draw::{draw_shifts, source, turn};
+use crate::negatives::exchange::Exchange;
+use crate::negatives::within::{CODE_BITS, Left, ROW_BITS, Rule, row_of};
 use crate::random::{Scramble, Stream, key};
-use crate::within::{CODE_BITS, Left, ROW_BITS, Rule, row_of};
 
 /// From here on the rows of one segment are shared among threads.
 const SHARED: usize = 1 << 16;

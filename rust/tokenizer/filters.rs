@@ -4,7 +4,7 @@
 use minijinja::value::{Value, ValueKind};
 use minijinja::{Environment, Error as Raised, ErrorKind, functions};
 
-use crate::pytext;
+use crate::tokenizer::pytext;
 
 /// What the message of an error begins with that is none of the template's own.
 pub(crate) const LEFT: &str = "left to transformers: ";

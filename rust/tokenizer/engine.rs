@@ -6,8 +6,8 @@ use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use crate::error::Error;
-use crate::probe;
-use crate::seams::Seams;
+use crate::tokenizer::probe;
+use crate::tokenizer::seams::Seams;
 
 /// What turns a text into ids.
 pub trait Engine: Send + Sync {

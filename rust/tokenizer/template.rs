@@ -1,7 +1,7 @@
 //! Chat templates in the normal form of `mipo.jinja`, rendered on all threads. Knows what a message is; knows nothing of
 //! how the normal form was made, of tokens or of Python.
 //!
-//! The normal form leaves to minijinja what it and Jinja2 agree on; the rest is in rust/filters.rs.
+//! The normal form leaves to minijinja what it and Jinja2 agree on; the rest is in rust/tokenizer/filters.rs.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use minijinja::{Environment, Error as Raised};
 use rayon::prelude::*;
 
 use crate::error::Error;
-use crate::filters::{LEFT, environment};
+use crate::tokenizer::filters::{LEFT, environment};
 
 /// Conversations that a thread renders in one go.
 const CHUNK: usize = 64;

@@ -8,9 +8,9 @@ use rayon::prelude::*;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::error::Error;
-use crate::seams;
-use crate::texts::{Said, Texts, Unfinished};
-use crate::tokens::{Encoder, Table, check_offsets};
+use crate::tokenizer::encoder::{Encoder, Table, check_offsets};
+use crate::tokenizer::seams;
+use crate::tokens::texts::{Said, Texts, Unfinished};
 
 /// Groups that a thread tokenizes in one go.
 const CHUNK: usize = 64;

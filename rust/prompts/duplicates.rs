@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use rayon::prelude::*;
 
 use crate::error::Error;
-use crate::ngrams::{Sets, hash};
+use crate::prompts::ngrams::{Sets, hash};
 
 /// Sets that a thread looks up in one go.
 const CHUNK: u32 = 64;

@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 
 use super::chunks;
 use crate::error::Error;
-use crate::template::{self, Conversations, Rendered};
+use crate::tokenizer::template::{self, Conversations, Rendered};
 
 /// A chat template in the normal form of `mipo.jinja`.
 #[pyclass(frozen, module = "mipo._native")]

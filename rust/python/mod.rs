@@ -9,23 +9,24 @@ use pyo3::prelude::*;
 use pyo3_arrow::input::AnyArray;
 use rayon::prelude::*;
 
-use crate::contrast::Draw;
 use crate::error::Error;
-use crate::within::Near;
-use crate::{contrast, duplicates, overlap, within};
+use crate::negatives::draw::Draw;
+use crate::negatives::within::Near;
+use crate::negatives::{draw, within};
+use crate::prompts::{duplicates, overlap};
 
-mod groups;
-mod templates;
+mod encoder;
+mod tokenizer;
 mod tokens;
 
 #[pymodule]
 mod _native {
     #[pymodule_export]
-    use super::groups::{GroupBuilder, checksum, checksum_file};
+    use super::encoder::Encoder;
     #[pymodule_export]
-    use super::templates::Template;
+    use super::tokenizer::Template;
     #[pymodule_export]
-    use super::tokens::Encoder;
+    use super::tokens::{GroupBuilder, checksum, checksum_file};
     #[pymodule_export]
     use super::{clusters, counterparts, counterparts_within, overlaps};
 }
@@ -49,11 +50,11 @@ fn counterparts<'py>(
     );
     let (start, stop) = (natural("start", start)?, natural("stop", stop)?);
     let draw = if balanced { Draw::Balanced } else { Draw::Independent };
-    contrast::length(n, negatives, start, stop)?;
+    draw::length(n, negatives, start, stop)?;
     let array = empty(py, stop - start, negatives)?;
     let mut places = array.try_readwrite()?;
     let out = places.as_slice_mut()?;
-    py.detach(|| contrast::fill(out, n, negatives, seed, start, draw));
+    py.detach(|| draw::fill(out, n, negatives, seed, start, draw));
     drop(places);
     Ok(array)
 }

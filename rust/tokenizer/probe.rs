@@ -5,8 +5,8 @@ use fastokens::tiktoken;
 use rayon::prelude::*;
 use serde_json::Value;
 
-use crate::engine::{Engine, HuggingFace};
-use crate::seams::Seams;
+use crate::tokenizer::engine::{Engine, HuggingFace};
+use crate::tokenizer::seams::Seams;
 
 /// Refuses, by name, all that is not known to be the same in fastokens 0.3.5 and tokenizers 0.23.
 ///

@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::contrast::{draw_shifts, source};
+use crate::negatives::draw::{draw_shifts, source};
+use crate::negatives::within::{Left, Near, Rule};
 use crate::random::{Stream, key};
-use crate::within::{Left, Near, Rule};
 
 /// Rows that are tried at random before all admissible ones are looked up.
 const TRIES: usize = 64;

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use crate::template::{Conversations, Template};
+use crate::tokenizer::template::{Conversations, Template};
 
 /// A response of a group.
 #[derive(Debug, Clone, Copy)]

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use crate::probe::{is_scanned, kind};
+use crate::tokenizer::probe::{is_scanned, kind};
 
 /// Bytes after a seam that make it one: the space and a letter.
 pub const AFTER: usize = 2;

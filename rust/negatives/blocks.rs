@@ -4,10 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use rayon::prelude::*;
 
-use crate::contrast::source;
+use crate::negatives::draw::source;
+use crate::negatives::sort::sort;
+use crate::negatives::within::{CODE_BITS, Near, ROW_BITS};
 use crate::random::Stream;
-use crate::sort::sort;
-use crate::within::{CODE_BITS, Near, ROW_BITS};
 
 /// Rows by match code and value, and the number of each row's block.
 pub(crate) struct Blocks {
