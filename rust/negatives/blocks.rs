@@ -4,16 +4,17 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use rayon::prelude::*;
 
-use crate::negatives::draw::source;
+use crate::negatives::record::{CODE_BITS, pack, row_of};
+use crate::negatives::rule::Near;
 use crate::negatives::sort::sort;
-use crate::negatives::within::{CODE_BITS, Near, ROW_BITS};
+use crate::negatives::source;
 use crate::random::Stream;
 
-/// Rows by match code and value, and the number of each row's block.
+/// The block of each row, and the rows by match code and value.
 pub(crate) struct Blocks {
-    /// [n]: of each row.
+    /// `[n]`: the number of each row's block.
     pub(crate) codes: Vec<u64>,
-    /// Rows in the order of (match code, value).
+    /// `[n]`: rows in the order of (match code, value).
     pub(crate) order: Vec<usize>,
 }
 
@@ -21,14 +22,11 @@ pub(crate) struct Blocks {
 /// its block. The first block is shorter by a random part, so that cuts lie elsewhere for another seed.
 pub(crate) fn blocks(match_codes: &[u64], near: Near, seed: u64) -> Blocks {
     let ranks = ranks(near.values);
-    let record = |row: usize| {
-        u128::from(match_codes[row]) << (CODE_BITS + ROW_BITS) | u128::from(ranks[row]) << ROW_BITS | row as u128
-    };
+    let record = |row: usize| pack(match_codes[row], ranks[row], row as u64);
     let mut records: Vec<u128> = (0..ranks.len()).into_par_iter().map(record).collect();
     drop(ranks);
     sort(&mut records);
-    let row = |record: &u128| (*record as u64 & (u64::MAX >> (64 - ROW_BITS))) as usize;
-    let order: Vec<usize> = records.par_iter().map(row).collect();
+    let order: Vec<usize> = records.par_iter().map(|&record| row_of(record) as usize).collect();
     drop(records);
     let sorted: Vec<(u64, f64)> = order
         .par_iter()
@@ -57,7 +55,7 @@ pub(crate) fn blocks(match_codes: &[u64], near: Near, seed: u64) -> Blocks {
     }
 }
 
-/// Numbers in the order of the values, equal where they are equal; NaN comes last.
+/// Numbers in the order of the values, equal for equal values; NaN comes last.
 fn ranks(values: &[f64]) -> Vec<u64> {
     const END: f64 = (1_u64 << CODE_BITS) as f64;
     if values

@@ -1,15 +1,15 @@
-//! Counterparts that are none, mended without using any place more or less often: a bipartite matching, one place after
-//! another. Knows places and who may meet whom.
+//! Inadmissible counterparts, mended without using any place more or less often: a bipartite matching, one place after
+//! another. Knows places and which may meet.
 
 use std::collections::VecDeque;
 
-use crate::negatives::draw::turn;
+use crate::negatives::shifts::turn;
 use crate::random::Stream;
 
-/// Partners that are tried at random, and as many among other bad entries, where a partner is likeliest if few will do.
+/// Partners that are tried at random, and as many among the other bad entries, where a partner is likeliest if few exist.
 const TRIES: usize = 64;
 
-/// Up to this many entries, whatever way there is to mend one is found, by augmenting paths.
+/// Up to this many entries, augmenting paths find a way to mend an entry wherever there is one.
 const SMALL: usize = 512;
 
 pub(crate) struct Exchange<'a, A> {
@@ -28,15 +28,15 @@ impl<'a, A: Fn(usize, usize) -> bool> Exchange<'a, A> {
         }
     }
 
-    /// Mends the entries `bad`; gives back the places with one that could not be, in ascending order.
+    /// Mends the entries `bad`; returns the places of which one could not be mended, in ascending order.
     pub(crate) fn mend(&mut self, bad: &[usize], stream: &mut Stream) -> Vec<usize> {
-        let (mut misses, mut hits, mut lost) = (0, 0, Vec::new());
+        let (mut misses, mut hits, mut failed) = (0, 0, Vec::new());
         let mut waiting: VecDeque<usize> = bad.iter().copied().collect();
         while let Some(entry) = waiting.pop_front() {
             if self.is_good(entry) {
                 continue;
             }
-            // Where nearly nobody finds a partner, looking for more of them takes time and no row any further.
+            // Where nearly no entry finds a partner, looking for more of them takes time and mends nothing.
             let hopeless = misses > TRIES + 2 * hits;
             if !hopeless && self.swap(entry, bad, stream) {
                 hits += 1;
@@ -45,13 +45,13 @@ impl<'a, A: Fn(usize, usize) -> bool> Exchange<'a, A> {
                 waiting.push_back(end);
             } else {
                 misses += 1;
-                lost.push(entry / self.negatives);
+                failed.push(entry / self.negatives);
             }
         }
-        lost.sort_unstable();
-        lost.dedup();
-        lost.retain(|&place| !(0..self.negatives).all(|k| self.is_good(place * self.negatives + k)));
-        lost
+        failed.sort_unstable();
+        failed.dedup();
+        failed.retain(|&place| !(0..self.negatives).all(|k| self.is_good(place * self.negatives + k)));
+        failed
     }
 
     /// Whether the entry is admissible, and the only one of its place with this counterpart.
@@ -69,7 +69,7 @@ impl<'a, A: Fn(usize, usize) -> bool> Exchange<'a, A> {
         (self.admits)(place, target) && !self.of(place).contains(&target)
     }
 
-    /// Changes with one other entry, such that both are good.
+    /// Swaps targets with one other entry, so that both are good.
     fn swap(&mut self, entry: usize, bad: &[usize], stream: &mut Stream) -> bool {
         let (place, length) = (entry / self.negatives, self.targets.len() as u64);
         let start = stream.below(bad.len() as u64);
@@ -88,10 +88,10 @@ impl<'a, A: Fn(usize, usize) -> bool> Exchange<'a, A> {
         false
     }
 
-    /// The shortest chain in which each place takes the counterpart of the next, and the last one the bad one's: then all
-    /// are good. Or a chain that ends at another bad entry, which gets the bad one's: then there is one bad entry less.
+    /// The shortest chain in which each place takes the counterpart of the next, and the last one the bad entry's: then all
+    /// are good. Or a chain that ends at another bad entry, which takes it: then there is one bad entry less.
     ///
-    /// Says which entry has got the bad one's.
+    /// Returns the entry that took the bad entry's counterpart.
     fn augment(&mut self, entry: usize, stream: &mut Stream) -> Option<usize> {
         let length = self.targets.len();
         if length > SMALL {
@@ -122,11 +122,11 @@ impl<'a, A: Fn(usize, usize) -> bool> Exchange<'a, A> {
         None
     }
 
-    /// Hands the counterparts along the chain that ends at `last`.
+    /// Moves the counterparts along the chain that ends at `last`.
     fn follow(&mut self, last: usize, free: usize, loses: &[Option<usize>], takes_from: &[Option<usize>]) {
-        let (mut place, mut given) = (last, free);
+        let (mut place, mut moved) = (last, free);
         while let Some(entry) = loses[place] {
-            std::mem::swap(&mut self.targets[entry], &mut given);
+            std::mem::swap(&mut self.targets[entry], &mut moved);
             match takes_from[place] {
                 Some(next) => place = next,
                 None => break,

@@ -1,15 +1,23 @@
-//! Rows that no shift serves: their counterparts are drawn uniformly from all their admissible rows, exactly.
+//! The rows that no shift serves: their counterparts are drawn uniformly from all their admissible rows, exactly.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::negatives::draw::{draw_shifts, source};
-use crate::negatives::within::{Left, Near, Rule};
+use crate::negatives::rule::{Near, Rule};
+use crate::negatives::shifts::draw_distinct;
+use crate::negatives::source;
 use crate::random::{Stream, key};
 
 /// Rows that are tried at random before all admissible ones are looked up.
 const TRIES: usize = 64;
+
+/// A row that its segment could not serve.
+pub(crate) struct Unserved {
+    pub(crate) row: usize,
+    /// Where in the order of the rows those lie that may be admissible.
+    pub(crate) window: Range<usize>,
+}
 
 pub(crate) struct Remainder<'a> {
     /// Rows in segments of equal match codes, with `near` in the order of the match codes and, within, of the values.
@@ -32,18 +40,17 @@ impl<'a> Remainder<'a> {
     }
 
     /// Writes the counterparts of the rows that have enough admissible rows.
-    pub(crate) fn draw(&self, mut left: Vec<Left>, write: &(impl Fn(usize, usize, u64) + Sync)) {
+    pub(crate) fn draw(&self, mut unserved: Vec<Unserved>, write: &(impl Fn(usize, usize, u64) + Sync)) {
         if let Some(near) = self.rule.near {
-            left.par_iter_mut()
+            unserved
+                .par_iter_mut()
                 .for_each(|one| one.window = self.window(one.row, near));
         }
-        let hard = |found: &mut Vec<usize>, one: Left| {
-            (one.window.len() >= self.negatives && !self.sample(&one, found, write)).then_some(one)
+        let try_sampling = |others: &mut Vec<usize>, one: Unserved| {
+            (one.window.len() >= self.negatives && !self.sample(&one, others, write)).then_some(one)
         };
-        self.look_up(
-            left.into_par_iter().map_init(Vec::new, hard).flatten_iter().collect(),
-            write,
-        );
+        let hard = unserved.into_par_iter().map_init(Vec::new, try_sampling).flatten_iter();
+        self.look_up(hard.collect(), write);
     }
 
     /// Rows that may be admissible: of the same match code and with near values.
@@ -58,18 +65,18 @@ impl<'a> Remainder<'a> {
         start + first..start + last.max(first)
     }
 
-    /// Draws K distinct admissible rows, with a bounded number of tries: says whether they were found. Which ones are
-    /// found, given that K are, is uniform.
-    fn sample(&self, left: &Left, found: &mut Vec<usize>, write: &(impl Fn(usize, usize, u64) + Sync)) -> bool {
-        let Left { row, ref window } = *left;
+    /// Draws K distinct admissible rows with a bounded number of tries; whether that succeeds. Where it does, every
+    /// choice of K was equally likely.
+    fn sample(&self, one: &Unserved, others: &mut Vec<usize>, write: &(impl Fn(usize, usize, u64) + Sync)) -> bool {
+        let Unserved { row, ref window } = *one;
         let mut stream = Stream::new(&[source::SAMPLE, self.seed, row as u64]);
-        found.clear();
+        others.clear();
         for _ in 0..TRIES + 4 * self.negatives {
             let other = self.order[window.start + stream.below(window.len() as u64) as usize];
-            if self.rule.admits(row, other) && other != row && !found.contains(&other) {
-                found.push(other);
-                if found.len() == self.negatives {
-                    (0..).zip(found).for_each(|(k, other)| write(row, k, *other as u64));
+            if self.rule.admits(row, other) && other != row && !others.contains(&other) {
+                others.push(other);
+                if others.len() == self.negatives {
+                    (0..).zip(others).for_each(|(k, other)| write(row, k, *other as u64));
                     return true;
                 }
             }
@@ -78,10 +85,10 @@ impl<'a> Remainder<'a> {
     }
 
     /// Rows with the same codes have the same admissible rows, up to their windows, so each kind of row is looked up
-    /// once: a user who owns nearly all rows costs one pass, not one for each.
-    fn look_up(&self, mut hard: Vec<Left>, write: &(impl Fn(usize, usize, u64) + Sync)) {
+    /// once: a user who owns nearly all rows costs one pass, not one a row.
+    fn look_up(&self, mut hard: Vec<Unserved>, write: &(impl Fn(usize, usize, u64) + Sync)) {
         let codes = |row: usize| self.rule.differ.iter().map(move |column| column[row]);
-        let key = |hard: &Left| (hard.window.start, hard.window.end, hard.row);
+        let key = |hard: &Unserved| (hard.window.start, hard.window.end, hard.row);
         hard.par_sort_unstable_by(|one, other| {
             codes(one.row)
                 .cmp(codes(other.row))
@@ -106,7 +113,7 @@ impl<'a> Remainder<'a> {
             .for_each(|(rows, union)| self.look_up_kind(rows, union.clone(), write));
     }
 
-    fn look_up_kind(&self, rows: &[Left], union: Range<usize>, write: &(impl Fn(usize, usize, u64) + Sync)) {
+    fn look_up_kind(&self, rows: &[Unserved], union: Range<usize>, write: &(impl Fn(usize, usize, u64) + Sync)) {
         let one = rows[0].row;
         let differs = |&place: &usize| {
             self.rule
@@ -115,14 +122,14 @@ impl<'a> Remainder<'a> {
                 .all(|codes| codes[one] != codes[self.order[place]])
         };
         let admissible: Vec<usize> = union.filter(differs).collect();
-        for Left { row, window } in rows {
+        for Unserved { row, window } in rows {
             let start = admissible.partition_point(|&place| place < window.start);
             let stop = admissible.partition_point(|&place| place < window.end);
             if stop - start < self.negatives {
                 continue;
             }
             let key = key(&[source::SAMPLE, self.seed, *row as u64, 1]);
-            let drawn = draw_shifts(start as u64..stop as u64, self.negatives as u64, key);
+            let drawn = draw_distinct(start as u64..stop as u64, self.negatives as u64, key);
             for (k, place) in drawn.into_iter().enumerate() {
                 write(*row, k, self.order[admissible[place as usize]] as u64);
             }

@@ -1,59 +1,25 @@
-//! The rows of one segment: balanced counterparts by shifts, and by exchanges where a shift meets a row it may not.
+//! The rows of one segment: balanced counterparts by shifts, and by exchanges where a shift meets an inadmissible row.
 
 use rayon::prelude::*;
 
-use crate::negatives::draw::{draw_shifts, source, turn};
 use crate::negatives::exchange::Exchange;
-use crate::negatives::within::{CODE_BITS, Left, ROW_BITS, Rule, row_of};
+use crate::negatives::record::{ROW_BITS, row_of, run_of, segment_of};
+use crate::negatives::remainder::Unserved;
+use crate::negatives::rule::Rule;
+use crate::negatives::shifts::{Shifts, turn};
 use crate::random::{Scramble, Stream, key};
 
 /// From here on the rows of one segment are shared among threads.
 const SHARED: usize = 1 << 16;
 
-/// How the shifts of every segment are drawn.
-pub(crate) struct Shifts {
-    negatives: usize,
-    key: u64,
-    swaps: u64,
-}
-
-impl Shifts {
-    pub(crate) fn new(negatives: usize, seed: u64) -> Self {
-        Self {
-            negatives,
-            key: key(&[source::SEGMENT_SHIFTS, seed]),
-            swaps: key(&[source::SWAPS, seed]),
-        }
-    }
-
-    /// K distinct shifts of `longest..=size - longest` in random order. Where there are fewer, those nearest to them too.
-    fn draw(&self, segment: u64, size: usize, longest: usize, shifts: &mut Vec<usize>) {
-        shifts.clear();
-        let (free, mut stream) = (size + 1 - 2 * longest, Stream::new(&[self.key, segment]));
-        if free >= 2 * self.negatives && self.negatives <= 16 {
-            while shifts.len() < self.negatives {
-                let shift = longest + stream.below(free as u64) as usize;
-                if !shifts.contains(&shift) {
-                    shifts.push(shift);
-                }
-            }
-            return;
-        }
-        let drawn = draw_shifts(0..free as u64, self.negatives.min(free) as u64, stream.word());
-        shifts.extend(drawn.into_iter().map(|shift| longest + shift as usize));
-        let outside = (1..longest).rev().flat_map(|shift| [shift, size - shift]);
-        shifts.extend(outside.take(self.negatives - shifts.len()));
-    }
-}
-
-/// One segment after another, in the same memory.
+/// The segment at hand; one after another is read into the same memory.
 pub(crate) struct Segment<'a> {
     rule: Rule<'a>,
     shifts: &'a Shifts,
     /// The segment's scrambled code, and where it lies among all.
     code: u64,
     start: usize,
-    /// Rows in runs of equal codes.
+    /// Rows, in runs of equal codes.
     rows: Vec<usize>,
     /// The codes of the column that the rows are sorted by, scrambled; the length of the longest run.
     runs: Vec<u64>,
@@ -79,12 +45,12 @@ impl<'a> Segment<'a> {
         }
     }
 
-    /// Takes over the rows of one segment, in runs.
+    /// Reads the records of a segment, which lie in runs; the first one is number `start` among all.
     pub(crate) fn read(&mut self, start: usize, records: &[u128], rows: &Scramble<ROW_BITS>) {
-        self.code = (records[0] >> (CODE_BITS + ROW_BITS)) as u64;
+        self.code = segment_of(records[0]);
         self.start = start;
-        let row = |record: &u128| row_of(*record, rows);
-        let run = |record: &u128| (record >> ROW_BITS) as u64;
+        let row = |record: &u128| rows.decode(row_of(*record)) as usize;
+        let run = |record: &u128| run_of(*record);
         if records.len() < SHARED {
             self.rows.clear();
             self.rows.extend(records.iter().map(row));
@@ -97,10 +63,10 @@ impl<'a> Segment<'a> {
         self.longest = longest_run(&self.runs);
     }
 
-    /// Writes the counterparts of the segment's rows. Into `left` go those of whom more is to be tried.
-    pub(crate) fn draw(&mut self, write: &(impl Fn(usize, usize, u64) + Sync), left: &mut Vec<Left>) {
+    /// Writes the counterparts of the segment's rows. Those that it cannot serve, but another draw may, go into `unserved`.
+    pub(crate) fn draw(&mut self, write: &(impl Fn(usize, usize, u64) + Sync), unserved: &mut Vec<Unserved>) {
         if !self.draw_shifts() {
-            return self.leave(left);
+            return self.pass_on(unserved);
         }
         let shifted = self.longest >= 1 && self.drawn.iter().all(|&shift| self.fits(shift));
         if shifted && self.others.is_empty() {
@@ -110,17 +76,17 @@ impl<'a> Segment<'a> {
         let mut bad = self.bad();
         if !bad.is_empty() && self.sort_by_longer_run() {
             if !self.draw_shifts() {
-                return self.leave(left);
+                return self.pass_on(unserved);
             }
             bad = self.bad();
         }
         if bad.is_empty() {
             return self.write_shifted(write);
         }
-        self.write_mended(&bad, write, left);
+        self.write_mended(&bad, write, unserved);
     }
 
-    /// Whether each row can have K counterparts, and be the counterpart of K rows.
+    /// Draws the shifts, if each row can have K counterparts and be the counterpart of K rows.
     fn draw_shifts(&mut self) -> bool {
         let (size, negatives) = (self.rows.len(), self.shifts.negatives);
         let possible = 2 * self.longest <= size && size - self.longest >= negatives;
@@ -134,20 +100,20 @@ impl<'a> Segment<'a> {
         (self.longest..=self.rows.len() - self.longest).contains(&shift)
     }
 
-    /// Leaves the rows that may have counterparts: with `near` all, since a block is not all that is near, and else those
-    /// with enough rows outside their run.
-    fn leave(&self, left: &mut Vec<Left>) {
+    /// Passes on the rows that may have counterparts: with `near` all, since a block is not all that is near, and else
+    /// those with enough rows outside their run.
+    fn pass_on(&self, unserved: &mut Vec<Unserved>) {
         let mut start = 0;
         for run in self.runs.chunk_by(|one, next| one == next) {
             if self.rule.near.is_some() || self.rows.len() - run.len() >= self.shifts.negatives {
-                left.extend((start..start + run.len()).map(|place| self.left(place)));
+                unserved.extend((start..start + run.len()).map(|place| self.unserved(place)));
             }
             start += run.len();
         }
     }
 
-    fn left(&self, place: usize) -> Left {
-        Left {
+    fn unserved(&self, place: usize) -> Unserved {
+        Unserved {
             row: self.rows[place],
             window: self.start..self.start + self.rows.len(),
         }
@@ -188,7 +154,7 @@ impl<'a> Segment<'a> {
         turn(place as u64, self.drawn[k] as u64, self.rows.len() as u64) as usize
     }
 
-    /// Entries, place · K + k, of the shifted counterparts that are none.
+    /// Entries, place · K + k, whose shifted counterparts are not admissible.
     fn bad(&self) -> Vec<usize> {
         let negatives = self.drawn.len();
         let is_bad = |entry: &usize| {
@@ -240,17 +206,17 @@ impl<'a> Segment<'a> {
     }
 
     /// Exchanges bad counterparts for good ones, so that every row is used as often as before. Rows for which that fails
-    /// are left.
-    fn write_mended(&self, bad: &[usize], write: &(impl Fn(usize, usize, u64) + Sync), left: &mut Vec<Left>) {
+    /// are passed on.
+    fn write_mended(&self, bad: &[usize], write: &(impl Fn(usize, usize, u64) + Sync), unserved: &mut Vec<Unserved>) {
         let negatives = self.drawn.len();
         let targets = (0..self.rows.len() * negatives).map(|entry| self.target(entry / negatives, entry % negatives));
         let admits = |place: usize, other: usize| self.admits(place, other);
         let mut exchange = Exchange::new(targets.collect(), negatives, &admits);
-        let lost = exchange.mend(bad, &mut Stream::new(&[self.shifts.swaps, self.code]));
-        left.extend(lost.iter().map(|&place| self.left(place)));
-        let mut lost = lost.into_iter().peekable();
+        let failed = exchange.mend(bad, &mut Stream::new(&[self.shifts.swaps, self.code]));
+        unserved.extend(failed.iter().map(|&place| self.unserved(place)));
+        let mut failed = failed.into_iter().peekable();
         for (place, targets) in exchange.targets.chunks_exact(negatives).enumerate() {
-            if lost.next_if_eq(&place).is_none() {
+            if failed.next_if_eq(&place).is_none() {
                 for (k, &target) in targets.iter().enumerate() {
                     write(self.rows[place], k, self.rows[target] as u64);
                 }

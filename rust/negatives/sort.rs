@@ -23,7 +23,7 @@ pub(crate) fn sort(records: &mut [u128]) {
     sort_into(records, &mut scratch, false);
 }
 
-/// Sorts what is in `records`, into `scratch` if told so.
+/// Sorts `records`; with `moved`, into `scratch`.
 fn sort_into(records: &mut [u128], scratch: &mut [u128], moved: bool) {
     if records.len() <= SMALL {
         records.sort_unstable();
@@ -77,7 +77,7 @@ fn count(records: &[u128], shift: u32) -> [usize; BUCKETS] {
     counts
 }
 
-/// Copies the records into buckets, in ascending order of their digit; says how many each has.
+/// Copies the records into buckets, in ascending order of their digit; returns the size of each bucket.
 fn scatter(records: &[u128], to: &mut [u128], shift: u32) -> [usize; BUCKETS] {
     let counts = count(records, shift);
     let mut ends = [0; BUCKETS];

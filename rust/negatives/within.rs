@@ -1,5 +1,5 @@
-//! Counterparts under constraints: equal in some columns, different in others, near in a number. Knows codes of columns,
-//! no text and no Python.
+//! Counterparts under constraints: equal in some columns, different in others, near in a number. Knows codes of columns
+//! and numbers of rows, no text and no Python.
 //!
 //! Rows of one match code (of m rows; with `near`, those of a block of near values) are a segment. Sorted by (differ
 //! code, at random), with r the longest run of one code, K shifts of `r..=m - r` never stay inside a run and use every
@@ -7,57 +7,30 @@
 //! [`Remainder`].
 
 use std::borrow::Cow;
-use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use rayon::prelude::*;
 
 use crate::error::Error;
 use crate::negatives::blocks::blocks;
-use crate::negatives::draw::source;
-use crate::negatives::remainder::Remainder;
-use crate::negatives::segment::{Segment, Shifts};
+use crate::negatives::record::{CODE_BITS, ROW_BITS, pack, row_of, segment_of};
+use crate::negatives::remainder::{Remainder, Unserved};
+use crate::negatives::rule::{Near, Rule};
+use crate::negatives::segment::Segment;
+use crate::negatives::shifts::Shifts;
 use crate::negatives::sort::sort;
+use crate::negatives::source;
 use crate::random::{Scramble, key};
 
-/// What stands in the places of a row that has too few admissible counterparts.
+/// Stands in all places of a row that has too few admissible counterparts.
 pub const ABSENT: u64 = u64::MAX;
-
-/// Bits of a code, and of a row, in what is sorted.
-pub(crate) const CODE_BITS: u32 = 42;
-pub(crate) const ROW_BITS: u32 = 44;
 
 /// Rows that a thread takes at once.
 const SHARE: usize = 1 << 14;
 
-/// A number of each row, and how far that of a counterpart may be from it.
-#[derive(Debug, Clone, Copy)]
-pub struct Near<'a> {
-    /// [n]; a row whose value is NaN is near to nobody.
-    pub values: &'a [f64],
-    /// The largest difference, at least 0.
-    pub tolerance: f64,
-}
-
-/// What makes two rows a pair, but for their match code.
-#[derive(Clone, Copy)]
-pub(crate) struct Rule<'a> {
-    pub(crate) differ: &'a [&'a [u64]],
-    pub(crate) near: Option<Near<'a>>,
-}
-
-impl Rule<'_> {
-    #[inline]
-    pub(crate) fn admits(&self, row: usize, other: usize) -> bool {
-        self.differ.iter().all(|codes| codes[row] != codes[other])
-            && self
-                .near
-                .is_none_or(|near| (near.values[row] - near.values[other]).abs() <= near.tolerance)
-    }
-}
-
-/// K = `negatives` counterparts of every row: with the same match code, another code in *every* differ column and, if
-/// asked, a near value; row-major `[n, negatives]`. [`ABSENT`] in all K places of a row with fewer than K such rows.
+/// K = `negatives` counterparts of every row, with the same match code, another code in *every* differ column and, given
+/// `near`, a near value: row-major `[n, negatives]`. A row with fewer than K admissible rows has [`ABSENT`] in all its
+/// places.
 ///
 /// Every row is used exactly K times where shifts, and swaps of two counterparts where shifts fail, can do it; the
 /// counterparts of other rows are drawn uniformly without replacement from their admissible rows.
@@ -65,6 +38,23 @@ impl Rule<'_> {
 /// # Errors
 /// negatives = 0; no differ column; columns of different lengths; a tolerance below 0 or NaN; a result larger than
 /// memory.
+///
+/// # Examples
+/// Another user's row of the same task:
+/// ```
+/// use mipo::negatives::{ABSENT, counterparts_within};
+///
+/// let tasks = [0, 0, 0, 1, 1, 1, 2];
+/// let users = [0, 1, 2, 0, 1, 1, 0];
+/// let others = counterparts_within(&tasks, &[&users], None, 1, 7)?;
+/// for (row, &other) in others[..6].iter().enumerate() {
+///     // Two of the three rows of task 1 are of user 1 and share the third one.
+///     assert_eq!(tasks[row], tasks[other as usize]);
+///     assert_ne!(users[row], users[other as usize]);
+/// }
+/// assert_eq!(others[6], ABSENT, "the only row of task 2");
+/// # Ok::<(), mipo::error::Error>(())
+/// ```
 pub fn counterparts_within(
     match_codes: &[u64],
     differ_codes: &[&[u64]],
@@ -98,7 +88,7 @@ fn check(match_codes: &[u64], differ_codes: &[&[u64]], near: Option<Near>, negat
         return Err(Error::NoDiffer);
     }
     let expected = match_codes.len();
-    let wrong = |name: String, got| Error::Length {
+    let wrong_length = |name: String, got| Error::Length {
         name,
         what: "row of match_codes",
         expected,
@@ -106,11 +96,11 @@ fn check(match_codes: &[u64], differ_codes: &[&[u64]], near: Option<Near>, negat
     };
     for (place, column) in differ_codes.iter().enumerate() {
         if column.len() != expected {
-            return Err(wrong(format!("differ_codes[{place}]"), column.len()));
+            return Err(wrong_length(format!("differ_codes[{place}]"), column.len()));
         }
     }
     match near {
-        Some(near) if near.values.len() != expected => Err(wrong("near".into(), near.values.len())),
+        Some(near) if near.values.len() != expected => Err(wrong_length("near".into(), near.values.len())),
         Some(near) if near.tolerance.is_nan() || near.tolerance < 0.0 => {
             Err(Error::Tolerance(near.tolerance.to_string()))
         }
@@ -133,29 +123,28 @@ fn draw(
     let blocked = near.map(|near| blocks(&match_codes, near, seed));
     let segment_codes = blocked.as_ref().map_or(&*match_codes, |blocks| &blocks.codes);
     let sorted = Sorted::new(segment_codes, &dense(differ[0]), seed);
-    let left = sorted.draw(&rule, negatives, seed, &write);
-    if !left.is_empty() {
+    let unserved = sorted.draw(&rule, negatives, seed, &write);
+    if !unserved.is_empty() {
         let order = blocked.map_or_else(|| sorted.order(), |blocks| blocks.order);
-        Remainder::new(&order, &match_codes, rule, negatives, seed).draw(left, &write);
+        Remainder::new(&order, &match_codes, rule, negatives, seed).draw(unserved, &write);
     }
 }
 
-/// The columns without those that say nothing, the one with the most equal codes first.
-///
-/// A column in which every row is its own code forbids only the row itself, as any other column does too.
+/// The columns that forbid more than the row itself, the one with the most equal codes first. A column in which every
+/// row is its own code forbids no more than that, as any column does.
 fn order_columns<'a>(columns: &[&'a [u64]]) -> Vec<&'a [u64]> {
     let distinct = |codes: &[u64]| codes.par_iter().enumerate().all(|(row, &code)| code == row as u64);
-    let mut told: Vec<&[u64]> = columns.iter().copied().filter(|codes| !distinct(codes)).collect();
-    if told.is_empty() {
+    let mut forbidding: Vec<&[u64]> = columns.iter().copied().filter(|codes| !distinct(codes)).collect();
+    if forbidding.is_empty() {
         return columns[..1].to_vec();
     }
-    if told.len() > 1 {
-        told.sort_by_cached_key(|codes| std::cmp::Reverse(commonest(codes)));
+    if forbidding.len() > 1 {
+        forbidding.sort_by_cached_key(|codes| std::cmp::Reverse(commonest(codes)));
     }
-    told
+    forbidding
 }
 
-/// How often the commonest code stands in a sample of the rows.
+/// How often the commonest code occurs in a sample of the rows.
 fn commonest(codes: &[u64]) -> usize {
     let mut sample: Vec<u64> = codes.iter().step_by(codes.len() / 4_096 + 1).copied().collect();
     sample.sort_unstable();
@@ -184,12 +173,6 @@ struct Sorted {
     rows: Scramble<ROW_BITS>,
 }
 
-/// A row that its segment could not serve, and where in the order rows are that may be admissible.
-pub(crate) struct Left {
-    pub(crate) row: usize,
-    pub(crate) window: Range<usize>,
-}
-
 impl Sorted {
     fn new(segment_codes: &[u64], differ_codes: &[u64], seed: u64) -> Self {
         let scramble = |part| Scramble::<CODE_BITS>::new(key(&[source::ORDER, seed, part]));
@@ -199,9 +182,7 @@ impl Sorted {
             let segment = segments.code(segment);
             // Scrambled with the segment, so that codes are neighbours in one segment and not in the next.
             let code = differ.code(differ.code(code) ^ segment);
-            u128::from(segment) << (CODE_BITS + ROW_BITS)
-                | u128::from(code) << ROW_BITS
-                | u128::from(rows.code(row as u64))
+            pack(segment, code, rows.code(row as u64))
         };
         let mut records: Vec<u128> = segment_codes
             .par_iter()
@@ -216,17 +197,22 @@ impl Sorted {
     fn order(&self) -> Vec<usize> {
         self.records
             .par_iter()
-            .map(|&record| row_of(record, &self.rows))
+            .map(|&record| self.rows.decode(row_of(record)) as usize)
             .collect()
     }
 
-    /// Draws segment by segment; gives back the rows for which there is more to try.
-    fn draw(&self, rule: &Rule, negatives: usize, seed: u64, write: &(impl Fn(usize, usize, u64) + Sync)) -> Vec<Left> {
-        let segment_of = |record: &u128| record >> (CODE_BITS + ROW_BITS);
+    /// Draws segment by segment; returns the rows that a draw from all their admissible rows may serve.
+    fn draw(
+        &self,
+        rule: &Rule,
+        negatives: usize,
+        seed: u64,
+        write: &(impl Fn(usize, usize, u64) + Sync),
+    ) -> Vec<Unserved> {
         let begins = |place: usize| {
             place == 0
                 || place == self.records.len()
-                || segment_of(&self.records[place - 1]) != segment_of(&self.records[place])
+                || segment_of(self.records[place - 1]) != segment_of(self.records[place])
         };
         // A share begins with the first segment that begins in its part.
         let shares = self.records.len().div_ceil(SHARE);
@@ -241,21 +227,16 @@ impl Sorted {
             .par_windows(2)
             .flat_map_iter(|window| {
                 let mut segment = Segment::new(*rule, &shifts);
-                let (mut left, mut start) = (Vec::new(), window[0]);
+                let (mut unserved, mut start) = (Vec::new(), window[0]);
                 for records in
-                    self.records[window[0]..window[1]].chunk_by(|one, next| segment_of(one) == segment_of(next))
+                    self.records[window[0]..window[1]].chunk_by(|&one, &next| segment_of(one) == segment_of(next))
                 {
                     segment.read(start, records, &self.rows);
-                    segment.draw(write, &mut left);
+                    segment.draw(write, &mut unserved);
                     start += records.len();
                 }
-                left
+                unserved
             })
             .collect()
     }
-}
-
-/// The row in a record.
-pub(crate) fn row_of(record: u128, rows: &Scramble<ROW_BITS>) -> usize {
-    rows.decode(record as u64 & (u64::MAX >> (64 - ROW_BITS))) as usize
 }

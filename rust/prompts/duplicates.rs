@@ -1,5 +1,4 @@
-//! Which texts are nearly the same as others: exact Jaccard similarity of their sets of character n-grams. Knows texts
-//! and rows, no prompts and no Python.
+//! Near-duplicates: texts whose sets of character n-grams have a high Jaccard similarity, which is computed exactly.
 //!
 //! No sketch and no seed: a join by prefix filtering (Chaudhuri et al. 2006; Bayardo et al. 2007; Xiao et al. 2008).
 //! With every set in one order, rare n-grams first, two sets can only reach the threshold if their first few n-grams
@@ -11,24 +10,33 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use rayon::prelude::*;
 
 use crate::error::Error;
+use crate::prompts::forest::Forest;
 use crate::prompts::ngrams::{Sets, hash};
 
 /// Sets that a thread looks up in one go.
 const CHUNK: u32 = 64;
 
-/// For each text the first row of its cluster: texts are of one cluster if they are equal or if a chain of texts leads
-/// from one to the other in which neighbours have a Jaccard similarity of at least `threshold`, as sets of `size`
-/// successive characters (a shorter text is one n-gram).
+/// The first row of each text's cluster of near-duplicates.
 ///
-/// Pure in its arguments, the same for any number of threads. N-grams are compared by 58 bits of a hash. Memory: 8
-/// bytes a character, 16 for each n-gram in a prefix (about 1 - `threshold` of them) that is not the only one of its
-/// kind, 64 a text, and 64 MiB.
+/// Two texts are of one cluster if they are equal, or if a chain of texts leads from one to the other in which neighbours
+/// have a Jaccard similarity of at least `threshold` as sets of n-grams: runs of `size` characters (a shorter text is one
+/// n-gram). N-grams are compared by 58 bits of a hash. Memory: 8 bytes a character, 16 for each n-gram in a prefix (about
+/// 1 - `threshold` of them) that another text has too, 64 a text, and 64 MiB.
 ///
 /// # Errors
-/// `size` = 0; `threshold` outside (0, 1]; 2^32 - 1 texts or more; a text of more characters than 2^32 - 1.
+/// `size` = 0; `threshold` outside (0, 1]; 2^32 - 1 texts or more; a text of 2^32 - 1 bytes or more.
+///
+/// # Examples
+/// ```
+/// use mipo::prompts::clusters;
+///
+/// let texts = ["Name a river in France.", "Add 2 and 3.", "Name a river in France!", "Add 2 and 3."];
+/// assert_eq!(clusters(&texts, 5, 0.8)?, [0, 1, 0, 1]);
+/// # Ok::<(), mipo::error::Error>(())
+/// ```
 pub fn clusters(texts: &[&str], size: usize, threshold: f64) -> Result<Vec<u64>, Error> {
     if size == 0 {
-        return Err(Error::NoNgram {
+        return Err(Error::EmptyRun {
             name: "size",
             what: "characters",
         });
@@ -44,7 +52,7 @@ pub fn clusters(texts: &[&str], size: usize, threshold: f64) -> Result<Vec<u64>,
         .iter()
         .find(|&&length| length >= u32::MAX as usize)
     {
-        return Err(Error::TooLong { got });
+        return Err(Error::TooLarge { got });
     }
     let first = first_equal(texts);
     let distinct: Vec<u32> = (0..texts.len() as u32)
@@ -97,7 +105,7 @@ struct Entry {
     place: u32,
 }
 
-/// A set that is found by a token, with what tells most sets from it without a look at them.
+/// A set that has a token, with what rules most other sets out before their tokens are compared.
 #[derive(Clone, Copy)]
 struct Posting {
     set: u32,
@@ -108,7 +116,7 @@ struct Posting {
     parities: u128,
 }
 
-/// Which sets are found by which tokens, smaller ones first.
+/// The sets by the tokens of their prefixes, smaller sets first.
 struct Index {
     /// Of each set the places that it looks up, and where their runs start in `run_of`.
     prefixes: Vec<(Range<u32>, usize)>,
@@ -240,42 +248,4 @@ fn link(sets: &Sets, forest: &Forest) {
             (end.saturating_sub(CHUNK)..end).for_each(|set| index.link(set, sets, forest, &mut seen));
         }
     });
-}
-
-/// Which sets are of one cluster, as far as they have been joined.
-struct Forest(Vec<AtomicU32>);
-
-impl Forest {
-    fn new(sets: u32) -> Self {
-        Self((0..sets).map(AtomicU32::new).collect())
-    }
-
-    /// The set that stands for the cluster of `set` for now.
-    fn root(&self, mut set: u32) -> u32 {
-        loop {
-            let parent = self.0[set as usize].load(Relaxed);
-            let above = self.0[parent as usize].load(Relaxed);
-            if parent == above {
-                return parent;
-            }
-            // Parents only ever move towards the root, so a lost exchange costs a step, nothing else.
-            let _ = self.0[set as usize].compare_exchange_weak(parent, above, Relaxed, Relaxed);
-            set = above;
-        }
-    }
-
-    fn join(&self, one: u32, other: u32) {
-        loop {
-            let (one, other) = (self.root(one), self.root(other));
-            let (low, high) = (one.min(other), one.max(other));
-            // `high` may have got a parent in the meantime: then both roots are looked up again.
-            if low == high
-                || self.0[high as usize]
-                    .compare_exchange(high, low, Relaxed, Relaxed)
-                    .is_ok()
-            {
-                return;
-            }
-        }
-    }
 }

@@ -1,4 +1,5 @@
-//! Texts as sets of character n-grams, and whether two of them are alike: exact Jaccard similarity. Knows no clusters.
+//! Texts as sets of character n-grams, and whether the Jaccard similarity of two of them reaches a threshold. Knows no
+//! clusters.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -112,15 +113,15 @@ impl Sets {
         self.parities(set).chunks_exact(2).fold(0, fold)
     }
 
-    /// The first set that is large enough to be like `set`.
+    /// The smallest set that is large enough to be like `set`.
     pub(crate) fn first_like(&self, set: u32) -> u32 {
         let size = f64::from(self.size(set));
         self.sets
             .partition_point(|other| f64::from(other.size) / size < self.threshold) as u32
     }
 
-    /// The places whose tokens a set must look up to find each like set that is no larger. Those before them hold
-    /// tokens that no other set has.
+    /// The places whose tokens a set must look up to meet each like set that is no larger. Those before them hold tokens
+    /// that no other set has.
     pub(crate) fn prefix(&self, set: u32) -> Range<u32> {
         let size = self.size(set);
         // A smaller set that is like this one shares so much that even as a part of this one it reaches the threshold.
@@ -136,13 +137,13 @@ impl Sets {
         alone.min(end)..end
     }
 
-    /// The number of first places by which each like set that is no smaller finds this one.
+    /// The number of first places by which each like set that is no smaller meets this one.
     pub(crate) fn indexed(&self, set: u32) -> u32 {
         let size = self.size(set);
         size - self.needed(size, size) + 1
     }
 
-    /// How many tokens sets of these sizes share at least where they reach the threshold.
+    /// The fewest tokens that sets of these sizes share where they reach the threshold.
     pub(crate) fn needed(&self, size: u32, other: u32) -> u32 {
         let sum = f64::from(size) + f64::from(other);
         let reaches = |shared: f64| shared / (sum - shared) >= self.threshold;
@@ -184,7 +185,7 @@ impl Sets {
     }
 }
 
-/// A hash of the bytes; of eight at most, a different one for each.
+/// A hash of the bytes, without collisions among those of at most eight.
 pub(crate) fn hash(bytes: &[u8]) -> u64 {
     bytes.chunks(8).fold(0, |state, chunk| {
         let mut word = [0; 8];
@@ -195,7 +196,7 @@ pub(crate) fn hash(bytes: &[u8]) -> u64 {
     })
 }
 
-/// The hashes of the text's n-grams, in `into`; says how many there are. A text of c characters has at most
+/// Writes the hashes of the text's distinct n-grams into `into`; returns their number. A text of c characters has at most
 /// max(c - size + 1, 1), which is the length of `into`.
 fn shingle(text: &str, size: usize, into: &mut [u64]) -> usize {
     let ends = text
@@ -216,7 +217,7 @@ fn shingle(text: &str, size: usize, into: &mut [u64]) -> usize {
     distinct(&mut into[..count])
 }
 
-/// Moves the distinct entries of a sorted slice to its front; says how many there are.
+/// Moves the distinct entries of a sorted slice to its front; returns their number.
 fn distinct(sorted: &mut [u64]) -> usize {
     let mut count = 0;
     for place in 0..sorted.len() {
@@ -230,20 +231,20 @@ fn distinct(sorted: &mut [u64]) -> usize {
 
 /// Whether two sorted slices share at least `needed` entries.
 fn share(one: &[u64], other: &[u64], needed: usize) -> bool {
-    let (mut i, mut j, mut found) = (0, 0, 0);
-    while found < needed {
-        if found + (one.len() - i).min(other.len() - j) < needed {
+    let (mut i, mut j, mut shared) = (0, 0, 0);
+    while shared < needed {
+        if shared + (one.len() - i).min(other.len() - j) < needed {
             return false;
         }
         let (a, b) = (one[i], other[j]);
-        found += usize::from(a == b);
+        shared += usize::from(a == b);
         i += usize::from(a <= b);
         j += usize::from(b <= a);
     }
     true
 }
 
-/// How many sets have a token, counted by a part of its hash: never too few.
+/// In how many sets a token occurs, counted by a part of its hash: never too few.
 struct Counts(Vec<AtomicU32>);
 
 impl Counts {

@@ -1,5 +1,4 @@
-//! Which texts occur in a held-out set of texts: equal, or by runs of words that they share. Knows texts and rows, no
-//! prompts and no Python.
+//! Overlap: texts that occur in a held-out set, as equal texts or by runs of words in common.
 
 use rayon::prelude::*;
 use unicode_segmentation::UnicodeSegmentation;
@@ -7,35 +6,48 @@ use unicode_segmentation::UnicodeSegmentation;
 use crate::error::Error;
 use crate::random::{key, mix};
 
-/// What stands in the place of a held-out row where there is none.
+/// Stands in the place of a held-out row where there is none.
 pub const ABSENT: u64 = u64::MAX;
 
-/// A word weighs this, a character of a script that puts no spaces between words 1: some two of them make a word.
+/// The weight of a word. A character of a script without spaces between words weighs 1: about two of them make a word.
 const WORD: u32 = 2;
 
-/// Of each text, what it has in common with a held-out text.
+/// What each text has in common with a held-out text.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Overlaps {
-    /// The first held-out text that is equal, else the first of those with the largest share; [`ABSENT`] without one.
+    /// `[texts]`: the row of the first held-out text that is equal, else of the first with the largest share; [`ABSENT`]
+    /// where the text does not occur.
     pub held_out: Vec<u64>,
-    /// The share of that held-out text's words that lie in runs of words which the text has too.
+    /// `[texts]`: the share of that held-out text's words that lie in runs of words which the text has too.
     pub shares: Vec<f64>,
-    /// Whether the two texts are equal.
+    /// `[texts]`: whether the two texts are equal.
     pub equal: Vec<bool>,
 }
 
-/// What each text has in common with a held-out text of the same group.
+/// What each text has in common with a held-out text of the same group. `texts` and `held_out` are each (texts, groups).
 ///
 /// A text occurs in the held-out set where it equals one of its texts, or where runs of `words` successive words that
-/// both have cover at least `share` of the held-out text's words. A held-out text with fewer words is covered only by a
-/// text with the same words and no others. Words are those of Unicode (UAX #29) and signs such as `+`; punctuation is
-/// none. A character of Han, kana, Thai, Lao, Khmer or Burmese is half a word.
+/// both have cover at least `share` of the held-out text's words. A held-out text with fewer words than a run is covered
+/// only by a text with the same words and no others. Words are those of Unicode (UAX #29) and signs such as `+`, not
+/// punctuation. A character of Han, kana, Thai, Lao, Khmer or Burmese is half a word.
 ///
-/// Pure in its arguments, the same for any number of threads. Words are compared by 64 bits of a hash. Memory: 24
-/// bytes for each word that is held out.
+/// Words are compared by 64 bits of a hash. Memory: 24 bytes for each held-out word.
 ///
 /// # Errors
-/// `words` = 0; `share` outside (0, 1]; groups that are not one a text; 2^32 - 1 held-out words or more.
+/// `words` = 0; `share` outside (0, 1]; groups that are not one a text; 2^32 - 1 held-out texts or more.
+///
+/// # Examples
+/// ```
+/// use mipo::prompts::{ABSENT, overlaps};
+///
+/// let texts = ["Please name the longest river in France.", "Add 2 and 3."];
+/// let held_out = ["Name the longest river in Spain.", "name the longest river in France"];
+/// let common = overlaps((&texts, &[0, 0]), (&held_out, &[0, 0]), 4, 0.5)?;
+/// assert_eq!(common.held_out, [1, ABSENT]);
+/// assert_eq!(common.shares, [1.0, 0.0]);
+/// assert_eq!(common.equal, [false, false]);
+/// # Ok::<(), mipo::error::Error>(())
+/// ```
 pub fn overlaps(
     texts: (&[&str], &[u64]),
     held_out: (&[&str], &[u64]),
@@ -43,7 +55,7 @@ pub fn overlaps(
     share: f64,
 ) -> Result<Overlaps, Error> {
     if words == 0 {
-        return Err(Error::NoNgram {
+        return Err(Error::EmptyRun {
             name: "words",
             what: "words",
         });
@@ -67,12 +79,20 @@ pub fn overlaps(
     }
     let index = Index::new(held_out.0, held_out.1, words)?;
     let compare = |(text, &group): (&&str, &u64)| index.find(text, group, share);
-    let found: Vec<(u64, f64, bool)> = texts.0.par_iter().zip(texts.1).map(compare).collect();
+    let matches: Vec<Match> = texts.0.par_iter().zip(texts.1).map(compare).collect();
     Ok(Overlaps {
-        held_out: found.par_iter().map(|of| of.0).collect(),
-        shares: found.par_iter().map(|of| of.1).collect(),
-        equal: found.par_iter().map(|of| of.2).collect(),
+        held_out: matches.par_iter().map(|of| of.held_out).collect(),
+        shares: matches.par_iter().map(|of| of.share).collect(),
+        equal: matches.par_iter().map(|of| of.equal).collect(),
     })
+}
+
+/// The held-out row that a text occurs as, or [`ABSENT`]; their share; whether they are equal.
+#[derive(Clone, Copy)]
+struct Match {
+    held_out: u64,
+    share: f64,
+    equal: bool,
 }
 
 /// A word's hash and weight.
@@ -110,9 +130,9 @@ fn is_unspaced(letter: char) -> bool {
         | '\u{20000}'..='\u{3ffff}')
 }
 
-/// Whether a segment without letters says something: 5 + 3 is not 5 * 3, and -5 is not 5.
+/// Whether a segment without letters has a meaning: 5 + 3 is not 5 * 3, and -5 is not 5.
 fn is_sign(segment: &str, next: Option<&str>) -> bool {
-    let says = |sign: char| match sign {
+    let has_meaning = |sign: char| match sign {
         '-' => next.is_some_and(|next| next.starts_with(char::is_numeric)),
         '+' | '*' | '/' | '=' | '<' | '>' | '^' | '%' | '&' | '|' | '~' | '$' | '#' | '@' | '\\' | '×' | '÷' | '±' => {
             true
@@ -122,11 +142,11 @@ fn is_sign(segment: &str, next: Option<&str>) -> bool {
         '\u{2e00}'..='\u{2e7f}' | '\u{3000}'..='\u{303f}' | '\u{fe00}'..='\u{fe0f}' => false,
         _ => !sign.is_whitespace(),
     };
-    segment.chars().any(says)
+    segment.chars().any(has_meaning)
 }
 
-/// The windows of a text: for each place from which words weigh enough, the place after the last and their hash. Of a
-/// text that weighs less, one window of all its words, with a hash that no part of a longer text has.
+/// The windows of a text, (first word, word after the last, hash): the shortest run from each word on that weighs at
+/// least `least`. A text that weighs less has one window of all its words, with a hash that no part of a longer text has.
 fn windows(words: &[Word], least: u32, group: u64) -> impl Iterator<Item = (usize, usize, u64)> + '_ {
     let (mut end, mut weight, total) = (0, 0, words.iter().map(|word| word.weight).sum::<u32>());
     let short = !words.is_empty() && total < least;
@@ -141,9 +161,9 @@ fn windows(words: &[Word], least: u32, group: u64) -> impl Iterator<Item = (usiz
             weight += words[end].weight;
             end += 1;
         }
-        let found = (weight >= least).then(|| (start, end, hash(&words[start..end])));
+        let window = (weight >= least).then(|| (start, end, hash(&words[start..end])));
         weight = weight.saturating_sub(words[start].weight);
-        found
+        window
     });
     runs.chain(whole)
 }
@@ -155,7 +175,7 @@ struct Index<'a> {
     rows: Vec<(u64, &'a str, u32)>,
     /// (hash of the window, its row, its first word, the word after its last), sorted.
     windows: Vec<(u64, u32, u32, u32)>,
-    /// Bits of the hashes that occur, so that the many that do not are told at once.
+    /// A bit for each hash that occurs, so that the many that do not are ruled out at once.
     seen: Vec<u64>,
     /// Weights of each held-out text's words before each place, one text after another.
     weights: Vec<Vec<u32>>,
@@ -164,7 +184,7 @@ struct Index<'a> {
 impl<'a> Index<'a> {
     fn new(texts: &[&'a str], groups: &[u64], words: u32) -> Result<Self, Error> {
         if texts.len() >= u32::MAX as usize {
-            return Err(Error::TooLong { got: texts.len() });
+            return Err(Error::TooLarge { got: texts.len() });
         }
         let least = words.saturating_mul(WORD);
         let mut rows: Vec<_> = groups
@@ -176,8 +196,7 @@ impl<'a> Index<'a> {
         rows.par_sort_unstable();
         let split: Vec<Vec<Word>> = texts.par_iter().map(|text| words_of(text)).collect();
         let of_row = |(row, words): (usize, &'_ Vec<Word>)| {
-            let found = windows(words, least, groups[row]);
-            found
+            windows(words, least, groups[row])
                 .map(|(start, end, hash)| (hash, row as u32, start as u32, end as u32))
                 .collect::<Vec<_>>()
         };
@@ -205,13 +224,16 @@ impl<'a> Index<'a> {
         })
     }
 
-    /// The held-out row that a text occurs as, its share and whether they are equal.
-    fn find(&self, text: &str, group: u64, share: f64) -> (u64, f64, bool) {
+    fn find(&self, text: &str, group: u64, share: f64) -> Match {
         let place = self
             .rows
             .partition_point(|&(other, held_out, _)| (other, held_out) < (group, text));
         if let Some(&(_, _, row)) = self.rows.get(place).filter(|row| (row.0, row.1) == (group, text)) {
-            return (row.into(), 1.0, true);
+            return Match {
+                held_out: row.into(),
+                share: 1.0,
+                equal: true,
+            };
         }
         let mut shared = Vec::new();
         for (_, _, hash) in windows(&words_of(text), self.least, group) {
@@ -223,11 +245,16 @@ impl<'a> Index<'a> {
             }
         }
         shared.sort_unstable();
-        let mut best = (ABSENT, 0.0, false);
+        let mut best = Match {
+            held_out: ABSENT,
+            share: 0.0,
+            equal: false,
+        };
         for of_row in shared.chunk_by(|one, next| one.0 == next.0) {
             let covered = self.share(of_row);
-            if covered >= share && covered > best.1 {
-                best = (of_row[0].0.into(), covered, false);
+            if covered >= share && covered > best.share {
+                best.held_out = of_row[0].0.into();
+                best.share = covered;
             }
         }
         best

@@ -1,19 +1,60 @@
-//! The doors of the room that knows chat templates.
+//! The bindings of `tokenizer`.
 
-use std::ops::Range;
-
-use arrow_array::cast::AsArray;
-use arrow_array::{Array, ArrayRef, OffsetSizeTrait, StructArray};
+use arrow_array::ArrayRef;
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
 
-use super::chunks;
+use super::arrow::{chunks, conversations_of_chunk, strings};
 use crate::error::Error;
-use crate::tokenizer::template::{self, Conversations, Rendered};
+use crate::tokenizer::{self, EngineChoice, Rendering, Table};
+
+/// A tokenizer, without the truncation and padding that its tokenizer.json may ask for.
+#[pyclass(frozen, module = "mipo._native")]
+pub(super) struct Encoder(pub(super) tokenizer::Encoder);
+
+#[pymethods]
+impl Encoder {
+    #[new]
+    #[pyo3(signature = (json, engine="auto"))]
+    fn new(py: Python<'_>, json: &[u8], engine: &str) -> PyResult<Self> {
+        let choice = EngineChoice::from_name(engine)?;
+        Ok(Self(py.detach(|| tokenizer::Encoder::from_json(json, choice))?))
+    }
+
+    /// The engine that encodes: fastokens or tokenizers.
+    #[getter]
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+
+    /// Why it is that engine, in a few words.
+    #[getter]
+    fn why(&self) -> &str {
+        self.0.why()
+    }
+
+    /// Ids of each text: (offsets int64 [n + 1], ids uint32 [offsets[n]]).
+    fn encode(&self, py: Python<'_>, texts: &Bound<'_, PyAny>, add_special_tokens: bool) -> PyResult<PyTable> {
+        let chunks = chunks(texts)?;
+        let encode = || self.0.encode(&strings(&chunks)?, add_special_tokens);
+        Ok(to_python(py, py.detach(encode)?))
+    }
+}
+
+/// (offsets int64, ids uint32).
+pub(super) type PyTable = (Py<PyArray1<i64>>, Py<PyArray1<u32>>);
+
+/// The table as arrays, without a copy.
+pub(super) fn to_python(py: Python<'_>, table: Table) -> PyTable {
+    (
+        table.offsets.into_pyarray(py).unbind(),
+        table.ids.into_pyarray(py).unbind(),
+    )
+}
 
 /// A chat template in the normal form of `mipo.jinja`.
 #[pyclass(frozen, module = "mipo._native")]
-pub(super) struct Template(pub(super) template::Template);
+pub(super) struct Template(pub(super) tokenizer::Template);
 
 /// (offsets int64, UTF-8 uint8) of the texts; row and message of each conversation without one.
 type PyTexts = (Py<PyArray1<i64>>, Py<PyArray1<u8>>, Vec<(usize, String)>);
@@ -22,7 +63,7 @@ type PyTexts = (Py<PyArray1<i64>>, Py<PyArray1<u8>>, Vec<(usize, String)>);
 impl Template {
     #[new]
     fn new(source: &str, absent: Vec<String>) -> PyResult<Self> {
-        Ok(Self(template::Template::new(source)?.without(absent)))
+        Ok(Self(tokenizer::Template::new(source)?.without(absent)))
     }
 
     /// The text of each conversation.
@@ -33,77 +74,22 @@ impl Template {
         add_generation_prompt: bool,
     ) -> PyResult<PyTexts> {
         let chunks = chunks(conversations)?;
-        let rendered = py.detach(|| render(&self.0, &chunks, add_generation_prompt))?;
+        let rendering = py.detach(|| render(&self.0, &chunks, add_generation_prompt))?;
         Ok((
-            rendered.offsets.into_pyarray(py).unbind(),
-            rendered.bytes.into_pyarray(py).unbind(),
-            rendered.failed,
+            rendering.offsets.into_pyarray(py).unbind(),
+            rendering.bytes.into_pyarray(py).unbind(),
+            rendering.failed,
         ))
     }
 }
 
-fn render(template: &template::Template, chunks: &[ArrayRef], prompt: bool) -> Result<Rendered, Error> {
-    let mut made = Vec::with_capacity(chunks.len());
+fn render(template: &tokenizer::Template, chunks: &[ArrayRef], prompt: bool) -> Result<Rendering, Error> {
+    let mut renderings = Vec::with_capacity(chunks.len());
     let mut rows = 0;
     for chunk in chunks {
-        let conversations = of_chunk(chunk, rows)?;
+        let conversations = conversations_of_chunk(chunk, rows)?;
         rows += conversations.len();
-        made.push(template.render_all(&conversations, prompt));
+        renderings.push(template.render_all(&conversations, prompt));
     }
-    Ok(Rendered::joined(made))
-}
-
-/// The conversations of an Arrow array of lists of messages in one chunk, borrowed.
-pub(super) fn conversations(chunks: &[ArrayRef]) -> Result<Conversations<'_>, Error> {
-    match chunks {
-        [] => Ok(Conversations::default()),
-        [chunk] => of_chunk(chunk, 0),
-        _ => Err(Error::Chunks { got: chunks.len() }),
-    }
-}
-
-/// The conversations of a chunk; `before` rows stand before it.
-fn of_chunk(chunk: &ArrayRef, before: usize) -> Result<Conversations<'_>, Error> {
-    if let Some(row) = (0..chunk.len()).find(|&row| chunk.null_count() > 0 && chunk.is_null(row)) {
-        return Err(Error::Null { row: before + row });
-    }
-    let not_messages = || Error::NotMessages {
-        got: chunk.data_type().to_string(),
-    };
-    let (offsets, values) = if let Some(lists) = chunk.as_list_opt::<i32>() {
-        (numbers(lists.value_offsets()), lists.values())
-    } else if let Some(lists) = chunk.as_list_opt::<i64>() {
-        (numbers(lists.value_offsets()), lists.values())
-    } else {
-        return Err(not_messages());
-    };
-    let messages = values.as_struct_opt().ok_or_else(not_messages)?;
-    // Of a slice of a table, the messages of all of it may come along.
-    let (first, last) = (offsets.first().copied(), offsets.last().copied());
-    let used = first.unwrap_or(0)..last.unwrap_or(0);
-    let fields = messages.fields().iter().zip(messages.columns());
-    let fields = fields.map(|(field, column)| Some((field.name().clone(), texts(messages, column, used.clone())?)));
-    Ok(Conversations {
-        offsets: offsets.iter().map(|offset| offset - used.start).collect(),
-        fields: fields.collect::<Option<_>>().ok_or_else(not_messages)?,
-    })
-}
-
-fn numbers<O: OffsetSizeTrait>(offsets: &[O]) -> Vec<usize> {
-    offsets.iter().map(|offset| offset.as_usize()).collect()
-}
-
-/// The texts of one field of these messages, None where it or its message is null; None for what is no text.
-fn texts<'a>(messages: &StructArray, column: &'a ArrayRef, used: Range<usize>) -> Option<Vec<Option<&'a str>>> {
-    let nulls = messages.null_count() + column.null_count() > 0;
-    let there = |row| !nulls || (messages.is_valid(row) && column.is_valid(row));
-    if let Some(strings) = column.as_string_opt::<i32>() {
-        Some(used.map(|row| there(row).then(|| strings.value(row))).collect())
-    } else if let Some(strings) = column.as_string_opt::<i64>() {
-        Some(used.map(|row| there(row).then(|| strings.value(row))).collect())
-    } else if let Some(strings) = column.as_string_view_opt() {
-        Some(used.map(|row| there(row).then(|| strings.value(row))).collect())
-    } else {
-        (column.logical_null_count() == column.len()).then(|| vec![None; used.len()])
-    }
+    Ok(Rendering::joined(renderings))
 }

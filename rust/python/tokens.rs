@@ -1,39 +1,14 @@
-//! The doors of the rooms `groups` and `checksum`.
-
-use std::path::PathBuf;
+//! The bindings of `tokens`.
 
 use arrow_array::ArrayRef;
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 
-use super::encoder::{Encoder, PyTable, to_python};
-use super::tokenizer::{Template, conversations};
-use super::{array, chunks, slice, strings};
-use crate::checksum::{checksum as xxh3, checksum_file as xxh3_file};
+use super::arrays::{array, slice};
+use super::arrow::{chunks, conversations, strings};
+use super::tokenizer::{Encoder, PyTable, Template, to_python};
 use crate::error::Error;
-use crate::tokens::groups::{Groups, Interner, Made};
-use crate::tokens::texts::{Chats, Plain, Rendered, Unfinished};
-
-/// XXH3 of buffers, as 32 hexadecimal digits.
-#[pyfunction]
-pub(super) fn checksum(py: Python<'_>, buffers: Vec<Bound<'_, PyAny>>) -> PyResult<String> {
-    let arrays: Vec<_> = buffers
-        .iter()
-        .map(|buffer| array::<u8>("buffers", buffer))
-        .collect::<PyResult<_>>()?;
-    let bytes: Vec<&[u8]> = arrays
-        .iter()
-        .map(|bytes| slice("buffers", bytes))
-        .collect::<PyResult<_>>()?;
-    Ok(format!("{:032x}", py.detach(|| xxh3(&bytes))))
-}
-
-/// The same of a file, the bytes start..stop read as zeros.
-#[pyfunction]
-pub(super) fn checksum_file(py: Python<'_>, path: PathBuf, start: u64, stop: u64) -> PyResult<String> {
-    let found = py.detach(|| xxh3_file(&path, start..stop))?;
-    Ok(format!("{found:032x}"))
-}
+use crate::tokens::{Chats, GroupRows, Groups, Interner, Plain, Rendered, Unfinished};
 
 /// (offsets int64 [groups + 1], rows uint64 [groups], unfinished chosen bool [groups], unfinished rejected bool).
 type PyGroups<'py> = (
@@ -44,14 +19,14 @@ type PyGroups<'py> = (
 );
 
 /// The arrays of groups, held while they are read.
-struct Asked<'py> {
+struct GroupArrays<'py> {
     offsets: PyReadonlyArray1<'py, i64>,
     rows: PyReadonlyArray1<'py, u64>,
     chosen: PyReadonlyArray1<'py, bool>,
     rejected: PyReadonlyArray1<'py, bool>,
 }
 
-impl<'py> Asked<'py> {
+impl<'py> GroupArrays<'py> {
     fn new((offsets, rows, chosen, rejected): &PyGroups<'py>) -> PyResult<Self> {
         Ok(Self {
             offsets: array("offsets", offsets)?,
@@ -61,7 +36,7 @@ impl<'py> Asked<'py> {
         })
     }
 
-    fn groups<'a>(&'a self, end_ids: &'a [u32], special: bool) -> PyResult<Groups<'a>> {
+    fn groups<'a>(&'a self, end_ids: &'a [u32], add_special_tokens: bool) -> PyResult<Groups<'a>> {
         Ok(Groups {
             offsets: slice("offsets", &self.offsets)?,
             rows: slice("rows", &self.rows)?,
@@ -70,17 +45,18 @@ impl<'py> Asked<'py> {
                 rejected: slice("unfinished rejected", &self.rejected)?,
                 end_ids,
             },
-            special,
+            add_special_tokens,
         })
     }
 }
 
-fn read(texts: &[Bound<'_, PyAny>; 3]) -> PyResult<[Vec<ArrayRef>; 3]> {
+fn chunks_of_each(texts: &[Bound<'_, PyAny>; 3]) -> PyResult<[Vec<ArrayRef>; 3]> {
     Ok([chunks(&texts[0])?, chunks(&texts[1])?, chunks(&texts[2])?])
 }
 
-/// Of each group its verdict, and of those kept (prompt, chosen, offsets, rejected) and how many borders were moved.
-type PyMade<'py> = (
+/// Of each group its verdict; of those kept (prompt, chosen, offsets, rejected), and how many borders lie before the end
+/// of the prompt alone.
+type PyGroupRows<'py> = (
     Bound<'py, PyArray1<u8>>,
     Bound<'py, PyArray1<u64>>,
     Bound<'py, PyArray1<u64>>,
@@ -89,15 +65,15 @@ type PyMade<'py> = (
     u64,
 );
 
-/// Hands the vectors over without a copy.
-fn hand_over(py: Python<'_>, made: Made) -> PyMade<'_> {
+/// The rows as arrays, without a copy.
+fn rows_to_python(py: Python<'_>, rows: GroupRows) -> PyGroupRows<'_> {
     (
-        made.verdicts.into_pyarray(py),
-        made.prompt.into_pyarray(py),
-        made.chosen.into_pyarray(py),
-        made.offsets.into_pyarray(py),
-        made.rejected.into_pyarray(py),
-        made.merged,
+        rows.verdicts.into_pyarray(py),
+        rows.prompt.into_pyarray(py),
+        rows.chosen.into_pyarray(py),
+        rows.offsets.into_pyarray(py),
+        rows.rejected.into_pyarray(py),
+        rows.merged,
     )
 }
 
@@ -127,11 +103,11 @@ impl GroupBuilder {
         groups: PyGroups<'py>,
         end: &str,
         limit: Option<usize>,
-    ) -> PyResult<PyMade<'py>> {
-        let (arrays, asked) = (read(&texts)?, Asked::new(&groups)?);
-        let groups = asked.groups(&[], true)?;
+    ) -> PyResult<PyGroupRows<'py>> {
+        let (arrays, group_arrays) = (chunks_of_each(&texts)?, GroupArrays::new(&groups)?);
+        let groups = group_arrays.groups(&[], true)?;
         let (encoder, interner) = (&self.encoder.get().0, &mut self.interner);
-        let made = py.detach(|| {
+        let rows = py.detach(|| {
             let texts = Plain {
                 prompts: strings(&arrays[0])?,
                 chosen: strings(&arrays[1])?,
@@ -141,7 +117,7 @@ impl GroupBuilder {
             };
             interner.push(encoder, &texts, groups, limit)
         })?;
-        Ok(hand_over(py, made))
+        Ok(rows_to_python(py, rows))
     }
 
     /// Chats: `chats` are (prompts, chosen, rejected) as lists of messages, each in one chunk; None where the template
@@ -155,11 +131,11 @@ impl GroupBuilder {
         groups: PyGroups<'py>,
         end_ids: Vec<u32>,
         limit: Option<usize>,
-    ) -> PyResult<Option<PyMade<'py>>> {
-        let (arrays, asked) = (read(&chats)?, Asked::new(&groups)?);
-        let groups = asked.groups(&end_ids, false)?;
+    ) -> PyResult<Option<PyGroupRows<'py>>> {
+        let (arrays, group_arrays) = (chunks_of_each(&chats)?, GroupArrays::new(&groups)?);
+        let groups = group_arrays.groups(&end_ids, false)?;
         let (encoder, interner, template) = (&self.encoder.get().0, &mut self.interner, &template.get().0);
-        let made = py.detach(|| {
+        let rows = py.detach(|| {
             let chats = Chats {
                 template,
                 prompts: conversations(&arrays[0])?,
@@ -168,9 +144,9 @@ impl GroupBuilder {
             };
             interner.push(encoder, &chats, groups, limit)
         });
-        match made {
-            Ok(made) => Ok(Some(hand_over(py, made))),
-            Err(Error::Unmade { .. }) => Ok(None),
+        match rows {
+            Ok(rows) => Ok(Some(rows_to_python(py, rows))),
+            Err(Error::RenderGroup { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
@@ -184,11 +160,11 @@ impl GroupBuilder {
         groups: PyGroups<'py>,
         end_ids: Vec<u32>,
         limit: Option<usize>,
-    ) -> PyResult<PyMade<'py>> {
-        let (arrays, asked) = (read(&texts)?, Asked::new(&groups)?);
-        let groups = asked.groups(&end_ids, false)?;
+    ) -> PyResult<PyGroupRows<'py>> {
+        let (arrays, group_arrays) = (chunks_of_each(&texts)?, GroupArrays::new(&groups)?);
+        let groups = group_arrays.groups(&end_ids, false)?;
         let (encoder, interner) = (&self.encoder.get().0, &mut self.interner);
-        let made = py.detach(|| {
+        let rows = py.detach(|| {
             let texts = Rendered {
                 prompts: strings(&arrays[0])?,
                 chosen: strings(&arrays[1])?,
@@ -196,7 +172,7 @@ impl GroupBuilder {
             };
             interner.push(encoder, &texts, groups, limit)
         })?;
-        Ok(hand_over(py, made))
+        Ok(rows_to_python(py, rows))
     }
 
     /// Prompts stored since the last call: (offsets, ids).

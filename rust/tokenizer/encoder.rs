@@ -1,12 +1,14 @@
-//! Token ids of texts, a table of them, and the encoder that fills it. Knows no template and no Python.
+//! The encoder: token ids of texts, on all threads. Knows texts and tables of ids, no templates.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use crate::error::Error;
-use crate::tokenizer::engine::{self, Choice, Opened};
+use crate::tokenizer::engine::EngineChoice;
+use crate::tokenizer::open::{Opened, open};
 use crate::tokenizer::probe;
+use crate::tokenizer::table::Table;
 
 /// Texts that a thread encodes in one go.
 const CHUNK: usize = 64;
@@ -18,92 +20,39 @@ const CHUNK_BYTES: usize = 256 << 10;
 /// table's is touched for the first time, which took a fifth of all time when each chunk kept its own.
 const WINDOW: usize = 128;
 
-/// Every how many texts one is encoded by `tokenizers` as well.
+/// One text in so many is encoded by `tokenizers` as well.
 const CHECKED: usize = 1_024;
 
 /// Longer texts are not: at 3 MB/s, one could take longer than all others together.
 const CHECKED_BYTES: usize = 64 << 10;
 
-/// Ids of one text per row, in Arrow's list layout.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Table {
-    /// `[rows + 1]`: row i is `ids[offsets[i]..offsets[i + 1]]`.
-    pub offsets: Vec<i64>,
-    /// The ids of all rows, one after another.
-    pub ids: Vec<u32>,
-}
-
-impl Table {
-    /// A table with no rows.
-    #[must_use]
-    pub fn new() -> Self {
-        Self {
-            offsets: vec![0],
-            ids: Vec::new(),
-        }
-    }
-
-    /// Rows.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.offsets.len() - 1
-    }
-
-    /// Whether there are no rows.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The ids of one row.
-    #[must_use]
-    pub fn row(&self, row: usize) -> &[u32] {
-        &self.ids[self.offsets[row] as usize..self.offsets[row + 1] as usize]
-    }
-
-    pub(crate) fn push(&mut self, ids: &[u32]) {
-        self.ids.extend_from_slice(ids);
-        self.offsets.push(self.ids.len() as i64);
-    }
-}
-
-impl Default for Table {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// Offsets never fall and stay within `0..=limit`.
-pub(crate) fn check_offsets(name: &'static str, offsets: &[i64], limit: usize) -> Result<(), Error> {
-    let mut least = 0;
-    for (place, &got) in offsets.iter().enumerate() {
-        if got < least || got > limit as i64 {
-            return Err(Error::Offsets {
-                name,
-                limit,
-                got,
-                place,
-            });
-        }
-        least = got;
-    }
-    if offsets.is_empty() {
-        Err(Error::NoOffsets { name })
-    } else {
-        Ok(())
-    }
-}
-
-/// A tokenizer that neither cuts nor pads, whatever its `tokenizer.json` says.
+/// A tokenizer, without the truncation and padding that its `tokenizer.json` may ask for.
+///
+/// # Examples
+/// ```
+/// use mipo::tokenizer::{Encoder, EngineChoice};
+///
+/// let json = br#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+///     "normalizer": null, "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
+///     "model": {"type": "WordLevel", "unk_token": "<unk>", "vocab": {"<unk>": 0, "hello": 1, "world": 2}}}"#;
+/// let encoder = Encoder::from_json(json, EngineChoice::Auto)?;
+/// let table = encoder.encode(&["hello world", "", "hello mipo"], true)?;
+/// assert_eq!(table.offsets, [0, 2, 2, 4]);
+/// assert_eq!(table.row(2), [1, 0]);
+/// // fastokens is for byte-pair encoding.
+/// assert_eq!(encoder.name(), "tokenizers");
+/// assert!(encoder.why().starts_with("the model WordLevel"));
+/// # Ok::<(), mipo::error::Error>(())
+/// ```
 pub struct Encoder(Opened);
 
 impl Encoder {
-    /// The tokenizer of a `tokenizer.json`, with the engine of this choice.
+    /// The tokenizer of a `tokenizer.json`.
     ///
     /// # Errors
-    /// Bytes that are no `tokenizer.json`; fastokens asked for where it cannot be.
-    pub fn from_json(json: &[u8], choice: Choice) -> Result<Self, Error> {
-        engine::open(json, choice).map(Self)
+    /// Bytes that are no `tokenizer.json`; [`EngineChoice::Fastokens`] for a tokenizer whose ids it is not known to give.
+    pub fn from_json(json: &[u8], choice: EngineChoice) -> Result<Self, Error> {
+        open(json, choice).map(Self)
     }
 
     /// The engine that encodes: `fastokens` or `tokenizers`.
@@ -112,7 +61,7 @@ impl Encoder {
         self.0.name
     }
 
-    /// Why it is that engine, in a sentence.
+    /// Why it is that engine, in a few words.
     #[must_use]
     pub fn why(&self) -> &str {
         &self.0.why
@@ -121,32 +70,32 @@ impl Encoder {
     /// Appends the ids of one text; `add_special_tokens` as in `tokenizers`.
     ///
     /// # Errors
-    /// A text that the tokenizer refuses, in the words of its library.
+    /// The library's message about a text that the tokenizer refuses.
     pub fn encode_into(&self, text: &str, add_special_tokens: bool, ids: &mut Vec<u32>) -> Result<(), String> {
         self.0.engine.encode(text, add_special_tokens, ids)
     }
 
-    /// The last place where a text may be cut: its ids are those of both parts, the second one without special tokens.
-    /// So may any other text that is the same to [`crate::tokenizer::seams::AFTER`] bytes behind it.
+    /// The last byte at which a text may be cut: its ids are those of both parts, the second one without special tokens.
+    /// So may any other text that is the same up to [`Seams::AFTER`](super::Seams::AFTER) bytes behind it.
     #[must_use]
     pub fn seam(&self, text: &str) -> Option<usize> {
         self.0.seams.last(text)
     }
 
-    /// Holds the ids of a text against those of `tokenizers`.
+    /// Compares the ids of a text with those of `tokenizers`.
     ///
     /// # Errors
-    /// What both say, where it is not the same.
+    /// The ids of both, where they differ.
     pub fn check(&self, text: &str, add_special_tokens: bool, ids: &[u32]) -> Result<(), String> {
         if self.name() == "tokenizers" {
             return Ok(());
         }
-        probe::check(&self.0.truth, text, add_special_tokens, ids)
+        probe::check(&self.0.reference, text, add_special_tokens, ids)
     }
 
     /// Ids of each text, in order, on all threads; `add_special_tokens` as in `tokenizers`.
     ///
-    /// Every 1,024th text is encoded by `tokenizers` as well, where another engine encodes.
+    /// Where another engine encodes, every 1,024th text is encoded by `tokenizers` as well.
     ///
     /// # Errors
     /// The first text that the tokenizer refuses, or whose ids are not those of `tokenizers`, with its row.
@@ -187,7 +136,7 @@ impl Encoder {
         Ok(Table { offsets, ids })
     }
 
-    /// Ids of the texts of these rows go into `ids`, which is emptied before, and their lengths into `lengths`.
+    /// Replaces `ids` by the ids of the texts of these rows, and writes how many each has into `lengths`.
     fn encode_chunk(
         &self,
         texts: &[&str],
@@ -200,11 +149,11 @@ impl Encoder {
         for (row, length) in rows.zip(lengths) {
             let start = ids.len();
             self.encode_into(texts[row], special, ids)
-                .map_err(|reason| Error::Text { row, reason })?;
+                .map_err(|reason| Error::EncodeText { row, reason })?;
             *length = (ids.len() - start) as i64;
             if row % CHECKED == 0 && texts[row].len() <= CHECKED_BYTES {
                 self.check(texts[row], special, &ids[start..])
-                    .map_err(|reason| Error::Differs { row, reason })?;
+                    .map_err(|reason| Error::DifferentIds { row, reason })?;
             }
         }
         Ok(())
@@ -227,7 +176,7 @@ fn cut(texts: &[&str]) -> Vec<Range<usize>> {
     chunks
 }
 
-/// Makes `ids` long enough for `end` ids, and for the rest if they are the `share` of all that they seem to be.
+/// Makes `ids` long enough for `end` ids; for all ids, if those up to `end` are the `share` of them that they seem to be.
 fn make_room(ids: &mut Vec<u32>, end: usize, share: f64) {
     let guess = if share < 1.0 {
         (end as f64 / share * 1.1) as usize

@@ -1,29 +1,25 @@
-//! Engines that turn a text into ids, and the choice of one for a tokenizer. Knows no table and no Python.
+//! Engines that turn a text into ids. Knows no tables, and not which engine suits a tokenizer.
 
 use std::sync::Arc;
 
-use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use crate::error::Error;
-use crate::tokenizer::probe;
-use crate::tokenizer::seams::Seams;
 
-/// What turns a text into ids.
-pub trait Engine: Send + Sync {
+/// Turns a text into ids.
+pub(crate) trait Engine: Send + Sync {
     /// Appends the ids of `text` to `ids`; `add_special_tokens` as in `tokenizers`.
-    ///
-    /// # Errors
-    /// A text that the engine refuses, in the engine's words.
+    /// The error is the engine's message about a text that it refuses.
     fn encode(&self, text: &str, add_special_tokens: bool, ids: &mut Vec<u32>) -> Result<(), String>;
 }
 
-/// The `tokenizers` crate: the truth, since transformers and TRL use it.
+/// The `tokenizers` crate: the reference for every other engine, since transformers and TRL use it.
 #[derive(Debug)]
-pub struct HuggingFace(Tokenizer);
+pub(crate) struct HuggingFace(Tokenizer);
 
 impl HuggingFace {
-    fn from_json(json: &[u8]) -> Result<Self, Error> {
+    /// The tokenizer of a `tokenizer.json`, without its truncation and padding.
+    pub(crate) fn from_json(json: &[u8]) -> Result<Self, Error> {
         let refuse = |reason: tokenizers::Error| Error::Tokenizer {
             got: json.len(),
             reason: reason.to_string(),
@@ -41,7 +37,7 @@ impl HuggingFace {
         u32::try_from(self.0.get_vocab_size(false)).unwrap_or(u32::MAX)
     }
 
-    /// Added tokens as they are written.
+    /// The texts of the added tokens, in the order of their ids.
     pub(crate) fn added(&self) -> Vec<String> {
         let decoder = self.0.get_added_tokens_decoder();
         let mut tokens: Vec<_> = decoder.into_iter().map(|(id, token)| (id, token.content)).collect();
@@ -60,27 +56,27 @@ impl Engine for HuggingFace {
 }
 
 /// The `fastokens` crate: byte-pair encoding at the speed of memory.
-struct Fastokens {
-    tokenizer: fastokens::Tokenizer,
-    truth: Arc<HuggingFace>,
+pub(crate) struct Fastokens {
+    pub(crate) tokenizer: fastokens::Tokenizer,
+    pub(crate) reference: Arc<HuggingFace>,
 }
 
 impl Engine for Fastokens {
     fn encode(&self, text: &str, add_special_tokens: bool, ids: &mut Vec<u32>) -> Result<(), String> {
         match self.tokenizer.encode_with_special_tokens(text, add_special_tokens) {
-            Ok(found) => {
-                ids.extend_from_slice(&found);
+            Ok(encoded) => {
+                ids.extend_from_slice(&encoded);
                 Ok(())
             }
-            // fastokens refuses what tokenizers leaves out, such as the bytes that smollm2's vocabulary lacks.
-            Err(_) => self.truth.encode(text, add_special_tokens, ids),
+            // fastokens refuses what tokenizers leaves out, such as the bytes that SmolLM2's vocabulary lacks.
+            Err(_) => self.reference.encode(text, add_special_tokens, ids),
         }
     }
 }
 
-/// Which engine is asked for.
+/// Which engine an encoder may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Choice {
+pub enum EngineChoice {
     /// fastokens where its ids are those of tokenizers, else tokenizers.
     Auto,
     /// fastokens, or an error.
@@ -89,83 +85,17 @@ pub enum Choice {
     Tokenizers,
 }
 
-impl Choice {
-    /// The choice of this name.
+impl EngineChoice {
+    /// The choice by its name.
     ///
     /// # Errors
-    /// Another name than `auto`, `fastokens` and `tokenizers`.
+    /// A name other than `auto`, `fastokens` and `tokenizers`.
     pub fn from_name(name: &str) -> Result<Self, Error> {
         match name {
             "auto" => Ok(Self::Auto),
             "fastokens" => Ok(Self::Fastokens),
             "tokenizers" => Ok(Self::Tokenizers),
-            _ => Err(Error::EngineName { got: name.to_owned() }),
+            _ => Err(Error::UnknownEngine { got: name.to_owned() }),
         }
     }
-}
-
-/// The engine of a tokenizer, and the truth beside it.
-pub struct Opened {
-    /// What encodes.
-    pub engine: Arc<dyn Engine>,
-    /// What `engine` is held against; the same where tokenizers encodes.
-    pub truth: Arc<HuggingFace>,
-    /// Where a text may be cut, and encoded with special tokens for the first part alone.
-    pub seams: Seams,
-    /// `fastokens` or `tokenizers`.
-    pub name: &'static str,
-    /// Why it is this engine, in a sentence.
-    pub why: String,
-}
-
-/// Opens the tokenizer of a `tokenizer.json`, which neither cuts nor pads, whatever is said there.
-///
-/// # Errors
-/// Bytes that are no `tokenizer.json`; fastokens asked for where it cannot be.
-pub fn open(json: &[u8], choice: Choice) -> Result<Opened, Error> {
-    let slow = |truth: Arc<HuggingFace>, why: String| Opened {
-        engine: truth.clone(),
-        truth,
-        seams: Seams::default(),
-        name: "tokenizers",
-        why,
-    };
-    if choice == Choice::Tokenizers {
-        return Ok(slow(Arc::new(HuggingFace::from_json(json)?), "asked for".to_owned()));
-    }
-    // Both take most of a second for a vocabulary of 150,000, so each has a thread.
-    let (truth, fast) = rayon::join(|| HuggingFace::from_json(json), || load_fast(json));
-    let truth = Arc::new(truth?);
-    let probed = fast.and_then(|(tokenizer, seams)| {
-        let truth = truth.clone();
-        let fast = Fastokens { tokenizer, truth };
-        Ok((probe::compare(&fast, &fast.truth)?, fast, seams))
-    });
-    match probed {
-        Ok((texts, fast, seams)) => Ok(Opened {
-            engine: Arc::new(fast),
-            seams: if probe::keeps(seams, &truth) {
-                seams
-            } else {
-                Seams::default()
-            },
-            truth,
-            name: "fastokens",
-            why: format!("its ids are those of tokenizers for {texts} probe texts"),
-        }),
-        Err(reason) if choice == Choice::Fastokens => Err(Error::Engine { reason }),
-        Err(reason) => Ok(slow(truth, reason)),
-    }
-}
-
-/// fastokens for a tokenizer in which nothing is known to be treated differently; else why not.
-fn load_fast(json: &[u8]) -> Result<(fastokens::Tokenizer, Seams), String> {
-    let json: Value = serde_json::from_slice(json).map_err(|error| error.to_string())?;
-    probe::inspect(&json)?;
-    let seams = Seams::of(&json);
-    let loaded = fastokens::Tokenizer::from_json(json);
-    let mut tokenizer = loaded.map_err(|reason| format!("fastokens refuses the tokenizer: {reason}"))?;
-    tokenizer.set_truncation(None);
-    tokenizer.set_padding(None);
-    Ok((tokenizer, seams))
 }

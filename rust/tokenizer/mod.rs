@@ -1,11 +1,19 @@
-//! The tokenizer: chats to texts by its chat template, texts to ids by the engine that is right and fast. Knows no
-//! preference groups and no Python.
+//! The tokenizer: its chat template turns chats into texts, and its engine turns texts into ids. Knows no preference groups
+//! and no Python.
 
+mod config;
+mod encoder;
+mod engine;
 mod filters;
+mod open;
 mod probe;
-
-pub mod encoder;
-pub mod engine;
 pub mod pytext;
-pub mod seams;
-pub mod template;
+mod seams;
+mod table;
+mod template;
+
+pub use encoder::Encoder;
+pub use engine::EngineChoice;
+pub use seams::Seams;
+pub use table::Table;
+pub use template::{Conversations, Rendering, Template};

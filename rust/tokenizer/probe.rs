@@ -1,174 +1,32 @@
-//! Whether fastokens treats a tokenizer as tokenizers does: a look at its `tokenizer.json`, and ids held against ids.
-//! Knows no table and no Python.
+//! The probe: ids of an engine compared with those of `tokenizers`, on texts in which engines are likely to differ.
 
-use fastokens::tiktoken;
 use rayon::prelude::*;
-use serde_json::Value;
 
 use crate::tokenizer::engine::{Engine, HuggingFace};
 use crate::tokenizer::seams::Seams;
 
-/// Refuses, by name, all that is not known to be the same in fastokens 0.3.5 and tokenizers 0.23.
-///
-/// The list is of what may pass, so what is new is refused. Regular expressions pass only where fastokens scans them by
-/// hand: others it gives to PCRE2, whose classes are those of another Unicode than Oniguruma's, and whose matches it
-/// caches by thread.
-pub(crate) fn inspect(json: &Value) -> Result<(), String> {
-    inspect_model(&json["model"])?;
-    inspect_normalizer(&json["normalizer"])?;
-    inspect_pre_tokenizer(&json["pre_tokenizer"])?;
-    inspect_post_processor(&json["post_processor"])?;
-    inspect_added(
-        json["added_tokens"].as_array().map_or(&[], Vec::as_slice),
-        json["normalizer"].is_null(),
-    )
-}
-
-fn refuse<T>(what: &str) -> Result<T, String> {
-    Err(format!(
-        "{what} is not known to be the same in fastokens as in tokenizers"
-    ))
-}
-
-pub(crate) fn kind(step: &Value) -> &str {
-    step["type"].as_str().unwrap_or("none")
-}
-
-fn is_set(value: &Value) -> bool {
-    !(value.is_null() || value.as_str() == Some(""))
-}
-
-fn inspect_model(model: &Value) -> Result<(), String> {
-    // Files of old name no type; tokenizers tells BPE by its merges.
-    let is_bpe = kind(model) == "BPE" || (model["type"].is_null() && model["merges"].is_array());
-    if !is_bpe {
-        return refuse(&format!("the model {}", kind(model)));
-    }
-    if model["dropout"].as_f64().is_some_and(|p| p != 0.0) {
-        return refuse("dropout");
-    }
-    for affix in ["continuing_subword_prefix", "end_of_word_suffix"] {
-        if is_set(&model[affix]) {
-            return refuse(affix);
-        }
-    }
-    let falls_back = model["byte_fallback"] == true
-        && (0..=255u8).all(|byte| model["vocab"][format!("<0x{byte:02X}>").as_str()].is_u64());
-    if is_set(&model["unk_token"]) && !falls_back {
-        return refuse("unk_token without all bytes to fall back on");
-    }
-    Ok(())
-}
-
-fn inspect_normalizer(step: &Value) -> Result<(), String> {
-    match kind(step) {
-        "none" if step.is_null() => Ok(()),
-        "NFC" | "Prepend" => Ok(()),
-        "Replace" if is_set(&step["pattern"]["String"]) => Ok(()),
-        "Sequence" => each(&step["normalizers"], inspect_normalizer),
-        other => refuse(&format!("the normalizer {other}")),
-    }
-}
-
-fn inspect_pre_tokenizer(step: &Value) -> Result<(), String> {
-    if is_scanned(step) {
-        return Ok(());
-    }
-    match kind(step) {
-        "none" if step.is_null() => Ok(()),
-        "ByteLevel" | "Digits" => Ok(()),
-        "Sequence" => each(&step["pretokenizers"], inspect_pre_tokenizer),
-        "Split" => refuse("the pattern or behavior of the pre-tokenizer Split"),
-        other => refuse(&format!("the pre-tokenizer {other}")),
-    }
-}
-
-/// Split steps with patterns that fastokens scans by hand, before a ByteLevel that only maps bytes.
-pub(crate) fn is_scanned(step: &Value) -> bool {
-    let steps = step["pretokenizers"].as_array().map_or(&[][..], Vec::as_slice);
-    let Some((last, splits)) = steps.split_last() else {
-        return false;
-    };
-    let maps_bytes = kind(last) == "ByteLevel" && last["use_regex"] == false && last["add_prefix_space"] == false;
-    let isolated = |step: &Value| kind(step) == "Split" && step["behavior"] == "Isolated" && step["invert"] == false;
-    let inverted = |step: &Value| kind(step) == "Split" && step["behavior"] == "Removed" && step["invert"] == true;
-    let pattern = |step: &Value| step["pattern"]["Regex"].as_str().unwrap_or_default().to_owned();
-    let single = [
-        tiktoken::CL100K_BASE_PATTERN,
-        tiktoken::QWEN2_PATTERN,
-        tiktoken::QWEN35_PATTERN,
-        tiktoken::O200K_BASE_PATTERN,
-        tiktoken::TEKKEN_PATTERN,
-    ];
-    let deepseek = [
-        tiktoken::DEEPSEEK_SPLIT1_PATTERN,
-        tiktoken::DEEPSEEK_SPLIT2_PATTERN,
-        tiktoken::DEEPSEEK_SPLIT3_PATTERN,
-    ];
-    maps_bytes
-        && match splits {
-            [split] => (isolated(split) || inverted(split)) && single.contains(&pattern(split).as_str()),
-            splits => splits.iter().all(isolated) && splits.iter().map(pattern).eq(deepseek),
-        }
-}
-
-fn inspect_post_processor(step: &Value) -> Result<(), String> {
-    match kind(step) {
-        "none" if step.is_null() => Ok(()),
-        "ByteLevel" | "TemplateProcessing" => Ok(()),
-        "Sequence" => each(&step["processors"], inspect_post_processor),
-        other => refuse(&format!("the post-processor {other}")),
-    }
-}
-
-fn inspect_added(tokens: &[Value], plain: bool) -> Result<(), String> {
-    // Without a normalizer, `normalized` only says which tokens are looked for first: nothing, if all say the same.
-    let alike = plain
-        && tokens
-            .iter()
-            .all(|token| token["normalized"] == tokens[0]["normalized"]);
-    for token in tokens {
-        for flag in ["single_word", "lstrip", "rstrip", "normalized"] {
-            if token[flag] == true && !(flag == "normalized" && alike) {
-                return refuse(&format!("the added token {} with {flag}", token["content"]));
-            }
-        }
-        if !is_set(&token["content"]) {
-            return refuse("an empty added token");
-        }
-    }
-    Ok(())
-}
-
-fn each(steps: &Value, inspect: fn(&Value) -> Result<(), String>) -> Result<(), String> {
-    steps
-        .as_array()
-        .map_or(&[][..], Vec::as_slice)
-        .iter()
-        .try_for_each(inspect)
-}
-
-/// Holds the engine against the truth; the number of texts, or the first in which they differ.
-pub(crate) fn compare(engine: &dyn Engine, truth: &HuggingFace) -> Result<usize, String> {
-    let texts = battery(truth);
+/// Compares an engine with the reference; the number of probe texts, or how the first one differs.
+pub(crate) fn compare(engine: &dyn Engine, reference: &HuggingFace) -> Result<usize, String> {
+    let texts = probe_texts(reference);
     let first = texts.par_iter().find_map_first(|text| {
         [false, true]
             .into_iter()
-            .find_map(|special| differ(engine, truth, text, special))
+            .find_map(|special| difference(engine, reference, text, special))
     });
     first.map_or(Ok(texts.len()), Err)
 }
 
-/// Whether texts that are cut at seams have, part by part, the ids of the whole, special tokens at the start included.
-pub(crate) fn keeps(seams: Seams, truth: &HuggingFace) -> bool {
+/// Whether the probe texts, cut at their seams, have part by part the ids of the whole, special tokens at the start
+/// included.
+pub(crate) fn keeps(seams: Seams, reference: &HuggingFace) -> bool {
     let holds = |text: &str, seam: usize, special: bool| {
         let (mut parts, mut whole) = (Vec::new(), Vec::new());
-        let made = [(&text[..seam], special), (&text[seam..], false)]
+        let encoded = [(&text[..seam], special), (&text[seam..], false)]
             .into_iter()
-            .try_for_each(|(part, special)| truth.encode(part, special, &mut parts));
-        made.is_ok() && truth.encode(text, special, &mut whole).is_ok() && parts == whole
+            .try_for_each(|(part, special)| reference.encode(part, special, &mut parts));
+        encoded.is_ok() && reference.encode(text, special, &mut whole).is_ok() && parts == whole
     };
-    battery(truth)
+    probe_texts(reference)
         .par_iter()
         .filter(|text| text.len() <= SEAMED)
         .all(|text| {
@@ -179,20 +37,20 @@ pub(crate) fn keeps(seams: Seams, truth: &HuggingFace) -> bool {
         })
 }
 
-/// What two engines say of a text, where it is not the same.
-pub(crate) fn differ(engine: &dyn Engine, truth: &HuggingFace, text: &str, special: bool) -> Option<String> {
+/// How the ids of an engine differ from those of the reference, if they do.
+fn difference(engine: &dyn Engine, reference: &HuggingFace, text: &str, special: bool) -> Option<String> {
     let encode = |engine: &dyn Engine| {
         let mut ids = Vec::new();
         engine.encode(text, special, &mut ids).map(|()| ids)
     };
-    let (found, expected) = (encode(engine), encode(truth));
-    (found != expected).then(|| describe(text, found, expected))
+    let (got, expected) = (encode(engine), encode(reference));
+    (got != expected).then(|| describe(text, got, expected))
 }
 
-/// Holds ids against those of the truth; what both say, where it is not the same.
-pub(crate) fn check(truth: &HuggingFace, text: &str, special: bool, ids: &[u32]) -> Result<(), String> {
+/// Compares ids with those of the reference; how they differ, if they do.
+pub(crate) fn check(reference: &HuggingFace, text: &str, special: bool, ids: &[u32]) -> Result<(), String> {
     let mut expected = Vec::with_capacity(ids.len());
-    let expected = truth.encode(text, special, &mut expected).map(|()| expected);
+    let expected = reference.encode(text, special, &mut expected).map(|()| expected);
     if expected.as_deref() == Ok(ids) {
         Ok(())
     } else {
@@ -200,10 +58,10 @@ pub(crate) fn check(truth: &HuggingFace, text: &str, special: bool, ids: &[u32])
     }
 }
 
-fn describe(text: &str, found: Result<Vec<u32>, String>, expected: Result<Vec<u32>, String>) -> String {
-    // A long text differs somewhere in the middle: what is shown are the ids from there on.
-    let from = match (&found, &expected) {
-        (Ok(found), Ok(expected)) => found.iter().zip(expected).take_while(|(a, b)| a == b).count(),
+fn describe(text: &str, got: Result<Vec<u32>, String>, expected: Result<Vec<u32>, String>) -> String {
+    // A long text differs somewhere in the middle: the ids shown are those from there on.
+    let from = match (&got, &expected) {
+        (Ok(got), Ok(expected)) => got.iter().zip(expected).take_while(|(a, b)| a == b).count(),
         _ => 0,
     };
     let show = |ids: Result<Vec<u32>, String>| match ids {
@@ -214,7 +72,7 @@ fn describe(text: &str, found: Result<Vec<u32>, String>, expected: Result<Vec<u3
     format!(
         "fastokens and tokenizers differ for {beginning:?}… ({} bytes) from token {from} on: {} and {}",
         text.len(),
-        show(found),
+        show(got),
         show(expected)
     )
 }
@@ -262,8 +120,8 @@ const PIECES: &[&str] = &[
     "[",
 ];
 
-/// Texts in which engines that differ at all are likely to.
-fn battery(truth: &HuggingFace) -> Vec<String> {
+/// Texts in which engines that differ anywhere are likely to differ.
+fn probe_texts(reference: &HuggingFace) -> Vec<String> {
     let mut texts: Vec<String> = PIECES.iter().map(|&piece| piece.to_owned()).collect();
     texts.push((0..128u8).map(char::from).collect());
     texts.push((0..128u8).flat_map(|byte| [char::from(byte), ' ']).collect());
@@ -291,8 +149,8 @@ fn battery(truth: &HuggingFace) -> Vec<String> {
             texts.push([first, PIECES[(place + step) % PIECES.len()]].concat());
         }
     }
-    texts.extend(around(&truth.added()));
-    texts.extend(glued(truth));
+    texts.extend(around(&reference.added()));
+    texts.extend(glued(reference));
     // Above 256 KiB fastokens looks for added tokens, and above 64 scans, in parts.
     texts.push(PIECES.concat().repeat(40));
     texts
@@ -316,11 +174,11 @@ fn around(added: &[String]) -> Vec<String> {
 }
 
 /// Texts of tokens from all over the vocabulary, side by side.
-fn glued(truth: &HuggingFace) -> Vec<String> {
+fn glued(reference: &HuggingFace) -> Vec<String> {
     let (texts, tokens) = (128, 16);
-    let vocabulary = truth.vocabulary().max(1);
+    let vocabulary = reference.vocabulary().max(1);
     // A multiplier without a common divisor with any likely size walks through the whole vocabulary.
     let id = |place: u32| (u64::from(place) * 2_654_435_761 % u64::from(vocabulary)) as u32;
     let ids = |text: u32| (text * tokens..(text + 1) * tokens).map(id).collect::<Vec<_>>();
-    (0..texts).filter_map(|text| truth.decode(&ids(text))).collect()
+    (0..texts).filter_map(|text| reference.decode(&ids(text))).collect()
 }

@@ -31,11 +31,11 @@ pub fn count(text: &str, part: &str) -> i64 {
 /// `str.capitalize` of ASCII.
 #[must_use]
 pub fn capitalize(text: &str) -> String {
-    let mut made = text.to_ascii_lowercase();
-    if let Some(first) = made.get_mut(..1) {
+    let mut capitalized = text.to_ascii_lowercase();
+    if let Some(first) = capitalized.get_mut(..1) {
         first.make_ascii_uppercase();
     }
-    made
+    capitalized
 }
 
 /// `str.title` of ASCII: a letter is upper case where none stands before it.
@@ -43,13 +43,13 @@ pub fn capitalize(text: &str) -> String {
 pub fn title(text: &str) -> String {
     let mut before = false;
     let turn = |char: char| {
-        let made = if before {
+        let cased = if before {
             char.to_ascii_lowercase()
         } else {
             char.to_ascii_uppercase()
         };
         before = char.is_ascii_alphabetic();
-        made
+        cased
     };
     text.chars().map(turn).collect()
 }
@@ -57,21 +57,21 @@ pub fn title(text: &str) -> String {
 /// `json.dumps(text, ensure_ascii=False)`.
 #[must_use]
 pub fn json(text: &str) -> String {
-    let mut made = String::with_capacity(text.len() + 2);
-    made.push('"');
+    let mut quoted = String::with_capacity(text.len() + 2);
+    quoted.push('"');
     for char in text.chars() {
         match char {
-            '"' => made.push_str("\\\""),
-            '\\' => made.push_str("\\\\"),
-            '\n' => made.push_str("\\n"),
-            '\r' => made.push_str("\\r"),
-            '\t' => made.push_str("\\t"),
-            '\x08' => made.push_str("\\b"),
-            '\x0c' => made.push_str("\\f"),
-            '\0'..='\x1f' => made.push_str(&format!("\\u{:04x}", char as u32)),
-            _ => made.push(char),
+            '"' => quoted.push_str("\\\""),
+            '\\' => quoted.push_str("\\\\"),
+            '\n' => quoted.push_str("\\n"),
+            '\r' => quoted.push_str("\\r"),
+            '\t' => quoted.push_str("\\t"),
+            '\x08' => quoted.push_str("\\b"),
+            '\x0c' => quoted.push_str("\\f"),
+            '\0'..='\x1f' => quoted.push_str(&format!("\\u{:04x}", char as u32)),
+            _ => quoted.push(char),
         }
     }
-    made.push('"');
-    made
+    quoted.push('"');
+    quoted
 }

@@ -1,12 +1,9 @@
-//! Where a text may be cut so that the ids of its parts, one after another, are those of the whole. Knows a
+//! Seams: where a text may be cut so that the ids of its parts, one after another, are those of the whole. Knows a
 //! `tokenizer.json` and bytes, and no engine.
 
 use serde_json::Value;
 
-use crate::tokenizer::probe::{is_scanned, kind};
-
-/// Bytes after a seam that make it one: the space and a letter.
-pub const AFTER: usize = 2;
+use crate::tokenizer::config::{is_scanned, kind};
 
 /// Where a tokenizer's texts may be cut: before a single space between two ASCII letters, or nowhere at all.
 ///
@@ -18,7 +15,10 @@ pub struct Seams {
 }
 
 impl Seams {
-    /// Those of a tokenizer that has nothing but what is known to keep them.
+    /// Bytes behind a seam that make it one: the space and a letter.
+    pub const AFTER: usize = 2;
+
+    /// The seams of a tokenizer: none, where one of its steps is not known to keep them.
     #[must_use]
     pub fn of(json: &Value) -> Self {
         let normalizer = &json["normalizer"];
@@ -29,16 +29,17 @@ impl Seams {
                 && added.iter().all(|token| {
                     // A token that ends in letter and space has a seam in it wherever a letter follows.
                     let content = [token["content"].as_str().unwrap_or_default(), "a"].concat();
-                    !content.as_bytes().windows(1 + AFTER).any(is_seam)
+                    !content.as_bytes().windows(1 + Self::AFTER).any(is_seam)
                 }),
         }
     }
 
-    /// The last byte at which a text may be cut; and so may any other text that is the same to [`AFTER`] bytes behind it.
+    /// The last byte at which a text may be cut. So may any other text that is the same up to [`Self::AFTER`] bytes
+    /// behind it.
     #[must_use]
     pub fn last(self, text: &str) -> Option<usize> {
-        let found = text.as_bytes().windows(1 + AFTER).rposition(is_seam);
-        found.filter(|_| self.any).map(|place| place + 1)
+        let before = text.as_bytes().windows(1 + Self::AFTER).rposition(is_seam);
+        before.filter(|_| self.any).map(|place| place + 1)
     }
 }
 

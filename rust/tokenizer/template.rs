@@ -43,9 +43,9 @@ impl Conversations<'_> {
     }
 }
 
-/// Texts in Arrow's layout, and the rows that have none: their text is empty, and why.
+/// Rendered texts in Arrow's layout, and why some rows have none: their text is empty.
 #[derive(Debug, Clone, Default)]
-pub struct Rendered {
+pub struct Rendering {
     /// `[rows + 1]`: text i is `bytes[offsets[i]..offsets[i + 1]]`.
     pub offsets: Vec<i64>,
     /// UTF-8 of all texts, one after another.
@@ -55,6 +55,25 @@ pub struct Rendered {
 }
 
 /// A chat template.
+///
+/// # Examples
+/// ```
+/// use mipo::tokenizer::{Conversations, Template};
+///
+/// let template = Template::new("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")?;
+/// let conversations = Conversations {
+///     offsets: vec![0, 1, 3],
+///     fields: vec![
+///         ("role".into(), vec![Some("user"), Some("user"), Some("assistant")]),
+///         ("content".into(), vec![Some("Hi!"), Some("2 + 3?"), Some("5")]),
+///     ],
+/// };
+/// let rendering = template.render_all(&conversations, false);
+/// assert_eq!(rendering.offsets, [0, 9, 33]);
+/// assert_eq!(rendering.bytes, b"<user>Hi!<user>2 + 3?<assistant>5");
+/// assert!(rendering.failed.is_empty());
+/// # Ok::<(), mipo::error::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Template {
     environment: Environment<'static>,
@@ -103,7 +122,7 @@ impl Template {
 
     /// Every conversation, in order, on all threads.
     #[must_use]
-    pub fn render_all(&self, conversations: &Conversations, add_generation_prompt: bool) -> Rendered {
+    pub fn render_all(&self, conversations: &Conversations, add_generation_prompt: bool) -> Rendering {
         let columns = self.columns(conversations);
         let render = |row: usize| {
             let (start, end) = (conversations.offsets[row], conversations.offsets[row + 1]);
@@ -111,8 +130,8 @@ impl Template {
             self.render_messages(messages.collect::<Result<_, _>>()?, add_generation_prompt)
         };
         let rows: Vec<usize> = (0..conversations.len()).collect();
-        let chunks: Vec<Rendered> = rows.par_chunks(CHUNK).map(|rows| Rendered::of(rows, render)).collect();
-        Rendered::joined(chunks)
+        let chunks: Vec<Rendering> = rows.par_chunks(CHUNK).map(|rows| Rendering::of(rows, render)).collect();
+        Rendering::joined(chunks)
     }
 
     fn render_messages(&self, messages: Vec<Value>, add_generation_prompt: bool) -> Result<String, String> {
@@ -137,20 +156,20 @@ impl Template {
     }
 }
 
-impl Rendered {
+impl Rendering {
     fn of(rows: &[usize], render: impl Fn(usize) -> Result<String, String>) -> Self {
-        let mut made = Self {
+        let mut rendering = Self {
             offsets: vec![0],
             ..Self::default()
         };
         for (place, &row) in rows.iter().enumerate() {
             match render(row) {
-                Ok(text) => made.bytes.extend_from_slice(text.as_bytes()),
-                Err(message) => made.failed.push((place, message)),
+                Ok(text) => rendering.bytes.extend_from_slice(text.as_bytes()),
+                Err(message) => rendering.failed.push((place, message)),
             }
-            made.offsets.push(made.bytes.len() as i64);
+            rendering.offsets.push(rendering.bytes.len() as i64);
         }
-        made
+        rendering
     }
 
     /// All texts, one table after another.

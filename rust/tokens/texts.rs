@@ -1,20 +1,20 @@
-//! The texts of preference groups: prompts alone, and prompts with a response. Knows texts and chat templates, no ids but
-//! those that end a turn, and no Python.
+//! The texts of preference groups: prompts alone, and prompts with a response. Knows texts and chat templates, and no ids
+//! but those that end a turn.
 
 use std::borrow::Cow;
 
-use crate::tokenizer::template::{Conversations, Template};
+use crate::tokenizer::{Conversations, Template};
 
 /// A response of a group.
 #[derive(Debug, Clone, Copy)]
-pub enum Said {
+pub enum Response {
     /// The chosen one.
     Chosen,
     /// One of the rejected ones, by its place among those of all groups.
     Rejected(usize),
 }
 
-/// The texts of preference groups, made when they are asked for.
+/// The texts of preference groups, rendered on request.
 pub trait Texts: Sync {
     /// How many prompts, chosen responses and rejected responses there are.
     fn sizes(&self) -> [usize; 3];
@@ -22,14 +22,14 @@ pub trait Texts: Sync {
     /// The prompt alone, with all that stands before an answer.
     ///
     /// # Errors
-    /// What a template says of a prompt that it refuses.
+    /// The template's message about a prompt that it refuses.
     fn prompt(&self, group: usize) -> Result<Cow<'_, str>, String>;
 
     /// The prompt and a response to it as one text.
     ///
     /// # Errors
     /// As `prompt`.
-    fn joint(&self, group: usize, said: Said) -> Result<Cow<'_, str>, String>;
+    fn joint(&self, group: usize, response: Response) -> Result<Cow<'_, str>, String>;
 }
 
 /// Texts without a template: a joint text is prompt, response and `end`, where the response has none yet.
@@ -56,27 +56,27 @@ impl Texts for Plain<'_> {
         Ok(Cow::Borrowed(self.prompts[group]))
     }
 
-    fn joint(&self, group: usize, said: Said) -> Result<Cow<'_, str>, String> {
-        let response = match said {
-            Said::Chosen => self.chosen[group],
-            Said::Rejected(place) => self.rejected[place],
+    fn joint(&self, group: usize, response: Response) -> Result<Cow<'_, str>, String> {
+        let text = match response {
+            Response::Chosen => self.chosen[group],
+            Response::Rejected(place) => self.rejected[place],
         };
-        let closed = self.unfinished.is(group, said) || response.ends_with(self.end);
+        let closed = self.unfinished.contains(group, response) || text.ends_with(self.end);
         let end = if closed { "" } else { self.end };
-        Ok(Cow::Owned([self.prompts[group], response, end].concat()))
+        Ok(Cow::Owned([self.prompts[group], text, end].concat()))
     }
 }
 
-/// Chats, rendered when they are asked for.
+/// Chats, rendered one by one.
 #[derive(Debug)]
 pub struct Chats<'a> {
-    /// What renders them.
+    /// Renders the messages.
     pub template: &'a Template,
     /// `[groups]`: the messages of the prompts.
     pub prompts: Conversations<'a>,
-    /// `[groups]`: the messages that follow.
+    /// `[groups]`: the messages of the chosen responses, which follow.
     pub chosen: Conversations<'a>,
-    /// One for each rejected response.
+    /// The rejected responses of all groups, one after another.
     pub rejected: Conversations<'a>,
 }
 
@@ -89,24 +89,24 @@ impl Texts for Chats<'_> {
         self.template.render(&[(&self.prompts, group)], true).map(Cow::Owned)
     }
 
-    fn joint(&self, group: usize, said: Said) -> Result<Cow<'_, str>, String> {
-        let response = match said {
-            Said::Chosen => (&self.chosen, group),
-            Said::Rejected(place) => (&self.rejected, place),
+    fn joint(&self, group: usize, response: Response) -> Result<Cow<'_, str>, String> {
+        let answer = match response {
+            Response::Chosen => (&self.chosen, group),
+            Response::Rejected(place) => (&self.rejected, place),
         };
-        let chat = [(&self.prompts, group), response];
+        let chat = [(&self.prompts, group), answer];
         self.template.render(&chat, false).map(Cow::Owned)
     }
 }
 
-/// Texts that a template made elsewhere: responses are whole texts, prompt included.
+/// Chats that were rendered elsewhere.
 #[derive(Debug)]
 pub struct Rendered<'a> {
     /// `[groups]`.
     pub prompts: Vec<&'a str>,
-    /// `[groups]`.
+    /// `[groups]`: prompt and chosen response as one text.
     pub chosen: Vec<&'a str>,
-    /// One for each rejected response.
+    /// The same for each rejected response, of all groups one after another.
     pub rejected: Vec<&'a str>,
 }
 
@@ -119,42 +119,42 @@ impl Texts for Rendered<'_> {
         Ok(Cow::Borrowed(self.prompts[group]))
     }
 
-    fn joint(&self, group: usize, said: Said) -> Result<Cow<'_, str>, String> {
-        Ok(Cow::Borrowed(match said {
-            Said::Chosen => self.chosen[group],
-            Said::Rejected(place) => self.rejected[place],
+    fn joint(&self, group: usize, response: Response) -> Result<Cow<'_, str>, String> {
+        Ok(Cow::Borrowed(match response {
+            Response::Chosen => self.chosen[group],
+            Response::Rejected(place) => self.rejected[place],
         }))
     }
 }
 
-/// Responses that the token limit cut off, so that they never ended by themselves.
+/// Responses that the token limit cut off, so that they have no end.
 #[derive(Debug, Clone, Copy)]
 pub struct Unfinished<'a> {
-    /// `[groups]`.
+    /// `[groups]`: whether the chosen response was cut off.
     pub chosen: &'a [bool],
-    /// One for each rejected response.
+    /// The same for each rejected response.
     pub rejected: &'a [bool],
     /// Ids that end a turn, where a template writes one after every response.
     pub end_ids: &'a [u32],
 }
 
 impl Unfinished<'_> {
-    pub(crate) fn is(&self, group: usize, said: Said) -> bool {
-        match said {
-            Said::Chosen => self.chosen.get(group),
-            Said::Rejected(place) => self.rejected.get(place),
+    fn contains(&self, group: usize, response: Response) -> bool {
+        match response {
+            Response::Chosen => self.chosen.get(group),
+            Response::Rejected(place) => self.rejected.get(place),
         }
         .is_some_and(|&unfinished| unfinished)
     }
 
-    /// A response without the end of its turn, if it never came to it. What follows the end (a line break in many
-    /// templates) goes as well.
-    pub(crate) fn cut<'a>(&self, group: usize, said: Said, response: &'a [u32]) -> &'a [u32] {
-        let end = || response.iter().rposition(|id| self.end_ids.contains(id));
-        if self.is(group, said) && !self.end_ids.is_empty() {
-            &response[..end().unwrap_or(response.len())]
+    /// The ids of a response, without the end of a turn that it never reached and what follows that end (a line break in
+    /// many templates).
+    pub(crate) fn cut<'a>(&self, group: usize, response: Response, ids: &'a [u32]) -> &'a [u32] {
+        let end = || ids.iter().rposition(|id| self.end_ids.contains(id));
+        if self.contains(group, response) && !self.end_ids.is_empty() {
+            &ids[..end().unwrap_or(ids.len())]
         } else {
-            response
+            ids
         }
     }
 }

@@ -1,10 +1,9 @@
-//! Every other row is as likely, in pairs, in sequence and along the rows; and a bad permutation is found out.
-#![allow(clippy::unwrap_used)]
+//! Every other row is as likely, in pairs, in sequence and along the rows; and a bad permutation is detected.
 
 use std::collections::HashMap;
 
-use mipo::negatives::draw::Draw::{Balanced, Independent};
-use mipo::negatives::draw::counterparts;
+use mipo::negatives::Draw::{Balanced, Independent};
+use mipo::negatives::counterparts;
 use mipo::random::{Permutation, ROUNDS};
 
 /// The chance that a fair draw fails anywhere below is 1e-4: there are less than 200 tables and correlations in this
@@ -83,8 +82,8 @@ fn successive_counterparts_of_a_row_are_independent() {
     for n in [5, 6, 7, 11, 16, 23, 32, 50] {
         for draw in [Balanced, Independent] {
             let off = successive(n, |seed| {
-                let found = counterparts(n, 2, seed, 3, 4, draw).unwrap();
-                (found[0], found[1])
+                let others = counterparts(n, 2, seed, 3, 4, draw).unwrap();
+                (others[0], others[1])
             });
             assert!(off.abs() < SIGMAS, "{draw:?}, n {n}: {off}");
         }
@@ -92,7 +91,7 @@ fn successive_counterparts_of_a_row_are_independent() {
 }
 
 #[test]
-fn shifts_one_after_another_are_found_out() {
+fn shifts_one_after_another_are_detected() {
     let off = successive(16, |seed| {
         let permutation = Permutation::new(16, seed);
         let place = permutation.place_of(3);
@@ -106,9 +105,9 @@ fn shifts_one_after_another_are_found_out() {
         next(next(row)) == permutation.at((permutation.place_of(row) + 2) % 16)
     });
     assert!(chained);
-    let found = counterparts(5_000, 2, 1, 0, 5_000, Balanced).unwrap();
+    let drawn = counterparts(5_000, 2, 1, 0, 5_000, Balanced).unwrap();
     let chains = (0..5_000)
-        .filter(|row| found[2 * row + 1] == found[2 * found[2 * row] as usize])
+        .filter(|row| drawn[2 * row + 1] == drawn[2 * drawn[2 * row] as usize])
         .count();
     assert!(chains < 50);
 }
@@ -132,7 +131,7 @@ fn eight_rounds_scatter_neighbours_fairly_where_the_table_would_do() {
 }
 
 #[test]
-fn four_rounds_are_found_out() {
+fn four_rounds_are_detected() {
     for n in [65, 130, 257] {
         let off = neighbours(n, |key| Permutation::feistel(n, key, 4));
         assert!(off > BAD, "n {n}: {off}");
@@ -149,7 +148,7 @@ fn next_of_each(n: u64, key: u64, rounds: usize) -> Vec<u64> {
 }
 
 #[test]
-fn pairs_of_four_rounds_are_found_out_and_of_eight_are_fair() {
+fn pairs_of_four_rounds_are_detected_and_of_eight_are_fair() {
     for n in [65, 130, 257] {
         let freedom = n * n - 3 * n + 1;
         let bad = pairs(n, |seed| next_of_each(n, seed, 4), freedom);
@@ -160,10 +159,10 @@ fn pairs_of_four_rounds_are_found_out_and_of_eight_are_fair() {
 }
 
 /// Correlation of row i's counterpart with row i + lag's, in standard deviations of independent ones.
-fn lag_correlation(found: &[u64], lag: usize) -> f64 {
-    let n = found.len() as f64;
+fn lag_correlation(drawn: &[u64], lag: usize) -> f64 {
+    let n = drawn.len() as f64;
     let (mean, variance) = ((n - 1.0) / 2.0, (n * n - 1.0) / 12.0);
-    let pairs = found.iter().zip(&found[lag..]);
+    let pairs = drawn.iter().zip(&drawn[lag..]);
     let sum: f64 = pairs
         .map(|(&one, &other)| (one as f64 - mean) * (other as f64 - mean))
         .sum();
@@ -175,9 +174,9 @@ fn counterparts_along_the_rows_are_not_correlated() {
     let n = 1_000_000;
     for draw in [Balanced, Independent] {
         for seed in 0..3 {
-            let found = counterparts(n, 1, seed, 0, n, draw).unwrap();
+            let drawn = counterparts(n, 1, seed, 0, n, draw).unwrap();
             for lag in [1, 2, 3, 16, 1_000, 1_024, 4_096] {
-                let off = lag_correlation(&found, lag);
+                let off = lag_correlation(&drawn, lag);
                 assert!(off.abs() < SIGMAS, "{draw:?}, seed {seed}, lag {lag}: {off}");
             }
         }
@@ -185,7 +184,7 @@ fn counterparts_along_the_rows_are_not_correlated() {
 }
 
 #[test]
-fn a_plain_rotation_is_found_out() {
+fn a_plain_rotation_is_detected() {
     let n = 1_000_000;
     let rotated: Vec<u64> = (0..n).map(|row| (row + 314_159) % n).collect();
     assert!(lag_correlation(&rotated, 1) > BAD);

@@ -1,13 +1,12 @@
 //! Prompts and responses of preference groups: the border between them, each stored once, and what is left out.
-#![allow(clippy::unwrap_used)]
 
 use std::borrow::Cow;
 
 use mipo::error::Error;
-use mipo::tokenizer::encoder::{Encoder, Table};
-use mipo::tokenizer::engine::Choice;
-use mipo::tokens::groups::{Groups, Interner, Made};
-use mipo::tokens::texts::{Plain, Rendered, Said, Texts, Unfinished};
+use mipo::tokenizer::{Encoder, EngineChoice, Table};
+use mipo::tokens::{GroupRows, Groups, Interner, Plain, Rendered, Response, Texts, Unfinished};
+
+use crate::data::on_threads;
 
 /// The text "7 12" has the ids 7 and 12; the tokenizer's own special token is 99, and `words` is all it knows.
 fn encoder() -> Encoder {
@@ -20,7 +19,7 @@ fn encoder() -> Encoder {
             "special_tokens": {"99": {"id": "99", "ids": [99], "tokens": ["99"]}}},
         "model": {"type": "WordLevel", "unk_token": "unknown", "vocab": {WORDS}}}"#
         .replace("WORDS", &words.join(", "));
-    Encoder::from_json(json.as_bytes(), Choice::Auto).unwrap()
+    Encoder::from_json(json.as_bytes(), EngineChoice::Auto).unwrap()
 }
 
 fn rows(table: &Table) -> Vec<Vec<u32>> {
@@ -31,16 +30,16 @@ fn rows(table: &Table) -> Vec<Vec<u32>> {
 type Group<'a> = (&'a str, &'a str, &'a [&'a str]);
 
 /// Groups in arrays, all finished.
-struct Given<'a> {
+struct Arrays<'a> {
     texts: Rendered<'a>,
     offsets: Vec<i64>,
     rows: Vec<u64>,
     flags: Vec<bool>,
 }
 
-impl<'a> Given<'a> {
+impl<'a> Arrays<'a> {
     fn new(groups: &[Group<'a>]) -> Self {
-        let mut given = Self {
+        let mut arrays = Self {
             texts: Rendered {
                 prompts: Vec::new(),
                 chosen: Vec::new(),
@@ -51,14 +50,14 @@ impl<'a> Given<'a> {
             flags: Vec::new(),
         };
         for (row, &(prompt, chosen, rejected)) in groups.iter().enumerate() {
-            given.texts.prompts.push(prompt);
-            given.texts.chosen.push(chosen);
-            given.texts.rejected.extend(rejected);
-            given.offsets.push(given.texts.rejected.len() as i64);
-            given.rows.push(1_000 + row as u64);
+            arrays.texts.prompts.push(prompt);
+            arrays.texts.chosen.push(chosen);
+            arrays.texts.rejected.extend(rejected);
+            arrays.offsets.push(arrays.texts.rejected.len() as i64);
+            arrays.rows.push(1_000 + row as u64);
         }
-        given.flags = vec![false; given.rows.len().max(given.texts.rejected.len())];
-        given
+        arrays.flags = vec![false; arrays.rows.len().max(arrays.texts.rejected.len())];
+        arrays
     }
 
     fn groups(&self) -> Groups<'_> {
@@ -70,7 +69,7 @@ impl<'a> Given<'a> {
                 rejected: &self.flags[..self.texts.rejected.len()],
                 end_ids: &[],
             },
-            special: false,
+            add_special_tokens: false,
         }
     }
 }
@@ -78,15 +77,19 @@ impl<'a> Given<'a> {
 /// The ids of each row.
 type Rows = Vec<Vec<u32>>;
 
-fn push(groups: &[Group], limit: Option<usize>) -> Result<(Made, Rows, Rows), Error> {
-    let (given, mut interner) = (Given::new(groups), Interner::default());
-    let made = interner.push(&encoder(), &given.texts, given.groups(), limit)?;
-    Ok((made, rows(&interner.take_prompts()), rows(&interner.take_responses())))
+fn push(groups: &[Group], limit: Option<usize>) -> Result<(GroupRows, Rows, Rows), Error> {
+    let (arrays, mut interner) = (Arrays::new(groups), Interner::default());
+    let group_rows = interner.push(&encoder(), &arrays.texts, arrays.groups(), limit)?;
+    Ok((
+        group_rows,
+        rows(&interner.take_prompts()),
+        rows(&interner.take_responses()),
+    ))
 }
 
 #[test]
 fn all_of_a_group_start_at_the_shortest_common_prefix() -> Result<(), Error> {
-    let (made, prompts, responses) = push(
+    let (group_rows, prompts, responses) = push(
         &[
             ("1 2 3", "1 2 3 4 5", &["1 2 34 5"]),
             ("9", "9 4 5", &["9"]),
@@ -97,16 +100,19 @@ fn all_of_a_group_start_at_the_shortest_common_prefix() -> Result<(), Error> {
     )?;
     assert_eq!(prompts, [&[1, 2][..], &[9], &[]]);
     assert_eq!(responses, [&[3, 4, 5][..], &[34, 5], &[4, 5], &[], &[6], &[7, 8, 6]]);
-    assert_eq!(made.prompt, [0, 1, 1, 2]);
-    assert_eq!(made.chosen, [0, 2, 2, 4]);
-    assert_eq!((made.offsets, made.rejected), (vec![0, 1, 2, 2, 3], vec![1, 3, 5]));
-    assert_eq!((made.verdicts, made.merged), (vec![0; 4], 2));
+    assert_eq!(group_rows.prompt, [0, 1, 1, 2]);
+    assert_eq!(group_rows.chosen, [0, 2, 2, 4]);
+    assert_eq!(
+        (group_rows.offsets, group_rows.rejected),
+        (vec![0, 1, 2, 2, 3], vec![1, 3, 5])
+    );
+    assert_eq!((group_rows.verdicts, group_rows.merged), (vec![0; 4], 2));
     Ok(())
 }
 
 #[test]
 fn equal_ids_are_one_row_whatever_text_they_come_from() -> Result<(), Error> {
-    let (made, prompts, responses) = push(
+    let (group_rows, prompts, responses) = push(
         &[
             ("1", "1 7", &["1  8", "1 7"]),
             (" 1", "1\t7", &["1 9"]),
@@ -117,22 +123,22 @@ fn equal_ids_are_one_row_whatever_text_they_come_from() -> Result<(), Error> {
     assert_eq!(prompts, [[1], [2]]);
     assert_eq!(responses, [[7], [8], [9]]);
     assert_eq!(
-        (made.prompt, made.chosen, made.rejected),
+        (group_rows.prompt, group_rows.chosen, group_rows.rejected),
         (vec![0, 0, 1], vec![0, 0, 1], vec![1, 0, 2, 0])
     );
     Ok(())
 }
 
 #[test]
-fn what_was_taken_is_known_and_never_stored_again() -> Result<(), Error> {
+fn what_was_taken_is_remembered_and_not_stored_again() -> Result<(), Error> {
     let (encoder, mut interner) = (encoder(), Interner::default());
     let mut push = |groups: &[Group]| {
-        let given = Given::new(groups);
-        let made = interner.push(&encoder, &given.texts, given.groups(), None)?;
+        let arrays = Arrays::new(groups);
+        let group_rows = interner.push(&encoder, &arrays.texts, arrays.groups(), None)?;
         let pending = interner.pending();
         let taken = rows(&interner.take_prompts()).concat().len() + rows(&interner.take_responses()).concat().len();
         assert_eq!((pending, interner.pending()), (4 * taken, 0));
-        Ok::<_, Error>((made.prompt, made.chosen, made.rejected, taken))
+        Ok::<_, Error>((group_rows.prompt, group_rows.chosen, group_rows.rejected, taken))
     };
     assert_eq!(push(&[("1", "1 7", &["1 8"])])?, (vec![0], vec![0], vec![1], 3));
     assert_eq!(push(&[("1", "1 8", &["1 7"])])?, (vec![0], vec![1], vec![0], 0));
@@ -145,7 +151,7 @@ fn what_was_taken_is_known_and_never_stored_again() -> Result<(), Error> {
 
 #[test]
 fn an_unfinished_response_loses_its_last_end_of_turn_and_what_follows() -> Result<(), Error> {
-    let given = Given::new(&[("1 90", "1 90 4 91 5 90 10", &["1 90 4 90 10", "1 90 6 7", "1 90 90"])]);
+    let arrays = Arrays::new(&[("1 90", "1 90 4 91 5 90 10", &["1 90 4 90 10", "1 90 6 7", "1 90 90"])]);
     let unfinished = Unfinished {
         chosen: &[true],
         rejected: &[false, true, true],
@@ -153,22 +159,22 @@ fn an_unfinished_response_loses_its_last_end_of_turn_and_what_follows() -> Resul
     };
     let groups = Groups {
         unfinished,
-        ..given.groups()
+        ..arrays.groups()
     };
     let mut interner = Interner::default();
-    interner.push(&encoder(), &given.texts, groups, None)?;
+    interner.push(&encoder(), &arrays.texts, groups, None)?;
     assert_eq!(rows(&interner.take_prompts()), [[1, 90]]);
     assert_eq!(
         rows(&interner.take_responses()),
         [&[4, 91, 5][..], &[4, 90, 10], &[6, 7], &[]]
     );
-    let made = interner.push(&encoder(), &given.texts, groups, Some(100))?;
-    assert_eq!(made.verdicts, [1], "one of them has no token of its own");
+    let group_rows = interner.push(&encoder(), &arrays.texts, groups, Some(100))?;
+    assert_eq!(group_rows.verdicts, [1], "one of them has no token of its own");
     Ok(())
 }
 
 #[test]
-fn what_is_left_out_says_why_and_leaves_nothing_behind() -> Result<(), Error> {
+fn a_group_left_out_says_why_and_leaves_nothing_behind() -> Result<(), Error> {
     let groups: [Group; 6] = [
         ("1 2", "1 2 3", &["1 2 4"]),
         ("1 2", "1 2 3", &["1 2 4", "1 2 3 4"]),
@@ -177,15 +183,21 @@ fn what_is_left_out_says_why_and_leaves_nothing_behind() -> Result<(), Error> {
         ("5 6 7 8", "5 6 7 8", &["5 6 7 8 9"]),
         ("5 6 7", "5 6 8 9", &["5 6 7"]),
     ];
-    let (made, prompts, responses) = push(&groups, Some(3))?;
-    assert_eq!(made.verdicts, [0, 3, 1, 2, 1, 3]);
+    let (group_rows, prompts, responses) = push(&groups, Some(3))?;
+    assert_eq!(group_rows.verdicts, [0, 3, 1, 2, 1, 3]);
     assert_eq!((prompts, responses), (vec![vec![1, 2]], vec![vec![3], vec![4]]));
-    assert_eq!((made.prompt, made.chosen), (vec![0], vec![0]));
-    assert_eq!((made.offsets, made.rejected, made.merged), (vec![0, 1], vec![1], 0));
-    let (made, ..) = push(&groups, Some(0))?;
-    assert_eq!((made.verdicts, made.offsets), (vec![2, 2, 1, 2, 1, 2], vec![0]));
-    let (made, ..) = push(&groups, None)?;
-    assert_eq!(made.verdicts, [0; 6]);
+    assert_eq!((group_rows.prompt, group_rows.chosen), (vec![0], vec![0]));
+    assert_eq!(
+        (group_rows.offsets, group_rows.rejected, group_rows.merged),
+        (vec![0, 1], vec![1], 0)
+    );
+    let (group_rows, ..) = push(&groups, Some(0))?;
+    assert_eq!(
+        (group_rows.verdicts, group_rows.offsets),
+        (vec![2, 2, 1, 2, 1, 2], vec![0])
+    );
+    let (group_rows, ..) = push(&groups, None)?;
+    assert_eq!(group_rows.verdicts, [0; 6]);
     Ok(())
 }
 
@@ -208,18 +220,18 @@ fn text_closes_with_one_end_unless_it_was_cut_off() -> Result<(), Error> {
         offsets: &[0, 1, 3],
         rows: &[1, 2],
         unfinished,
-        special: true,
+        add_special_tokens: true,
     };
     let mut interner = Interner::default();
-    let made = interner.push(&encoder(), &texts, groups, None)?;
+    let group_rows = interner.push(&encoder(), &texts, groups, None)?;
     assert_eq!(rows(&interner.take_prompts()), [[99, 1], [99, 2]]);
     assert_eq!(rows(&interner.take_responses()), [&[3, 50][..], &[4, 50], &[3]]);
-    assert_eq!((made.chosen, made.rejected), (vec![0, 2], vec![1, 1, 1]));
+    assert_eq!((group_rows.chosen, group_rows.rejected), (vec![0, 2], vec![1, 1, 1]));
     Ok(())
 }
 
 #[test]
-fn what_is_held_of_all_that_came_does_not_grow() -> Result<(), Error> {
+fn memory_does_not_grow_with_the_number_of_sequences() -> Result<(), Error> {
     // One more than are known at a time: the last one is new, and then so is the first.
     let count = (7 << 15) + 1;
     let words: Vec<String> = (0..count)
@@ -230,8 +242,8 @@ fn what_is_held_of_all_that_came_does_not_grow() -> Result<(), Error> {
     let rows: Vec<usize> = (0..count - 1).chain([0, count - 1, count - 1, 0]).collect();
     for batch in rows.chunks(1 << 14) {
         let groups: Vec<Group> = batch.iter().map(|&row| group(row)).collect();
-        let given = Given::new(&groups);
-        prompts.extend(interner.push(&encoder, &given.texts, given.groups(), None)?.prompt);
+        let arrays = Arrays::new(&groups);
+        prompts.extend(interner.push(&encoder, &arrays.texts, arrays.groups(), None)?.prompt);
     }
     let (known, last) = prompts.split_at(count - 1);
     assert!(known.iter().copied().eq(0..count as u64 - 1));
@@ -243,12 +255,12 @@ fn what_is_held_of_all_that_came_does_not_grow() -> Result<(), Error> {
 
 #[test]
 fn no_groups_are_no_rows() -> Result<(), Error> {
-    let (made, prompts, responses) = push(&[], Some(1))?;
-    let nothing = Made {
+    let (group_rows, prompts, responses) = push(&[], Some(1))?;
+    let nothing = GroupRows {
         offsets: vec![0],
-        ..Made::default()
+        ..GroupRows::default()
     };
-    assert_eq!(made, nothing);
+    assert_eq!(group_rows, nothing);
     assert!(prompts.is_empty() && responses.is_empty());
     Ok(())
 }
@@ -282,25 +294,25 @@ fn the_result_is_the_same_on_any_number_of_threads_and_in_any_batches() -> Resul
     let whole = push(&groups, Some(12))?;
     assert!(whole.0.verdicts.contains(&3) && whole.0.prompt.len() > 500);
     for threads in [1, 2, 7] {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        assert_eq!(pool.install(|| push(&groups, Some(12)))?, whole);
+        assert_eq!(on_threads(threads, || push(&groups, Some(12)))?, whole);
     }
-    let (encoder, mut interner, mut made) = (encoder(), Interner::default(), Made::default());
+    let (encoder, mut interner, mut group_rows) = (encoder(), Interner::default(), GroupRows::default());
     for batch in groups.chunks(77) {
-        let given = Given::new(batch);
-        let part = interner.push(&encoder, &given.texts, given.groups(), Some(12))?;
-        let before = made.rejected.len() as i64;
-        made.verdicts.extend(part.verdicts);
-        made.prompt.extend(part.prompt);
-        made.chosen.extend(part.chosen);
-        let skip = usize::from(!made.offsets.is_empty());
-        made.offsets
+        let arrays = Arrays::new(batch);
+        let part = interner.push(&encoder, &arrays.texts, arrays.groups(), Some(12))?;
+        let before = group_rows.rejected.len() as i64;
+        group_rows.verdicts.extend(part.verdicts);
+        group_rows.prompt.extend(part.prompt);
+        group_rows.chosen.extend(part.chosen);
+        let skip = usize::from(!group_rows.offsets.is_empty());
+        group_rows
+            .offsets
             .extend(part.offsets.iter().skip(skip).map(|end| before + end));
-        made.rejected.extend(part.rejected);
-        made.merged += part.merged;
+        group_rows.rejected.extend(part.rejected);
+        group_rows.merged += part.merged;
     }
     let tables = (rows(&interner.take_prompts()), rows(&interner.take_responses()));
-    assert_eq!((made, tables.0, tables.1), whole);
+    assert_eq!((group_rows, tables.0, tables.1), whole);
     Ok(())
 }
 
@@ -316,13 +328,21 @@ fn an_error_names_the_first_row_and_stores_nothing() -> Result<(), Error> {
         let mut groups = vec![good; 900];
         let worse: Group = ("no", "1", &[]);
         (groups[300], groups[301], groups[850]) = (bad, worse, worse);
-        let given = Given::new(&groups);
-        let error = interner.push(&encoder, &given.texts, given.groups(), None).unwrap_err();
-        assert!(matches!(error, Error::Group { row: got, .. } if got == row), "{error}");
+        let arrays = Arrays::new(&groups);
+        let error = interner
+            .push(&encoder, &arrays.texts, arrays.groups(), None)
+            .unwrap_err();
+        assert!(
+            matches!(error, Error::EncodeGroup { row: got, .. } if got == row),
+            "{error}"
+        );
         assert!(error.to_string().starts_with("row 1300: "), "{error}");
     }
-    let given = Given::new(&[good]);
-    assert_eq!(interner.push(&encoder, &given.texts, given.groups(), None)?.chosen, [0]);
+    let arrays = Arrays::new(&[good]);
+    assert_eq!(
+        interner.push(&encoder, &arrays.texts, arrays.groups(), None)?.chosen,
+        [0]
+    );
     assert_eq!(rows(&interner.take_responses()), [[2], [3]]);
     Ok(())
 }
@@ -343,24 +363,24 @@ impl Texts for Refusing {
         }
     }
 
-    fn joint(&self, _: usize, _: Said) -> Result<Cow<'_, str>, String> {
+    fn joint(&self, _: usize, _: Response) -> Result<Cow<'_, str>, String> {
         Ok("1 2".into())
     }
 }
 
 #[test]
-fn what_a_template_refuses_is_told_in_its_words() {
-    let given = Given::new(&[("", "", &[]), ("", "", &[])]);
+fn a_refusal_of_the_template_has_its_message() {
+    let arrays = Arrays::new(&[("", "", &[]), ("", "", &[])]);
     let error = Interner::default()
-        .push(&encoder(), &Refusing, given.groups(), None)
+        .push(&encoder(), &Refusing, arrays.groups(), None)
         .unwrap_err();
     assert_eq!(error.to_string(), "row 1001: roles must alternate");
 }
 
 #[test]
 fn wrong_arrays_are_named() {
-    let given = Given::new(&[("1", "1 2", &["1 3"]), ("1", "1 2", &["1 3"])]);
-    let right = given.groups();
+    let arrays = Arrays::new(&[("1", "1 2", &["1 3"]), ("1", "1 2", &["1 3"])]);
+    let right = arrays.groups();
     let flags = |chosen, rejected| Unfinished {
         chosen,
         rejected,
@@ -424,13 +444,13 @@ fn wrong_arrays_are_named() {
     ];
     for (groups, beginning) in cases {
         let error = Interner::default()
-            .push(&encoder(), &given.texts, groups, None)
+            .push(&encoder(), &arrays.texts, groups, None)
             .unwrap_err();
         assert!(error.to_string().starts_with(beginning), "{error}");
     }
     let texts = Rendered {
         chosen: vec!["1"],
-        ..Given::new(&[("1", "1 2", &["1 3"]), ("1", "1 2", &["1 3"])]).texts
+        ..Arrays::new(&[("1", "1 2", &["1 3"]), ("1", "1 2", &["1 3"])]).texts
     };
     let error = Interner::default().push(&encoder(), &texts, right, None).unwrap_err();
     assert!(

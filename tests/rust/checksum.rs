@@ -1,5 +1,4 @@
 //! Checksums: any other bit, length or border is another one; a file has that of its bytes.
-#![allow(clippy::unwrap_used)]
 
 use std::collections::HashSet;
 use std::fs;
@@ -8,10 +7,7 @@ use std::path::PathBuf;
 
 use mipo::checksum::{checksum, checksum_file};
 
-fn threads<T: Send>(count: usize, work: impl Fn() -> T + Send + Sync) -> T {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(count).build().unwrap();
-    pool.install(work)
-}
+use crate::data::on_threads;
 
 fn bytes(count: usize) -> Vec<u8> {
     (0..count as u64)
@@ -38,22 +34,25 @@ impl Drop for Written {
 
 #[test]
 fn any_flipped_bit_changes_it() {
-    let mut given = bytes(600);
-    let mut seen = HashSet::from([checksum(&[&given])]);
-    for place in 0..given.len() {
+    let mut content = bytes(600);
+    let mut seen = HashSet::from([checksum(&[&content])]);
+    for place in 0..content.len() {
         for bit in 0..8 {
-            given[place] ^= 1 << bit;
-            assert!(seen.insert(checksum(&[&given])), "bit {bit} of byte {place}");
-            given[place] ^= 1 << bit;
+            content[place] ^= 1 << bit;
+            assert!(seen.insert(checksum(&[&content])), "bit {bit} of byte {place}");
+            content[place] ^= 1 << bit;
         }
     }
 }
 
 #[test]
-fn bytes_far_apart_change_it_on_any_number_of_threads() {
-    let mut given = bytes((3 << 20) + 5);
-    let whole = checksum(&[&given]);
-    assert_eq!(threads(1, || checksum(&[&given])), threads(5, || checksum(&[&given])));
+fn contentfar_apart_change_it_on_any_number_of_on_threads() {
+    let mut content = bytes((3 << 20) + 5);
+    let whole = checksum(&[&content]);
+    assert_eq!(
+        on_threads(1, || checksum(&[&content])),
+        on_threads(5, || checksum(&[&content]))
+    );
     for place in [
         0,
         (1 << 20) - 1,
@@ -63,9 +62,9 @@ fn bytes_far_apart_change_it_on_any_number_of_threads() {
         3 << 20,
         (3 << 20) + 4,
     ] {
-        given[place] ^= 1;
-        assert_ne!(checksum(&[&given]), whole, "byte {place}");
-        given[place] ^= 1;
+        content[place] ^= 1;
+        assert_ne!(checksum(&[&content]), whole, "byte {place}");
+        content[place] ^= 1;
     }
 }
 
@@ -86,20 +85,20 @@ fn any_moved_border_changes_it() {
 
 #[test]
 fn blocks_in_another_order_are_other_bytes() {
-    let given = bytes(2 << 20);
-    let (one, other) = given.split_at(1 << 20);
-    assert_ne!(checksum(&[&given]), checksum(&[&[other, one].concat()]));
+    let content = bytes(2 << 20);
+    let (one, other) = content.split_at(1 << 20);
+    assert_ne!(checksum(&[&content]), checksum(&[&[other, one].concat()]));
 }
 
 #[test]
-fn a_file_has_the_checksum_of_its_bytes_but_for_the_hole() {
+fn a_file_has_the_checksum_of_its_contentbut_for_the_hole() {
     const BLOCK: u64 = 1 << 20;
     for length in [0, 1, 100, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 7] {
-        let given = bytes(length as usize);
-        let file = Written::new(&format!("hole-{length}"), &given);
+        let content = bytes(length as usize);
+        let file = Written::new(&format!("hole-{length}"), &content);
         let holes: [Range<u64>; 5] = [0..0, 0..9, 40..72, BLOCK - 5..BLOCK + 5, 2 * BLOCK..9 * BLOCK];
         for hole in holes {
-            let mut zeroed = given.clone();
+            let mut zeroed = content.clone();
             let within = |place: u64| place.min(length) as usize;
             zeroed[within(hole.start)..within(hole.end)].fill(0);
             let expected = checksum(&[&zeroed]);
@@ -108,7 +107,10 @@ fn a_file_has_the_checksum_of_its_bytes_but_for_the_hole() {
                 expected,
                 "{length} {hole:?}"
             );
-            assert_eq!(threads(3, || checksum_file(&file.0, hole.clone()).unwrap()), expected);
+            assert_eq!(
+                on_threads(3, || checksum_file(&file.0, hole.clone()).unwrap()),
+                expected
+            );
         }
     }
 }

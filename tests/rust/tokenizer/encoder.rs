@@ -1,9 +1,9 @@
-//! Tables, and the encoder on a tokenizer of six words.
-#![allow(clippy::unwrap_used)]
+//! The encoder and its tables.
 
 use mipo::error::Error;
-use mipo::tokenizer::encoder::{Encoder, Table};
-use mipo::tokenizer::engine::Choice;
+use mipo::tokenizer::{Encoder, EngineChoice, Table};
+
+use crate::data::byte_level;
 
 /// Special tokens around every text, and truncation and padding that the encoder has to switch off.
 const TOKENIZER: &str = r#"{
@@ -28,9 +28,9 @@ fn rows(table: &Table) -> Vec<&[u32]> {
 
 #[test]
 fn encoding_neither_cuts_nor_pads() -> Result<(), Error> {
-    let encoder = Encoder::from_json(TOKENIZER.as_bytes(), Choice::Auto)?;
-    let found = encoder.encode(&["a b c d", "", "d"], true)?;
-    assert_eq!(rows(&found), [&[1, 2, 3, 4, 5][..], &[1], &[1, 5]]);
+    let encoder = Encoder::from_json(TOKENIZER.as_bytes(), EngineChoice::Auto)?;
+    let table = encoder.encode(&["a b c d", "", "d"], true)?;
+    assert_eq!(rows(&table), [&[1, 2, 3, 4, 5][..], &[1], &[1, 5]]);
     assert_eq!(
         rows(&encoder.encode(&["a b c d", "", "d"], false)?),
         [&[2, 3, 4, 5][..], &[], &[5]]
@@ -43,9 +43,9 @@ fn encoding_neither_cuts_nor_pads() -> Result<(), Error> {
 fn encoding_keeps_the_order_over_many_chunks() -> Result<(), Error> {
     let texts: Vec<String> = (0..1_000).map(|row| "a ".repeat(row % 17) + "b").collect();
     let borrowed: Vec<&str> = texts.iter().map(String::as_str).collect();
-    let found = Encoder::from_json(TOKENIZER.as_bytes(), Choice::Auto)?.encode(&borrowed, false)?;
+    let table = Encoder::from_json(TOKENIZER.as_bytes(), EngineChoice::Auto)?.encode(&borrowed, false)?;
     assert!(
-        rows(&found)
+        rows(&table)
             .iter()
             .enumerate()
             .all(|(row, ids)| ids.len() == row % 17 + 1 && ids[row % 17] == 3)
@@ -57,13 +57,31 @@ fn encoding_keeps_the_order_over_many_chunks() -> Result<(), Error> {
 fn a_refused_text_is_named_by_its_row() -> Result<(), Error> {
     let mut texts = vec!["a"; 300];
     (texts[200], texts[250]) = ("unheard", "of");
-    let error = Encoder::from_json(TOKENIZER.as_bytes(), Choice::Auto)?
+    let error = Encoder::from_json(TOKENIZER.as_bytes(), EngineChoice::Auto)?
         .encode(&texts, false)
         .unwrap_err();
-    assert!(matches!(error, Error::Text { row: 200, .. }), "{error}");
+    assert!(matches!(error, Error::EncodeText { row: 200, .. }), "{error}");
     assert!(matches!(
-        Encoder::from_json(b"{", Choice::Auto),
+        Encoder::from_json(b"{", EngineChoice::Auto),
         Err(Error::Tokenizer { got: 1, .. })
     ));
+    Ok(())
+}
+
+#[test]
+fn rows_stay_in_order_whatever_their_lengths() -> Result<(), Error> {
+    let json = byte_level(&[["t", "h"], ["th", "e"]], &["<e>"]).to_string();
+    let fast = Encoder::from_json(json.as_bytes(), EngineChoice::Fastokens)?;
+    let texts: Vec<String> = (0..3_000)
+        .map(|row| "the ".repeat(if row % 500 == 7 { 100_000 } else { row % 9 }) + &row.to_string())
+        .collect();
+    let borrowed: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let table = fast.encode(&borrowed, false)?;
+    for (row, text) in texts.iter().enumerate() {
+        let mut ids = Vec::new();
+        fast.encode_into(text, false, &mut ids).unwrap();
+        assert!(table.row(row) == ids, "row {row}");
+    }
+    assert_eq!(table.len(), 3_000);
     Ok(())
 }

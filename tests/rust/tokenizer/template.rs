@@ -1,15 +1,13 @@
-//! Laws of rust/tokenizer/template.rs and pytext.rs. That texts are transformers' is tested in tests/test_templates.py.
-#![allow(clippy::unwrap_used)]
+//! Laws of templates. That texts are those of transformers is tested in Python.
 
-use mipo::tokenizer::pytext;
-use mipo::tokenizer::template::{Conversations, Rendered, Template};
+use mipo::tokenizer::{Conversations, Rendering, Template};
 
 const SOURCE: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content|py_strip }}{% endfor %}\
                       {% if add_generation_prompt %}<assistant>{% endif %}";
 
 /// Conversation c has c % 3 + 1 messages with the text `c`.
 fn conversations(texts: &[String]) -> Conversations<'_> {
-    let mut made = Conversations {
+    let mut chats = Conversations {
         offsets: vec![0],
         ..Conversations::default()
     };
@@ -19,28 +17,28 @@ fn conversations(texts: &[String]) -> Conversations<'_> {
             roles.push(Some(if m % 2 == 0 { "user" } else { "assistant" }));
             contents.push(Some(text.as_str()));
         }
-        made.offsets.push(roles.len());
+        chats.offsets.push(roles.len());
     }
-    made.fields = vec![("role".into(), roles), ("content".into(), contents)];
-    made
+    chats.fields = vec![("role".into(), roles), ("content".into(), contents)];
+    chats
 }
 
-fn row(rendered: &Rendered, row: usize) -> &str {
-    let (start, end) = (rendered.offsets[row] as usize, rendered.offsets[row + 1] as usize);
-    std::str::from_utf8(&rendered.bytes[start..end]).unwrap()
+fn row(rendering: &Rendering, row: usize) -> &str {
+    let (start, end) = (rendering.offsets[row] as usize, rendering.offsets[row + 1] as usize);
+    std::str::from_utf8(&rendering.bytes[start..end]).unwrap()
 }
 
 #[test]
 fn all_at_once_is_one_by_one() {
     let texts: Vec<String> = (0..1_000).map(|c| format!(" \u{1f}{c} é\n")).collect();
-    let asked = conversations(&texts);
+    let chats = conversations(&texts);
     let template = Template::new(SOURCE).unwrap();
     for prompt in [false, true] {
-        let all = template.render_all(&asked, prompt);
+        let all = template.render_all(&chats, prompt);
         assert_eq!(all.offsets.len(), texts.len() + 1);
         assert!(all.failed.is_empty());
         for c in 0..texts.len() {
-            assert_eq!(row(&all, c), template.render(&[(&asked, c)], prompt).unwrap());
+            assert_eq!(row(&all, c), template.render(&[(&chats, c)], prompt).unwrap());
         }
     }
 }
@@ -48,28 +46,28 @@ fn all_at_once_is_one_by_one() {
 #[test]
 fn parts_are_one_chat() {
     let texts: Vec<String> = ["ask", "answer"].map(str::to_owned).into();
-    let asked = conversations(&texts);
+    let chats = conversations(&texts);
     let template = Template::new(SOURCE).unwrap();
-    let whole = template.render(&[(&asked, 0), (&asked, 1)], false).unwrap();
+    let whole = template.render(&[(&chats, 0), (&chats, 1)], false).unwrap();
     assert_eq!(whole, "<user>ask<user>answer<assistant>answer");
-    let alone = template.render(&[(&asked, 0)], true).unwrap();
+    let alone = template.render(&[(&chats, 0)], true).unwrap();
     assert_eq!(alone, "<user>ask<assistant>");
 }
 
 #[test]
-fn a_failed_row_has_no_text_and_the_template_s_words() {
+fn a_failed_row_has_no_text_and_the_message_of_the_template() {
     let texts: Vec<String> = (0..300)
         .map(|c| if c == 200 { "no".into() } else { c.to_string() })
         .collect();
-    let asked = conversations(&texts);
+    let chats = conversations(&texts);
     let source = "{% if (messages|at(0)).content == 'no' %}{{ raise_exception('never') }}{% endif %}x";
-    let all = Template::new(source).unwrap().render_all(&asked, false);
+    let all = Template::new(source).unwrap().render_all(&chats, false);
     assert_eq!(all.failed, [(200, "never".to_owned())]);
     assert!((0..300).all(|c| row(&all, c) == if c == 200 { "" } else { "x" }));
 }
 
 #[test]
-fn what_is_not_rust_s_to_render_is_left() {
+fn what_rust_does_not_render_is_left_to_transformers() {
     let template = || Template::new("{{ (messages|at(0)).content|py_upper }}").unwrap();
     let chat = |content, extra| Conversations {
         offsets: vec![0, 1],
@@ -79,7 +77,7 @@ fn what_is_not_rust_s_to_render_is_left() {
             ("tool_calls".into(), vec![extra]),
         ],
     };
-    let left = |made: Result<String, String>| made.unwrap_err().starts_with("left to transformers: ");
+    let left = |result: Result<String, String>| result.unwrap_err().starts_with("left to transformers: ");
     assert_eq!(
         template().render(&[(&chat(Some("a"), Some("x")), 0)], false).unwrap(),
         "A"
@@ -95,8 +93,8 @@ fn what_is_not_rust_s_to_render_is_left() {
 #[test]
 fn only_text_comes_out() {
     let texts = vec!["x".to_owned()];
-    let asked = conversations(&texts);
-    let render = |source| Template::new(source).unwrap().render(&[(&asked, 0)], false);
+    let chats = conversations(&texts);
+    let render = |source| Template::new(source).unwrap().render(&[(&chats, 0)], false);
     assert_eq!(
         render("{{ none|soft }}{{ true|soft }}{{ undef|soft }}{{ 7|soft }}"),
         Ok("NoneTrue7".to_owned())
@@ -137,53 +135,4 @@ fn reasoning_has_all_its_names() {
     assert_eq!(render("thinking"), "r,r,");
     assert_eq!(render("reasoning"), "r,r,r");
     assert_eq!(render("name"), ",,");
-}
-
-#[test]
-fn white_space_is_python_s() {
-    // [c for c in map(chr, range(0x110000)) if c.isspace()] of CPython, as ranges.
-    let spaces = [
-        (0x9, 0xd),
-        (0x1c, 0x20),
-        (0x85, 0x85),
-        (0xa0, 0xa0),
-        (0x1680, 0x1680),
-        (0x2000, 0x200a),
-        (0x2028, 0x2029),
-        (0x202f, 0x202f),
-        (0x205f, 0x205f),
-        (0x3000, 0x3000),
-    ];
-    for char in '\0'..=char::MAX {
-        let expected = spaces
-            .iter()
-            .any(|&(first, last)| (first..=last).contains(&(char as u32)));
-        assert_eq!(pytext::is_space(char), expected, "{char:?}");
-    }
-}
-
-#[test]
-fn methods_are_python_s() {
-    assert_eq!(pytext::strip("xyaxy", Some("yx"), true, true), "a");
-    assert_eq!(pytext::strip("xyaxy", Some("yx"), true, false), "axy");
-    assert_eq!(pytext::strip("xyaxy", Some("yx"), false, true), "xya");
-    assert_eq!(pytext::strip("\u{1c}\u{200b}", None, true, true), "\u{200b}");
-    assert_eq!(
-        (
-            pytext::find("éab", "b"),
-            pytext::find("éab", "c"),
-            pytext::find("é", "")
-        ),
-        (2, -1, 0)
-    );
-    assert_eq!((pytext::count("aaa", "aa"), pytext::count("éa", "")), (1, 3));
-    assert_eq!(
-        (pytext::capitalize("aBC d"), pytext::capitalize("")),
-        ("Abc d".into(), String::new())
-    );
-    assert_eq!(pytext::title("they're 3a-OK"), "They'Re 3A-Ok");
-    assert_eq!(
-        pytext::json("\"\\\n\r\t\u{8}\u{c}\u{1}\u{7f}é"),
-        "\"\\\"\\\\\\n\\r\\t\\b\\f\\u0001\u{7f}é\""
-    );
 }

@@ -1,30 +1,15 @@
 //! Laws of the counterparts.
-#![allow(clippy::unwrap_used)]
 
 use std::collections::HashSet;
 
 use mipo::error::Error;
-use mipo::negatives::draw::Draw::{Balanced, Independent};
-use mipo::negatives::draw::counterparts;
-use mipo::random::{Permutation, ROUNDS};
+use mipo::negatives::Draw::{Balanced, Independent};
+use mipo::negatives::counterparts;
 
-fn threads<T: Send>(count: usize, work: impl Fn() -> T + Send + Sync) -> T {
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(count)
-        .build()
-        .unwrap()
-        .install(work)
-}
+use crate::data::on_threads;
 
-/// Numbers for test data; the library's own stream is not public.
-fn noise(state: &mut u64, n: u64) -> u64 {
-    *state = state
-        .wrapping_mul(6_364_136_223_846_793_005)
-        .wrapping_add(1_442_695_040_888_963_407);
-    (*state >> 33) % n
-}
-
-fn sizes() -> impl Iterator<Item = u64> {
+/// Numbers of rows, with and without a table for their permutation.
+pub(crate) fn sizes() -> impl Iterator<Item = u64> {
     (2..70).chain([
         100, 255, 256, 257, 1_000, 4_095, 4_096, 4_097, 4_098, 5_000, 8_191, 8_192, 8_193, 10_007, 65_536, 100_003,
     ])
@@ -40,12 +25,12 @@ fn counterparts_are_distinct_other_rows_and_every_row_is_used_equally() {
             for draw in [Balanced, Independent] {
                 let flat = counterparts(n, negatives, 7 * n, 0, n, draw).unwrap();
                 let mut uses = vec![0; n as usize];
-                for (row, found) in flat.chunks_exact(negatives as usize).enumerate() {
+                for (row, others) in flat.chunks_exact(negatives as usize).enumerate() {
                     let case = || format!("{draw:?}, n {n}, negatives {negatives}, row {row}");
-                    assert!(!found.contains(&(row as u64)), "{}: is its own counterpart", case());
-                    let distinct = found.iter().collect::<HashSet<_>>().len() as u64;
+                    assert!(!others.contains(&(row as u64)), "{}: is its own counterpart", case());
+                    let distinct = others.iter().collect::<HashSet<_>>().len() as u64;
                     assert_eq!(distinct, negatives, "{}: repeats", case());
-                    found.iter().for_each(|&other| uses[other as usize] += 1);
+                    others.iter().for_each(|&other| uses[other as usize] += 1);
                 }
                 if draw == Balanced {
                     assert!(
@@ -79,7 +64,7 @@ fn a_slice_is_the_slice_of_the_whole_and_fewer_are_the_first_of_more() {
             }
             for fewer in [1, 2, 4].into_iter().filter(|&fewer| fewer <= negatives) {
                 let rows = whole.chunks_exact(negatives as usize);
-                let first: Vec<u64> = rows.flat_map(|found| &found[..fewer as usize]).copied().collect();
+                let first: Vec<u64> = rows.flat_map(|others| &others[..fewer as usize]).copied().collect();
                 assert_eq!(counterparts(n, fewer, 3, 0, n, draw).unwrap(), first);
             }
         }
@@ -90,13 +75,13 @@ fn a_slice_is_the_slice_of_the_whole_and_fewer_are_the_first_of_more() {
 fn the_same_bytes_on_any_number_of_threads() {
     for draw in [Balanced, Independent] {
         let drawn = || counterparts(50_000, 3, 11, 0, 50_000, draw).unwrap();
-        let alone = threads(1, drawn);
-        assert_eq!(alone, threads(2, drawn));
-        assert_eq!(alone, threads(8, drawn));
+        let alone = on_threads(1, drawn);
+        assert_eq!(alone, on_threads(2, drawn));
+        assert_eq!(alone, on_threads(8, drawn));
     }
 }
 
-/// What this version draws: a change here changes every result for every seed, and belongs into CHANGELOG.md.
+/// What this version draws: a change here changes every result for every seed, and belongs in CHANGELOG.md.
 #[test]
 fn the_same_bytes_on_any_machine() {
     let drawn = |n, draw| counterparts(n, 2, 42, 3, 5, draw).unwrap();
@@ -141,58 +126,15 @@ fn seeds_change_the_counterparts() {
 fn the_largest_set_still_has_rows_and_counterparts() {
     let n = 1 << 63;
     for draw in [Balanced, Independent] {
-        let found = counterparts(n, 4, 1, n - 100, n, draw).unwrap();
-        assert_eq!(found.iter().collect::<HashSet<_>>().len(), 400);
-        let mut rows = found.chunks_exact(4).zip(n - 100..n);
-        assert!(rows.all(|(found, row)| found.iter().all(|&other| other < n && other != row)));
+        let drawn = counterparts(n, 4, 1, n - 100, n, draw).unwrap();
+        assert_eq!(drawn.iter().collect::<HashSet<_>>().len(), 400);
+        let mut rows = drawn.chunks_exact(4).zip(n - 100..n);
+        assert!(rows.all(|(others, row)| others.iter().all(|&other| other < n && other != row)));
     }
 }
 
 #[test]
-fn a_permutation_and_its_inverse_undo_each_other() {
-    for n in sizes().chain([1]) {
-        for permutation in [Permutation::new(n, 5), Permutation::feistel(n, 5, ROUNDS)] {
-            let image: HashSet<u64> = (0..n).map(|place| permutation.at(place)).collect();
-            assert_eq!(image.len() as u64, n);
-            assert!((0..n).all(|place| permutation.place_of(permutation.at(place)) == place && image.contains(&place)));
-        }
-    }
-    for n in [
-        (1 << 32) - 1,
-        1 << 32,
-        (1 << 40) + 12_345,
-        (1 << 62) + 1,
-        (1 << 63) - 1,
-        1 << 63,
-    ] {
-        let permutation = Permutation::new(n, 5);
-        let mut state = n;
-        for place in (0..1_000)
-            .map(|_| noise(&mut state, 1 << 31).wrapping_mul(0x1_0000_0003) % n)
-            .chain([0, n - 1])
-        {
-            assert!(permutation.at(place) < n);
-            assert_eq!(permutation.place_of(permutation.at(place)), place);
-        }
-    }
-}
-
-/// Numbers side by side in vectors, and one alone, take the same rounds.
-#[test]
-fn many_at_once_are_each_alone() {
-    for n in [4_097, 1_000_003, (1 << 63) - 1] {
-        let permutation = Permutation::new(n, 9);
-        let places: Vec<u64> = (0..77).map(|place| n / 80 * place).collect();
-        let mut many = places.clone();
-        permutation.at_each(&mut many);
-        assert!(places.iter().zip(&many).all(|(&place, &x)| permutation.at(place) == x));
-        permutation.place_of_each(&mut many);
-        assert_eq!(places, many);
-    }
-}
-
-#[test]
-fn errors_say_what_was_expected_what_came_and_what_to_do() {
+fn errors_say_what_was_expected_and_what_was_got() {
     let draw = |n, negatives, start, stop| counterparts(n, negatives, 0, start, stop, Balanced);
     assert_eq!(draw(1, 1, 0, 1), Err(Error::TooFewRows(1)));
     assert_eq!(draw((1 << 63) + 1, 1, 0, 1), Err(Error::TooManyRows((1 << 63) + 1)));

@@ -1,21 +1,14 @@
 //! Laws of counterparts under constraints, with obvious twins.
-#![allow(clippy::unwrap_used)]
 
 use std::collections::HashSet;
 
 use mipo::error::Error;
-use mipo::negatives::within::{ABSENT, Near, counterparts_within};
+use mipo::negatives::{ABSENT, Near, counterparts_within};
+
+use crate::data::{noise, on_threads};
 
 /// χ² lies this many standard deviations above its mean about once in 30,000 draws; the seeds are fixed.
 const SIGMAS: f64 = 4.0;
-
-/// Numbers for test data; the library's own stream is not public.
-fn noise(state: &mut u64, n: u64) -> u64 {
-    *state = state
-        .wrapping_mul(6_364_136_223_846_793_005)
-        .wrapping_add(1_442_695_040_888_963_407);
-    (*state >> 33) % n
-}
 
 /// What makes two rows a pair, written down once.
 #[derive(Clone, Copy)]
@@ -46,19 +39,19 @@ impl Table<'_> {
     fn check(&self, negatives: usize, seed: u64) -> Vec<u64> {
         let flat = self.draw(negatives, seed);
         assert_eq!(flat.len(), self.alike.len() * negatives);
-        for (row, found) in flat.chunks_exact(negatives).enumerate() {
+        for (row, others) in flat.chunks_exact(negatives).enumerate() {
             let count = self.admissible(row).len();
             if count < negatives {
                 assert!(
-                    found.iter().all(|&other| other == ABSENT),
+                    others.iter().all(|&other| other == ABSENT),
                     "row {row} has {count} admissible rows"
                 );
             } else {
-                let good = found
+                let good = others
                     .iter()
                     .all(|&other| other != ABSENT && self.admits(row, other as usize));
-                assert!(good, "row {row}: {found:?}");
-                assert_eq!(found.iter().collect::<HashSet<_>>().len(), negatives);
+                assert!(good, "row {row}: {others:?}");
+                assert_eq!(others.iter().collect::<HashSet<_>>().len(), negatives);
             }
         }
         flat
@@ -68,24 +61,24 @@ impl Table<'_> {
 /// Whether every row can have K counterparts and be the counterpart of K rows: a bipartite matching, by augmenting paths.
 fn can_balance(table: &Table, negatives: usize) -> bool {
     let n = table.alike.len();
-    let mut given = vec![vec![false; n]; n];
-    (0..n * negatives).all(|turn| augment(table, negatives, &mut given, &mut vec![false; n], turn % n))
+    let mut uses = vec![vec![false; n]; n];
+    (0..n * negatives).all(|turn| augment(table, negatives, &mut uses, &mut vec![false; n], turn % n))
 }
 
-fn augment(table: &Table, negatives: usize, given: &mut [Vec<bool>], seen: &mut [bool], row: usize) -> bool {
+fn augment(table: &Table, negatives: usize, uses: &mut [Vec<bool>], seen: &mut [bool], row: usize) -> bool {
     for other in table.admissible(row) {
-        if given[row][other] || std::mem::replace(&mut seen[other], true) {
+        if uses[row][other] || std::mem::replace(&mut seen[other], true) {
             continue;
         }
-        let users: Vec<usize> = (0..given.len()).filter(|&user| given[user][other]).collect();
+        let users: Vec<usize> = (0..uses.len()).filter(|&user| uses[user][other]).collect();
         if users.len() < negatives {
-            given[row][other] = true;
+            uses[row][other] = true;
             return true;
         }
         for user in users {
-            if augment(table, negatives, given, seen, user) {
-                given[user][other] = false;
-                given[row][other] = true;
+            if augment(table, negatives, uses, seen, user) {
+                uses[user][other] = false;
+                uses[row][other] = true;
                 return true;
             }
         }
@@ -285,23 +278,16 @@ fn the_same_bytes_on_any_number_of_threads() {
     let users: Vec<u64> = (0..n).map(|row| row / 5).collect();
     let texts: Vec<u64> = (0..n).map(|row| row * row % 1_013).collect();
     let values: Vec<f64> = (0..n).map(|row| (row * 7 % 1_000) as f64).collect();
-    let threads = |count| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(count).build().unwrap();
-        pool.install(|| {
-            let near = Near {
-                values: &values,
-                tolerance: 20.0,
-            };
-            let one = counterparts_within(&tasks, &[&users, &texts], None, 3, 11).unwrap();
-            (
-                one,
-                counterparts_within(&tasks, &[&users, &texts], Some(near), 3, 11).unwrap(),
-            )
-        })
+    let draw = || {
+        let near = Near {
+            values: &values,
+            tolerance: 20.0,
+        };
+        [None, Some(near)].map(|near| counterparts_within(&tasks, &[&users, &texts], near, 3, 11).unwrap())
     };
-    let alone = threads(1);
-    assert_eq!(alone, threads(2));
-    assert_eq!(alone, threads(8));
+    let alone = on_threads(1, draw);
+    assert_eq!(alone, on_threads(2, draw));
+    assert_eq!(alone, on_threads(8, draw));
 }
 
 fn chi_square(counts: &[u64]) -> f64 {
@@ -365,22 +351,22 @@ fn equal_runs_draw_uniformly_from_their_admissible_rows() {
 }
 
 #[test]
-fn errors_say_what_was_expected_what_came_and_what_to_do() {
+fn errors_say_what_was_expected_and_what_was_got() {
     assert_eq!(counterparts_within(&[1], &[], None, 1, 0), Err(Error::NoDiffer));
     assert_eq!(counterparts_within(&[1], &[&[1]], None, 0, 0), Err(Error::NoNegatives));
-    let told = |differ: &[&[u64]], values: &[f64], tolerance| {
+    let refusal = |differ: &[&[u64]], values: &[f64], tolerance| {
         counterparts_within(&[1, 2], differ, Some(Near { values, tolerance }), 1, 0)
             .unwrap_err()
             .to_string()
     };
-    let message = told(&[&[1, 2], &[1]], &[1.0, 2.0], 1.0);
+    let message = refusal(&[&[1, 2], &[1]], &[1.0, 2.0], 1.0);
     assert!(
         message.starts_with("differ_codes[1]: expected length 2, got 1; give one entry"),
         "{message}"
     );
-    assert!(told(&[&[1, 2]], &[1.0], 1.0).starts_with("near: expected length 2, got 1"));
-    assert!(told(&[&[1, 2]], &[1.0, 2.0], -1.0).starts_with("tolerance: expected a number of at least 0, got -1;"));
+    assert!(refusal(&[&[1, 2]], &[1.0], 1.0).starts_with("near: expected length 2, got 1"));
+    assert!(refusal(&[&[1, 2]], &[1.0, 2.0], -1.0).starts_with("tolerance: expected a number of at least 0, got -1;"));
     assert!(
-        told(&[&[1, 2]], &[1.0, 2.0], f64::NAN).starts_with("tolerance: expected a number of at least 0, got NaN;")
+        refusal(&[&[1, 2]], &[1.0, 2.0], f64::NAN).starts_with("tolerance: expected a number of at least 0, got NaN;")
     );
 }
