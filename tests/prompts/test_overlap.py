@@ -278,7 +278,7 @@ def test_a_leaked_prompt_has_no_counterpart_and_is_none(kind: Any, negatives: in
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"near_duplicates": 0.0}, "threshold: expected a share above 0 and up to 1, got 0; give one as 0.8"),
+        ({"near_duplicates": 0.0}, "threshold: expected a share above 0 and up to 1, got 0; give a share, for example 0.8"),
         ({"near_duplicates": 1.5}, "threshold: expected a share above 0 and up to 1, got 1.5"),
         ({"near_duplicates": float("nan")}, "threshold: expected a share above 0 and up to 1, got NaN"),
         (
