@@ -24,6 +24,7 @@ from mipo.prompts.equal import normalised
 from mipo.prompts.overlap import EQUAL, NGRAM, OVERLAPS, clusters, overlaps
 from mipo.responses.ask import counter_prompts
 from mipo.run import walk
+from mipo.run.preview import dry_run
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "prompts" / "clinc150.jsonl.xz"
 THRESHOLDS = [0.01, 0.2, 1 / 3, 0.5, 0.6, 2 / 3, 0.75, 0.8, 0.9, 1.0]
@@ -278,7 +279,7 @@ def test_a_leaked_prompt_has_no_counterpart_and_is_none(kind: Any, negatives: in
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"near_duplicates": 0.0}, "threshold: expected a share above 0 and up to 1, got 0; give a share, for example 0.8"),
+        ({"near_duplicates": 0.0}, "expected a share above 0 and up to 1, got 0; give a share, for example 0.8"),
         ({"near_duplicates": 1.5}, "threshold: expected a share above 0 and up to 1, got 1.5"),
         ({"near_duplicates": float("nan")}, "threshold: expected a share above 0 and up to 1, got NaN"),
         (
@@ -360,7 +361,7 @@ def test_a_run_drops_what_its_held_out_rows_hold(tmp_path: Path) -> None:
     assert left["prompt_id"].to_list() == list(range(40))
     assert left["prompt"].to_list() == [row["prompt"] for row in rows[:40]]
     assert pl.read_parquet(out / "overlaps.parquet")["held_out_id"].to_list() == [0, 1, 2]
-    assert f"{EQUAL}: 3" in walk.dry_run(tmp_path / "recipe.yaml")
+    assert f"{EQUAL}: 3" in dry_run(tmp_path / "recipe.yaml")
 
 
 # The benchmark
