@@ -13,7 +13,7 @@ import polars as pl
 
 from mipo.errors import InputError
 from mipo.evaluation.bounds import information, row_bounds
-from mipo.evaluation.figures import Figure, mean, share
+from mipo.evaluation.figures import mean, share
 from mipo.evaluation.rule import compile_rule, judge
 from mipo.evaluation.scoring import sequence_logps
 from mipo.models.loading import context_length, load_model
@@ -59,7 +59,8 @@ def evaluate(
     `mipo.responses.generation` returns them).
 
     The table holds prompt, response, response_tokens, truncated, and infonce, leave_one_out, accuracy, malformed,
-    accuracy_greedy of the row, where they are known: see `change`.
+    accuracy_greedy of the row, where they are known: see `change`. It also holds logps_chosen, logps_rejected and
+    margin, where every group of `held_out` is of another one of these prompts, by prompt_id.
     """
     _check_rule(rule, prompts)
     if "prompt_id" not in prompts.columns:
@@ -77,7 +78,9 @@ def evaluate(
     for name, values in zip(figures, row_bounds(logps), strict=True):
         table = table.with_columns(pl.Series(name, [None] * len(own), dtype=pl.Float64).scatter(scored, values))
     if held_out is not None:
-        figures |= _margins(model, held_out, seed, progress)
+        margins = _margins(model, held_out, progress)
+        figures |= {name: mean(margins[name], seed=seed) for name in margins.columns[1:]}
+        table = _beside(table, prompts["prompt_id"], margins)
     figures["response_tokens"] = mean(table["response_tokens"], seed=seed)
     figures["truncated"] = share(table["truncated"])
     if rule:
@@ -99,16 +102,21 @@ def _answered(own: pl.Series, made: pl.DataFrame) -> pl.DataFrame:
     return table.select("prompt", "response", "response_tokens", "truncated")
 
 
-def _margins(model: PreTrainedModel, held_out: PairStore, seed: int, progress: str) -> dict[str, Figure]:
-    """Log-probs of fixed pairs, and each chosen response against its group's rejected ones; a group is a row."""
+def _margins(model: PreTrainedModel, held_out: PairStore, progress: str) -> pl.DataFrame:
+    """Log-probs of fixed pairs, and each chosen response against its group's rejected ones; a row a group."""
     scored = {s: sequence_logps(model, *held_out.rows(s), progress=f"{progress} {s}") for s in ("chosen", "rejected")}
     sizes = held_out.pairs["rejected"].list.len().cast(pl.Int64).to_numpy()
     rejected = np.add.reduceat(scored["rejected"], np.cumsum(sizes) - sizes) / sizes
-    return {
-        "logps_chosen": mean(scored["chosen"], seed=seed),
-        "logps_rejected": mean(rejected, seed=seed),
-        "margin": mean(scored["chosen"] - rejected, seed=seed),
-    }
+    figures = {"logps_chosen": scored["chosen"], "logps_rejected": rejected, "margin": scored["chosen"] - rejected}
+    return pl.DataFrame({"prompt_id": held_out.pairs["prompt_id"], **figures})
+
+
+def _beside(table: pl.DataFrame, prompt_ids: pl.Series, margins: pl.DataFrame) -> pl.DataFrame:
+    """The table with each group's figures in the row of its prompt, if every group has a row of its own there."""
+    ids = prompt_ids.alias("prompt_id").cast(pl.UInt64, strict=False).to_frame()
+    rows = ids.join(margins, on="prompt_id", how="left", maintain_order="left").drop("prompt_id")
+    own = rows.height == table.height and rows["margin"].count() == margins.height
+    return table.hstack(rows) if own else table
 
 
 def _judged(answers: pl.DataFrame, prompts: pl.DataFrame, rule: dict[str, str]) -> tuple[list[bool], list[bool]]:
