@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError
 from mipo.io.lazy import lazy
-from mipo.prompts.messages import key
+from mipo.tokenizer.messages import key
 
 if TYPE_CHECKING:
     import numpy as np

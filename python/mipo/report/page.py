@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mipo.errors import InputError
 from mipo.io.files import read_json, write_text
 from mipo.io.lazy import lazy
+from mipo.pairing.stored import StoredPairs
 from mipo.report import paths, plots
 from mipo.report.findings import (
     FAR_ENDS,
@@ -141,20 +142,22 @@ def _read_all(folder: Path, beside: Mapping[str, Path] | None) -> tuple[Results,
     return read(Path(folder)), {name: read(Path(other)) for name, other in (beside or {}).items()}
 
 
-def _read_sample(path: Path, sample: int) -> Sample | None:
-    if not path.is_file():
+def _read_sample(folder: Path, sample: int) -> Sample | None:
+    if not (folder / "pairs.parquet").is_file():
         return None
     try:
-        rows = pl.scan_parquet(path)
-        total = rows.select(pl.len()).collect().item()
-        kinds = rows.select(pl.col("kind").unique().sort()).collect().to_series().to_list()
-        chosen = [index * total // min(sample, total) for index in range(min(sample, total))]
-        shown = rows.with_row_index("row").filter(pl.col("row").is_in(chosen)).collect().to_dicts()
-    except pl.exceptions.PolarsError as error:
+        stored = StoredPairs.find(folder)
+        if stored is None:
+            raise InputError("one without row numbers, or without a folder of responses beside it")
+        total, kinds = stored.height(), stored.kinds()
+        places = [index * total // min(sample, total) for index in range(min(sample, total))]
+        pairs = stored.take(places).with_columns(row=pl.Series(places)).to_dicts()
+    except (pl.exceptions.PolarsError, InputError) as error:
         raise InputError(
-            f"{path}: expected the pairs of a run, got {error}; delete the file and run `mipo run` again to remake it"
+            f"{folder / 'pairs.parquet'}: expected the pairs of a run, got {error}; delete the file and run `mipo run` "
+            "again to remake it"
         ) from error
-    return Sample(total, kinds, [_pair(row) for row in shown])
+    return Sample(total, kinds, [_pair(row) for row in pairs])
 
 
 def _pair(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,7 +182,7 @@ def _clipped(text: str) -> str:
 
 def _contents(run: Results, controls: Mapping[str, Results], sample: int) -> dict[str, Any]:
     recipe, training = run.folder / "recipe.yaml", run.folder / "training.json"
-    pairs = _read_sample(run.folder / "pairs.parquet", sample)
+    pairs = _read_sample(run.folder, sample)
     about = INFORMATION_ABOUT.get(pairs.kinds[0]) if pairs and len(pairs.kinds) == 1 else None
     rows = _rows(run, controls)
     logs = read_json(training) if training.is_file() else None
