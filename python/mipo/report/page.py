@@ -227,15 +227,17 @@ def _read_recipe(path: Path, run: Path) -> str | None:
     return paths.shorten_recipe(path.read_text(encoding="utf-8", errors="replace"), run) if path.is_file() else None
 
 
-def _methods(run: Results) -> dict[str, list[str]]:
-    """How intervals were computed, and of which figures."""
-    methods: dict[str, list[str]] = {}
+def _methods(run: Results) -> list[tuple[str, str]]:
+    """How intervals were computed, each with the names of its figures; those of changes last."""
     changes = {name: difference for name in run.after if (difference := change(run, name))}
+    lines = []
     for figures, prefix in ((run.after, ""), (changes, "change of ")):
+        names: dict[str, dict[str, None]] = {}
         for name, figure in figures.items():
-            label = prefix + measure(name).label.partition(" (")[0]
-            methods.setdefault(figure.interval or "not recorded", []).append(label)
-    return methods
+            noun = re.split(r",| \(", measure(name).label)[0]
+            names.setdefault(figure.interval or "not recorded", {})[noun] = None
+        lines += [(method, prefix + ", ".join(nouns)) for method, nouns in names.items()]
+    return lines
 
 
 def _environment() -> Any:

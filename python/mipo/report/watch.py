@@ -79,14 +79,14 @@ def _few_rows(run: Results) -> Iterator[Item]:
 
 def _greedy(run: Results, controls: Mapping[str, Results]) -> Iterator[Item]:
     name = "accuracy_greedy"
-    if change(run, name) is None:
+    if run.control or change(run, name) is None:
         return
     shuffled = {key: run for key, run in controls.items() if run.control == "shuffled" and change(run, name)}
     text = "Training on shuffled pairs can move greedy accuracy too, so compare it with that of a shuffled control."
     text += f" Here: {before_and_after(run, name)}"
     for key, control in shuffled.items():
         text += f"; {key}: {before_and_after(control, name)} (this run {against(run, control, name)})"
-    if shuffled or run.control:
+    if shuffled:
         yield Item("Greedy accuracy needs a control", f"{text}.")
     else:
         text += ". To get that control, in the folder that holds this run:"
