@@ -33,7 +33,9 @@ def results(before: Figure, after: Figure, paired: Figure | None) -> Results:
 
 
 @given(figures, figures, figures)
-def test_the_verdict_is_whether_the_paired_interval_excludes_zero(before: Figure, after: Figure, paired: Figure) -> None:
+def test_the_verdict_is_whether_the_paired_interval_excludes_zero(
+    before: Figure, after: Figure, paired: Figure
+) -> None:
     run = results(before, after, paired)
     assert findings.change(run, "margin") is paired
     assert (findings.direction_of(run, "margin") == UNCLEAR) == (paired.low <= 0 <= paired.high)
@@ -101,7 +103,7 @@ def test_what_went_up_is_up(tmp_path: Path) -> None:
     text = sentences(make_run(tmp_path / "run"))
     assert text.startswith(
         "The information is up: between 0.160 and 0.200 nats before, between 0.600 and 0.800 nats after. "
-        "From the upper end before to the lower end after, the change is +0.400 nats [+0.350, +0.450]."
+        "Between the closest bounds, the change is +0.400 nats [+0.350, +0.450]."
     )
     assert (
         "Accuracy, sampled as in training, is up: 33.0 % [29.0, 37.0] before, 54.0 % [49.7, 58.3] after, "
@@ -113,7 +115,7 @@ def test_what_went_up_is_up(tmp_path: Path) -> None:
 def test_what_went_down_is_down(tmp_path: Path) -> None:
     text = sentences(make_run(tmp_path / "run", figures={name: (new, old) for name, (old, new) in DEMO.items()}))
     assert "The information is down" in text
-    assert "From the lower end before to the upper end after, the change is -0.400 nats [-0.450, -0.350]." in text
+    assert "Between the closest bounds, the change is -0.400 nats [-0.450, -0.350]." in text
     assert not re.search(r"\b(up|rose|higher)\b", text)
 
 
@@ -148,7 +150,8 @@ def test_a_control_is_compared_side_by_side(tmp_path: Path) -> None:
     shuffled = make_run(tmp_path / "c", figures=SHUFFLED, control="shuffled")
     assert (
         "Compared with the control shuffled after training, InfoNCE is higher (0.600 against 0.160) and "
-        "sampled accuracy is higher (54.0 % against 34.5 %)." in sentences(make_run(tmp_path / "run"), shuffled=shuffled)
+        "sampled accuracy is higher (54.0 % against 34.5 %)."
+        in sentences(make_run(tmp_path / "run"), shuffled=shuffled)
     )
     same = sentences(make_run(tmp_path / "still", figures=STILL), shuffled=shuffled)
     assert "InfoNCE is not distinguishable (0.160 against 0.160)" in same

@@ -158,7 +158,10 @@ def test_no_folder_of_a_machine_is_published(tmp_path: Path) -> None:
     manifest["command"] = f"mipo run '{home}/my recipes/demo.yaml' --output {folder} --beside shuffled={control}"
     manifest["stages"]["responses"]["taken_over_from"] = f"{home}/runs/first"
     write_json(folder / "manifest.json", manifest)
-    settings = {"model": f"{home}/models/tiny", "prompts": {"source": f"{folder}/inputs/x y.jsonl", "test": "~/t.jsonl"}}
+    settings = {
+        "model": f"{home}/models/tiny",
+        "prompts": {"source": f"{folder}/inputs/x y.jsonl", "test": "~/t.jsonl"},
+    }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(settings))
     text = html(folder, beside={"shuffled": control})
     published = [text, report.table(folder, beside={"shuffled": control}), (folder / "evaluation.json").read_text()]

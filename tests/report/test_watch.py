@@ -45,7 +45,9 @@ def test_over_optimisation_is_grave(tmp_path: Path, figure: str, ends: Any, titl
 
 def test_the_verdict_of_the_watch_list_is_the_paired_one(tmp_path: Path) -> None:
     sides = {**DEMO, "malformed": ((0.10, 0.05), (0.16, 0.06))}
-    assert "Malformed answers rose" in items(make_run(tmp_path / "a", figures=sides, paired={"malformed": (0.06, 0.02)}))
+    assert "Malformed answers rose" in items(
+        make_run(tmp_path / "a", figures=sides, paired={"malformed": (0.06, 0.02)})
+    )
     assert "Malformed answers rose" not in items(make_run(tmp_path / "b", figures=sides, paired={}))
 
 
@@ -53,7 +55,17 @@ def test_greedy_accuracy_is_compared_with_its_control(tmp_path: Path) -> None:
     run = make_run(tmp_path / "my run")
     alone = items(run)["Greedy accuracy needs a control"]
     assert [shlex.split(line) for line in alone.commands] == [
-        ["mipo", "run", "my run/recipe.yaml", "--control", "shuffled", "--output", "my run-shuffled", "--reuse", "my run"],
+        [
+            "mipo",
+            "run",
+            "my run/recipe.yaml",
+            "--control",
+            "shuffled",
+            "--output",
+            "my run-shuffled",
+            "--reuse",
+            "my run",
+        ],
         ["mipo", "report", "my run", "--beside", "shuffled=my run-shuffled"],
     ]
     control = make_run(tmp_path / "c", figures=SHUFFLED, control="shuffled")

@@ -141,12 +141,10 @@ def write_pairs(folder: Path, rows: int, chat: bool, hostile: str) -> None:
 
     ids = pl.Series(range(rows), dtype=pl.UInt64)
     pairs = pl.DataFrame({"prompt_id": ids, "negative": 0, "kind": "context", "asked_id": ids, "chosen_id": ids})
-    pairs.with_columns(
-        rejected_id=(pl.col("chosen_id") + 7) % rows, reason=pl.lit(None, pl.String)
-    ).write_parquet(folder / "pairs.parquet")
+    pairs.with_columns(rejected_id=(pl.col("chosen_id") + 7) % rows, reason=pl.lit(None, pl.String)).write_parquet(
+        folder / "pairs.parquet"
+    )
     (folder / "responses").mkdir(exist_ok=True)
     answers = [f"A {colours[row % 6]} door would look best on your house. {hostile}" for row in range(rows)]
-    responses = pl.DataFrame(
-        {"response_id": ids, "prompt": [prompt(row) for row in range(rows)], "response": answers}
-    )
+    responses = pl.DataFrame({"response_id": ids, "prompt": [prompt(row) for row in range(rows)], "response": answers})
     responses.write_parquet(folder / "responses" / "part-00000.parquet")

@@ -80,8 +80,8 @@ def direction(change: Figure) -> Direction:
 
 def direction_of(run: Results, name: str) -> Direction | None:
     """Which way a figure of a run went; None if a side lacks it."""
-    moved = change(run, name)
-    return direction(moved) if moved else None
+    difference = change(run, name)
+    return direction(difference) if difference else None
 
 
 def state(run: Results, controls: Mapping[str, Results], about: str | None) -> list[str]:
@@ -115,14 +115,12 @@ def _state_information(run: Results, about: str | None) -> str:
         for side in (run.before, run.after)
     )
     values = f"{old} before, {new} after"
-    directions = {end: direction_of(run, end) for end in _ENDS}
-    if len({*directions.values()}) == 1 and directions["infonce"] != UNCLEAR:
-        up = directions["infonce"] == "up"
-        least = change(run, "information_at_least" if up else "information_at_most")
-        value, interval = cell("infonce", least, signed=True)
-        ends = "upper end before to the lower" if up else "lower end before to the upper"
-        reach = f"From the {ends} end after, the change is {value} nats {interval}."
-        return f"{name} is {directions['infonce']}: {values}. {reach}"
+    changes = {end: difference for end in _ENDS if (difference := change(run, end))}
+    directions = {end: direction(difference) for end, difference in changes.items()}
+    if {*directions.values()} in ({"up"}, {"down"}):
+        value, interval = cell("infonce", min(changes.values(), key=lambda step: abs(step.value)), signed=True)
+        closest = f"Between the closest bounds, the change is {value} nats {interval}."
+        return f"{name} is {directions['infonce']}: {values}. {closest}"
     if directions["infonce"] == directions["leave_one_out"] != UNCLEAR:
         return (
             f"{name} is not distinguishable from before, although both of its bounds are {directions['infonce']}: "
@@ -133,14 +131,14 @@ def _state_information(run: Results, about: str | None) -> str:
 
 def _state_accuracy(run: Results) -> str:
     name = "accuracy"
-    moved = change(run, name)
-    if moved is None:
+    difference = change(run, name)
+    if difference is None:
         return "No rule judged answers here, so nothing is said about accuracy."
-    word = direction(moved)
+    word = direction(difference)
     old, new = (" ".join(cell(name, side[name])) for side in (run.before, run.after))
     return (
         f"Accuracy, sampled as in training, is {word}{' from before' if word == UNCLEAR else ''}: "
-        f"{old} before, {new} after, a change of {' '.join(cell(name, moved, signed=True))}."
+        f"{old} before, {new} after, a change of {' '.join(cell(name, difference, signed=True))}."
     )
 
 
