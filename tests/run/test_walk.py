@@ -69,7 +69,8 @@ def test_a_run_leaves_every_artefact_and_no_other(done):
 def test_evaluation_json_is_the_contract(done):
     found = json.loads((done / "out" / "evaluation.json").read_text())
     assert found.keys() == {"before", "after", "change", "negatives", "rows"}
-    for name in ("infonce", "leave_one_out", "accuracy", "accuracy_greedy", "malformed"):
+    assert found["change"].keys() == FIGURES | {"information_at_least", "information_at_most"}
+    for name in FIGURES:
         apart = found["after"][name]["value"] - found["before"][name]["value"]
         assert found["change"][name]["value"] == pytest.approx(apart, abs=1e-9)
     assert (found["negatives"], found["rows"]) == (3, 24)
@@ -78,6 +79,16 @@ def test_evaluation_json_is_the_contract(done):
         for figure in found[side].values():
             assert figure.keys() == {"value", "low", "high", "interval", "rows"}
             assert figure["low"] <= figure["value"] <= figure["high"]
+
+
+def test_what_is_published_names_no_folder_of_this_machine(done):
+    table = (done / "printed.txt").read_text().partition("\nmeasure ")[2].partition("report: ")[0]
+    assert "InfoNCE" in table
+    page, evaluation = ((done / "out" / name).read_text() for name in ("report.html", "evaluation.json"))
+    for published in (page, evaluation, table):
+        assert str(done) not in published
+        assert str(demo.HERE) not in published
+    assert "<h1>out: model</h1>" in page
 
 
 def test_rows_in_are_rows_out_and_named_drops(done):
@@ -235,7 +246,7 @@ def test_every_kind_and_several_negatives_go_the_whole_way(tmp_path):
         ({"lora": True}, "lora: expected settings as `r: 16`, came True"),
         ({"max_dropped": "1%"}, "max_dropped: expected a share as 0.01"),
         ({"responses": {"temperature": -1}}, "responses.temperature: expected a number, 0 for greedy, not below 0"),
-        ({"evaluation": {"negatives": 24}}, "evaluation.negatives: expected 1 to 23 (24 held-out prompts), came 24"),
+        ({"evaluation": {"negatives": 24}}, "evaluation.negatives: expected 1 to 23 (24 held-out prompts), got 24"),
         ({"evaluation": {"rule": {"answer": "nope", "pattern": "(?P<answer>.)"}}}, "no column 'nope'"),
         ({"evaluation": {"rule": {"answer": "answer", "pattern": "("}}}, "is no regular expression"),
     ],

@@ -13,11 +13,12 @@ import polars as pl
 
 from mipo.errors import InputError
 from mipo.evaluation.bounds import information, row_bounds
-from mipo.evaluation.figures import Figure, mean, share
+from mipo.evaluation.figures import mean, share
 from mipo.evaluation.rule import compile_rule, judge
 from mipo.evaluation.scoring import sequence_logps
 from mipo.models.model import Model
 from mipo.negatives.draw import Kind, contrast
+from mipo.prompts.rows import numbered
 from mipo.responses.ask import Asked, ask, counter_prompts
 from mipo.responses.generation import generate
 from mipo.tokenizer.chat import encode_prompts
@@ -57,7 +58,8 @@ def evaluate(
     `mipo.responses.ask.ask` makes of these prompts, or of these and more.
 
     The table holds prompt, response, response_tokens, truncated, and infonce, leave_one_out, accuracy, malformed,
-    accuracy_greedy of the row, where they are known: see `change`.
+    accuracy_greedy of the row, where they are known: see `change`. It also holds logps_chosen, logps_rejected and
+    margin, where every group of `held_out` is of another one of these prompts, by prompt_id.
     """
     _check_rule(rule, prompts)
     asked = ask(prompts, chat=model.is_chat)
@@ -72,7 +74,9 @@ def evaluate(
     for name, values in zip(figures, row_bounds(logps), strict=True):
         table = table.with_columns(pl.Series(name, [None] * table.height, dtype=pl.Float64).scatter(scored, values))
     if held_out is not None:
-        figures |= _margins(model.weights, held_out, seed, progress)
+        margins = _margins(model.weights, held_out, progress)
+        figures |= {name: mean(margins[name], seed=seed) for name in margins.columns[1:]}
+        table = _beside(table, prompts, margins)
     figures["response_tokens"] = mean(table["response_tokens"], seed=seed)
     figures["truncated"] = share(table["truncated"])
     if rule:
@@ -98,16 +102,21 @@ def _answered(asked: Asked, answers: pl.DataFrame) -> pl.DataFrame:
     return table.drop("response_id")
 
 
-def _margins(model: PreTrainedModel, held_out: PairStore, seed: int, progress: str) -> dict[str, Figure]:
-    """Log-probs of fixed pairs, and each chosen response against its group's rejected ones; a group is a row."""
+def _margins(model: PreTrainedModel, held_out: PairStore, progress: str) -> pl.DataFrame:
+    """Log-probs of fixed pairs, and each chosen response against its group's rejected ones; a row a group."""
     scored = {s: sequence_logps(model, *held_out.rows(s), progress=f"{progress} {s}") for s in ("chosen", "rejected")}
     sizes = held_out.pairs["rejected"].list.len().cast(pl.Int64).to_numpy()
     rejected = np.add.reduceat(scored["rejected"], np.cumsum(sizes) - sizes) / sizes
-    return {
-        "logps_chosen": mean(scored["chosen"], seed=seed),
-        "logps_rejected": mean(rejected, seed=seed),
-        "margin": mean(scored["chosen"] - rejected, seed=seed),
-    }
+    figures = {"logps_chosen": scored["chosen"], "logps_rejected": rejected, "margin": scored["chosen"] - rejected}
+    return pl.DataFrame({"prompt_id": held_out.pairs["prompt_id"], **figures})
+
+
+def _beside(table: pl.DataFrame, prompts: pl.DataFrame, margins: pl.DataFrame) -> pl.DataFrame:
+    """The table with each group's figures in the row of its prompt, if every group has a row of its own there."""
+    ids = numbered(prompts).select("prompt_id")
+    rows = ids.join(margins, on="prompt_id", how="left", maintain_order="left").drop("prompt_id")
+    complete = rows.height == table.height and rows["margin"].count() == margins.height
+    return table.hstack(rows) if complete else table
 
 
 def _judged(answers: pl.DataFrame, prompts: pl.DataFrame, rule: dict[str, str]) -> tuple[list[bool], list[bool]]:
@@ -168,7 +177,7 @@ def check(prompts: pl.DataFrame, *, negatives: int | None, rule: dict[str, str] 
     if negatives is not None and not 1 <= negatives < prompts.height:
         raise InputError(
             f"evaluation.negatives: expected 1 to {prompts.height - 1} ({prompts.height} held-out prompts), "
-            f"came {negatives}"
+            f"got {negatives}"
         )
     _check_rule(rule, prompts)
     if rule and "pattern" in rule:

@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -102,7 +103,7 @@ class _Walk:
         self.seed: int = settings["seed"]
         about = {
             "mipo": importlib.metadata.version("mipo"),
-            "command": " ".join(["mipo", *sys.argv[1:]]),
+            "command": shlex.join(["mipo", *sys.argv[1:]]),
             "seed": self.seed,
             "control": settings["control"],
             "versions": {"python": platform.python_version(), **{lib: _version(lib) for lib in LIBRARIES}},
