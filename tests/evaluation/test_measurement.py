@@ -265,8 +265,8 @@ def test_an_optional_group_that_matched_nothing_is_malformed() -> None:
     ("answers", "pattern", "said"),
     [
         (["18", None], PATTERN, "row 2: no answer"),
-        (["18", "18"], r"####\s*(.+)", r"row 1: pattern .* has no group `answer`"),
-        (["18", "18"], r"(?P<answer>", "row 1: pattern .* is no regular expression"),
+        (["18", "18"], r"####\s*(.+)", r"row 1: pattern: expected a group `answer`"),
+        (["18", "18"], r"(?P<answer>", "row 1: pattern: expected a regular expression, got .*"),
     ],
 )
 def test_a_rule_that_cannot_judge_is_named(answers: list[Any], pattern: str, said: str) -> None:

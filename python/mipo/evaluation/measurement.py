@@ -171,7 +171,7 @@ def check(prompts: pl.DataFrame, *, negatives: int | None, rule: dict[str, str] 
         )
     _check_rule(rule, prompts)
     if rule and "pattern" in rule:
-        compile_rule(rule["pattern"], 1)
+        compile_rule(rule["pattern"], "rule: pattern")
 
 
 def _check_rule(rule: dict[str, str] | None, prompts: pl.DataFrame) -> None:

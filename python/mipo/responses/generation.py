@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError
-from mipo.io import files, tables
+from mipo.io import files, records, tables
 from mipo.io.lazy import lazy
 from mipo.models.loading import context_length, load_model, load_tokenizer
 from mipo.prompts.compose import is_chat, render
 from mipo.prompts.messages import key
 from mipo.responses.engines.local import sample
+from mipo.responses.sampling import Sampling
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,12 +63,14 @@ def generate(
     by name is loaded only where rows are missing. Raises ValueError, before anything is generated, for a prompt that
     leaves no room for `max_new_tokens` in the model's context.
     """
-    _check_arguments(asked, temperature, top_p, max_new_tokens, batch_size)
+    if not asked.height:
+        raise InputError("no prompt to answer; give at least one row")
+    how: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
+    records.read(Sampling, {**how, "batch_size": batch_size})
     if tokenizer is None:
         if not isinstance(model, str):
             raise InputError("a loaded model needs its tokenizer; pass it as tokenizer=")
         tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
-    how: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
     if folder:
         named = model if isinstance(model, str) else model.name_or_path
         _claim(folder, asked, {"model": named, **how, "seed": seed, "batch_size": batch_size})
@@ -120,20 +123,6 @@ def _claim(folder: Path, asked: pl.DataFrame, settings: dict[str, Any]) -> None:
             f"{folder}: holds responses made of something else:\n  " + "\n  ".join(differing) + "\nName another "
             "folder, or delete this one."
         )
-
-
-def _check_arguments(
-    asked: pl.DataFrame, temperature: float, top_p: float, max_new_tokens: int, batch_size: int
-) -> None:
-    if not asked.height:
-        raise InputError("no prompt to answer; give at least one row")
-    if temperature < 0:
-        raise InputError(f"temperature: expected 0 (greedy) or more, came {temperature}")
-    if not 0 < top_p <= 1:
-        raise InputError(f"top_p: expected more than 0 and at most 1 (all tokens), came {top_p}")
-    for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-        if value < 1:
-            raise InputError(f"{name}: expected at least 1, came {value}")
 
 
 def _encode_fitting(
