@@ -43,6 +43,12 @@ def _run(args: argparse.Namespace) -> None:
         walk.run_recipe(args.recipe, **given(args, walk.run_recipe))
 
 
+def _recipe(args: argparse.Namespace) -> None:
+    from mipo.run import recipe_text
+
+    print(recipe_text.schema() if args.schema else recipe_text.commented(), end="")
+
+
 def _demo(args: argparse.Namespace) -> None:
     from mipo.demo import run_demo
 
@@ -238,6 +244,12 @@ COMMANDS: dict[str, Command] = {
             ("recipe", {"help": "a YAML file"}),
             ("--dry-run", {"action": "store_true", "help": "show three pairs and stop"}),
         ),
+    ),
+    "recipe": (
+        "print a recipe with every setting, its default and what it may be",
+        _recipe,
+        (),
+        (("--schema", {"action": "store_true", "help": "print the JSON Schema of recipes instead, for editors"}),),
     ),
     "demo": (
         "the whole way on a tiny model, on this machine, in about two minutes",

@@ -6,7 +6,7 @@ import os
 import platform
 
 PARTS = {
-    "core": ("numpy", "polars", "pyarrow", "pyyaml", "tqdm"),
+    "core": ("msgspec", "numpy", "polars", "pyarrow", "pyyaml", "tqdm"),
     "train": ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "jinja2", "matplotlib"),
     "eval": ("lm-eval",),
     "ray": ("ray",),

@@ -63,6 +63,17 @@ def load_model(model: str, *, dtype: str = "auto", trust_remote_code: bool = Fal
     return ready
 
 
+def load_config(model: str, *, trust_remote_code: bool = False) -> Any:
+    """The config of a causal model's folder or hub name; FileNotFoundError where there is none."""
+    from transformers import AutoConfig
+
+    _check_place(model, "config.json")
+    try:
+        return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise NotThereError(f"{model}: no causal language model found there ({first_line(error)})") from None
+
+
 @contextmanager
 def without_bars() -> Iterator[None]:
     """Hides the bars of transformers ("Loading weights", "Writing model shards"); those of downloads stay."""

@@ -20,7 +20,6 @@ from typing import Any
 
 from mipo.errors import InputError
 from mipo.io import files
-from mipo.run import recipe
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class Run:
             raise InputError(f"{folder}: is not empty and holds no run; name another folder with --output")
         compared = {name: value for name, value in settings.items() if name != "max_dropped"}
         begun = any(stage["state"] == "done" for stage in found.get("stages", {}).values())
-        if begun and (lines := recipe.differences(found["settings"], json.loads(json.dumps(compared)))):
+        if begun and (lines := _differences(found["settings"], json.loads(json.dumps(compared)))):
             raise InputError(
                 f"{folder}: was made with other settings:\n  " + "\n  ".join(lines) + "\nName another folder with "
                 f"--output (and --reuse {folder} to take over the stages that stay the same), or delete this one."
@@ -175,6 +174,18 @@ class Run:
 
     def _save(self) -> None:
         files.write_json(self.path, self.manifest)
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], at: str = "") -> list[str]:
+    """The settings in which two recipes differ, a line each."""
+    lines = []
+    for name in sorted(old.keys() | new.keys()):
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += _differences(a, b, f"{at}{name}.")
+        elif a != b:
+            lines.append(f"{at}{name}: {a!r} there, {b!r} now")
+    return lines
 
 
 _TEMPORARY = re.compile(r"\..*\.(\d+)\.tmp")  # of `files.whole` and `pairs.join`; the number is the process

@@ -19,7 +19,7 @@ import polars as pl
 
 from mipo.errors import InputError
 from mipo.evaluation import figures, measurement
-from mipo.io import files, tables
+from mipo.io import files, records, tables
 from mipo.models.loading import context_length, load_model, load_tokenizer
 from mipo.negatives.draw import contrast
 from mipo.pairing.controls import shuffle
@@ -33,6 +33,7 @@ from mipo.responses.ask import ask, counter_prompts
 from mipo.responses.generation import generate, lengths
 from mipo.run import recipe
 from mipo.run.stages import Rows, Run
+from mipo.run.training_settings import load_checked
 from mipo.tokenizer.encoder import fingerprint
 from mipo.tokens.groups import tokenize
 from mipo.tokens.preparation import prepare
@@ -76,11 +77,10 @@ def run_recipe(
         )
     if until is not None and until not in STAGES:
         raise InputError(f"until: expected one of {', '.join(STAGES)}, came {until!r}")
-    settings = recipe.load(path, seed=seed, control=control)
-    recipe.check_trainer(settings)
     folder = Path(output or Path("runs") / Path(path).stem)
-    walk = _Walk(folder, settings, Path(reuse) if reuse else None)
-    files.write_text(folder / "recipe.yaml", recipe.dump(settings))
+    loaded = load_checked(path, folder, seed=seed, control=control)
+    walk = _Walk(folder, records.settings(loaded), Path(reuse) if reuse else None)
+    files.write_text(folder / "recipe.yaml", recipe.dump(loaded))
     for name in STAGES[: STAGES.index(until) + 1 if until else None]:
         getattr(walk, name)()
     if until is None:
@@ -91,8 +91,7 @@ def run_recipe(
 
 def dry_run(path: str | Path, *, seed: int | None = None, rows: int = 3) -> str:
     """The first pairs as the model will see them, and what the run will cost, before anything costs anything."""
-    settings = recipe.load(path, seed=seed)
-    recipe.check_trainer(settings)
+    settings = records.settings(load_checked(path, Path("runs") / Path(path).stem, seed=seed))
     tokenizer = load_tokenizer(settings["model"], trust_remote_code=settings["trust_remote_code"])
     train, test, rows_read = read_prompts(settings, tokenizer)
     train, rows_read, _ = separated(settings, train, test, rows_read)
