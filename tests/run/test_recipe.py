@@ -223,8 +223,8 @@ def test_a_recipe_is_refused_without_torch(tmp_path: Path) -> None:
     for number, (text, *_) in enumerate(WRONG):
         (tmp_path / f"{number}.yaml").write_text(HEAD + text)
     code = (
-        "import sys; from pathlib import Path; from mipo.cli import commands\n"
-        "codes = {commands.main(['run', str(path)]) for path in Path(sys.argv[1]).glob('*.yaml')}\n"
+        "import sys; from pathlib import Path; from mipo import cli\n"
+        "codes = {cli.main(['run', str(path)]) for path in Path(sys.argv[1]).glob('*.yaml')}\n"
         "print(codes, [name for name in ('torch', 'transformers', 'trl', 'peft', 'datasets') if name in sys.modules])"
     )
     ended = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)

@@ -7,10 +7,10 @@ import pytest
 import torch
 import yaml
 
-from mipo import demo
-from mipo.cli import commands
+from mipo import cli, demo
 from mipo.errors import InputError, NotThereError
 from mipo.run import training_settings, walk
+from mipo.run.preview import dry_run
 from mipo.run.recipe import load
 
 MODEL = demo.HERE / "model"
@@ -45,7 +45,7 @@ REFUSED = [
 @pytest.mark.parametrize(("text", "message"), REFUSED, ids=[case[0] for case in REFUSED])
 def test_what_could_not_train_is_refused_before_a_prompt_is_read(tmp_path: Path, text: str, message: str) -> None:
     path = write(tmp_path, text)
-    for refused in (lambda: walk.run_recipe(path, output=tmp_path / "out"), lambda: walk.dry_run(path)):
+    for refused in (lambda: walk.run_recipe(path, output=tmp_path / "out"), lambda: dry_run(path)):
         with pytest.raises(InputError) as error:
             refused()
         assert str(error.value).startswith(f"{path}: {message}")
@@ -54,7 +54,7 @@ def test_what_could_not_train_is_refused_before_a_prompt_is_read(tmp_path: Path,
 
 def test_the_command_says_so_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path, "lora: {target_modules: [q_porj]}")
-    assert commands.main(["run", str(path), "--dry-run"]) == 2
+    assert cli.main(["run", str(path), "--dry-run"]) == 2
     printed = capsys.readouterr().err.splitlines()[-1]
     assert printed.startswith(f"mipo run: error: {path}: lora.target_modules: ")
     assert printed.endswith(
@@ -66,7 +66,7 @@ def test_a_model_that_is_not_there_is_no_fault_of_the_adapter(tmp_path: Path) ->
     path = tmp_path / "recipe.yaml"
     path.write_text("model: ./no/model\nprompts: {source: absent.jsonl}\nlora: {r: 4}\n")
     with pytest.raises(NotThereError, match=r"^\./no/model: no such folder"):
-        walk.dry_run(path)
+        dry_run(path)
 
 
 @pytest.mark.parametrize(
@@ -106,4 +106,4 @@ def test_bf16_on_a_cpu_just_works(tmp_path: Path) -> None:
     log = json.loads((tmp_path / "out" / "training.json").read_text())
     assert log[-1]["step"] == 1
     with pytest.raises(InputError, match="fp16: expected false on a CPU"):
-        walk.dry_run(write(tmp_path, "trainer: {fp16: true}"))
+        dry_run(write(tmp_path, "trainer: {fp16: true}"))

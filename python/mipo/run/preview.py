@@ -1,0 +1,48 @@
+"""The preview of a run: its first pairs as the model will see them, and what it will cost. Generates nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from mipo.evaluation import measurement
+from mipo.io import records
+from mipo.models.model import Model
+from mipo.negatives.draw import contrast
+from mipo.responses.ask import ask, link
+from mipo.run.inputs import read_prompts, separate
+from mipo.run.training_settings import load_checked
+from mipo.tokenizer.chat import render
+
+
+def dry_run(path: str | Path, *, seed: int | None = None, rows: int = 3) -> str:
+    """The first pairs as the model will see them, and what the run will cost, before anything costs anything."""
+    recipe = load_checked(path, Path("runs") / Path(path).stem, seed=seed)
+    model = Model(recipe.model, trust_remote_code=recipe.trust_remote_code)
+    train, test, rows_read = read_prompts(recipe, model)
+    train, rows_read, _ = separate(recipe, train, test, rows_read)
+    measurement.check(test, negatives=recipe.evaluation.negatives, rule=recipe.evaluation.rule)
+    drawn = contrast(train, seed=recipe.seed, **records.settings(recipe.contrast))
+    asked = ask(train, drawn, chat=model.is_chat)
+    links = link(train, drawn, asked).with_row_index("row", offset=1)
+    shown = links.filter(pl.col("rejected_id").is_not_null()).head(rows)
+    own, counter = (
+        render(asked.prompts["prompt"].gather(shown[side]), model.tokenizer) for side in ("asked_id", "rejected_id")
+    )
+    lines = []
+    for row, chosen_prompt, rejected_prompt in zip(shown["row"], own, counter, strict=True):
+        lines += [
+            f"── pair {row}: the prompt of both responses, and what the chosen one answers",
+            chosen_prompt,
+            "── what the rejected one answers",
+            rejected_prompt,
+            "",
+        ]
+    lines += [
+        f"prompts: {rows_read.describe()}",
+        f"{train.height:,} prompts, {drawn['reason'].null_count():,} pairs of kind {recipe.contrast.kind}, "
+        f"{asked.prompts.height:,} responses to generate of at most {recipe.responses.max_new_tokens:,} tokens each; "
+        f"{test.height:,} held-out prompts",
+    ]
+    return "\n".join(lines)
