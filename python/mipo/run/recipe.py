@@ -37,11 +37,11 @@ class Prompts(Record, frozen=True, kw_only=True):
     context: Annotated[Text | None, Meta(description="column with the user's context", examples=["context"])] = None
     split: Annotated[Text, Meta(description="split of a Hugging Face data set")] = "train"
     test: Annotated[
-        Text | None, Meta(description="held-out prompts, as source; without, rows of source are held out")
+        Text | None, Meta(description="held-out prompts, a source of their own; null holds out rows of source")
     ] = None
     holdout: Annotated[HeldOut | None, Meta(description="rows that are held out; null for a tenth, at most 512")] = None
     holdout_by: Annotated[
-        Text | None, Meta(description="column of which no value is on both sides", examples=["user"])
+        Text | None, Meta(description="column of which no value is both trained on and held out", examples=["user"])
     ] = None
     overlap_share: Annotated[
         PositiveShare | None,
@@ -54,26 +54,30 @@ class Prompts(Record, frozen=True, kw_only=True):
 
 
 class Contrast(Record, frozen=True, kw_only=True):
-    """Which other prompt a rejected response answers."""
+    """What a rejected response answers: its counterpart among the prompts."""
 
     kind: Annotated[
         Kind,
         Meta(
-            description="another prompt, part of the prompt, another user's context, or the prompt without its context"
+            description="the answer to another prompt (random), to part of the prompt (partial), to it under another "
+            "user's context (context), or without its context (dropped)"
         ),
     ] = "random"
     negatives: Annotated[Count, Meta(description="K, rejected responses for each prompt")] = 1
     match: Annotated[
         Text | tuple[Text, ...],
-        Meta(description="columns in which the other prompt's row is equal", examples=[["task"]]),
+        Meta(description="columns in which a counterpart equals its row", examples=[["task"]]),
     ] = ()
     differ: Annotated[
         Text | tuple[Text, ...],
-        Meta(description="columns in which it is different", examples=[["user"]]),
+        Meta(description="columns in which a counterpart differs from its row", examples=[["user"]]),
     ] = ()
     near: Annotated[
         tuple[Text, Tolerance] | None,
-        Meta(description="a column, and how far its number, or its text's length, may be", examples=[["prompt", 50]]),
+        Meta(
+            description="a column, and how far a counterpart's number in it may be; of a text its length",
+            examples=[["prompt", 50]],
+        ),
     ] = None
     near_duplicates: Annotated[
         PositiveShare | None,
