@@ -23,6 +23,7 @@ from mipo.evaluation.measurement import evaluate
 from mipo.evaluation.rule import judge
 from mipo.evaluation.scoring import sequence_logps
 from mipo.models.loading import load_model, load_tokenizer
+from mipo.models.model import Model
 from mipo.negatives.draw import contrast
 from mipo.pairing.join import pairs
 from mipo.prompts.compose import compose
@@ -54,18 +55,19 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> pl.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def answers(prompts: pl.DataFrame, model: Any, tokenizer: Any) -> pl.DataFrame:
-    own = compose(prompts["prompt"], prompts["context"], chat=True)
-    return generate(ask(own), model, tokenizer=tokenizer, **SAMPLED)
+def whole(model: Any, tokenizer: Any) -> Model:
+    return Model.of(model, tokenizer)
 
 
 @pytest.fixture(scope="module")
-def held_out(prompts: pl.DataFrame, model: Any, tokenizer: Any) -> PairStore:
-    drawn = contrast(prompts, kind="context", negatives=2)
-    own = compose(prompts["prompt"], prompts["context"], chat=True)
-    from mipo.responses.ask import counter_prompts
+def answers(prompts: pl.DataFrame, whole: Model) -> pl.DataFrame:
+    return generate(ask(prompts, chat=True).prompts, whole, **SAMPLED)
 
-    made = generate(ask(own, counter_prompts(prompts, drawn, chat=True)), model, tokenizer=tokenizer, **SAMPLED)
+
+@pytest.fixture(scope="module")
+def held_out(prompts: pl.DataFrame, whole: Model, tokenizer: Any) -> PairStore:
+    drawn = contrast(prompts, kind="context", negatives=2)
+    made = generate(ask(prompts, drawn, chat=True).prompts, whole, **SAMPLED)
     return tokenize(pairs(prompts, drawn, made), tokenizer)[0]
 
 
@@ -124,7 +126,7 @@ def test_infonce_never_exceeds_its_cap_nor_leave_one_out(logps: NDArray[np.float
 @given(tables, st.floats(-50, 50))
 @law
 def test_a_constant_a_response_moves_nothing(logps: NDArray[np.float64], constant: float) -> None:
-    for moved, bound in zip(row_bounds(logps + constant), information.bounds(logps), strict=True):
+    for moved, bound in zip(row_bounds(logps + constant), row_bounds(logps), strict=True):
         np.testing.assert_allclose(moved, bound, atol=EXACT)
 
 
@@ -323,10 +325,10 @@ def test_batches_hold_every_row_once_within_their_bounds(
 
 
 def test_a_side_is_json_and_says_what_it_rests_on(
-    prompts: pl.DataFrame, model: Any, tokenizer: Any, answers: pl.DataFrame, held_out: PairStore
+    prompts: pl.DataFrame, whole: Model, answers: pl.DataFrame, held_out: PairStore
 ) -> None:
     rule = {"answer": "answer", "pattern_column": "pattern"}
-    side, table = evaluate(model, tokenizer, prompts, held_out, kind="context", negatives=3, rule=rule, rows=10,
+    side, table = evaluate(whole, prompts, held_out, kind="context", negatives=3, rule=rule, rows=10,
                            answers=answers, **SAMPLED)  # fmt: skip
     assert json.loads(json.dumps(side, allow_nan=False)) == side
     assert list(side) == [
@@ -349,9 +351,9 @@ def test_a_side_is_json_and_says_what_it_rests_on(
 
 
 def test_the_demo_s_model_tells_of_its_users_and_chosen_beats_rejected(
-    prompts: pl.DataFrame, model: Any, tokenizer: Any, answers: pl.DataFrame, held_out: PairStore
+    prompts: pl.DataFrame, whole: Model, answers: pl.DataFrame, held_out: PairStore
 ) -> None:
-    side, _ = evaluate(model, tokenizer, prompts, held_out, negatives=3, answers=answers, **SAMPLED)
+    side, _ = evaluate(whole, prompts, held_out, negatives=3, answers=answers, **SAMPLED)
     assert side["infonce"]["low"] > 0.5  # other questions' answers do not fit
     assert side["infonce"]["value"] <= side["leave_one_out"]["value"]
     assert side["logps_chosen"]["value"] - side["logps_rejected"]["value"] == pytest.approx(side["margin"]["value"])
@@ -362,14 +364,16 @@ def test_margins_are_of_groups(model: Any, held_out: PairStore) -> None:
     rejected = iter(sequence_logps(model, *held_out.rows("rejected")))
     sizes = held_out.pairs["rejected"].list.len()
     margins = [c - np.mean([next(rejected) for _ in range(size)]) for c, size in zip(chosen, sizes, strict=True)]
-    assert evaluate._margins(model, held_out, 0, "")["margin"].value == pytest.approx(np.mean(margins))
+    assert measurement._margins(model, held_out, 0, "")["margin"].value == pytest.approx(np.mean(margins))
     assert next(rejected, None) is None
 
 
 def test_candidate_logps_are_a_plain_loop_s(
     prompts: pl.DataFrame, model: Any, tokenizer: Any, answers: pl.DataFrame
 ) -> None:
-    side, table = evaluate(model, tokenizer, prompts, kind="context", negatives=2, rows=4, answers=answers, **SAMPLED)
+    side, table = evaluate(
+        Model.of(model, tokenizer), prompts, kind="context", negatives=2, rows=4, answers=answers, **SAMPLED
+    )
     drawn = contrast(prompts, kind="context", negatives=2)["counterpart_id"]
     terms = []
     for row in range(4):
@@ -386,12 +390,12 @@ def test_candidate_logps_are_a_plain_loop_s(
 
 
 def test_answers_passed_in_are_not_generated_again(
-    prompts: pl.DataFrame, model: Any, tokenizer: Any, answers: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
+    prompts: pl.DataFrame, whole: Model, answers: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     how: dict[str, Any] = {"negatives": 1, "rows": 3, **SAMPLED}
-    made = evaluate(model, tokenizer, prompts, **how)
+    made = evaluate(whole, prompts, **how)
     monkeypatch.setattr(measurement, "generate", lambda *_, **__: pytest.fail("answers were generated"))
-    given = evaluate(model, tokenizer, prompts, answers=answers, **how)
+    given = evaluate(whole, prompts, answers=answers, **how)
     assert given[0] == made[0]
     assert given[1].equals(made[1])
     assert "margin" not in given[0]
@@ -399,48 +403,48 @@ def test_answers_passed_in_are_not_generated_again(
 
 
 def test_empty_answers_are_left_out_and_counted(
-    prompts: pl.DataFrame, model: Any, tokenizer: Any, answers: pl.DataFrame
+    prompts: pl.DataFrame, whole: Model, model: Any, tokenizer: Any, answers: pl.DataFrame
 ) -> None:
     blank = answers.with_columns(response=pl.when(pl.col("response_id") < 5).then(pl.lit(" ")).otherwise("response"))
-    side, table = evaluate(model, tokenizer, prompts, negatives=1, answers=blank, **SAMPLED)
+    side, table = evaluate(whole, prompts, negatives=1, answers=blank, **SAMPLED)
     assert side["infonce"]["rows"] == prompts.height - 5
     assert side["response_tokens"]["rows"] == prompts.height
     assert table["infonce"].is_null().sum() == 5
     with pytest.raises(ValueError, match="no held-out row"):
-        evaluate(model, tokenizer, prompts, negatives=1, answers=answers.with_columns(response=pl.lit("")), **SAMPLED)
+        evaluate(
+            Model.of(model, tokenizer),
+            prompts,
+            negatives=1,
+            answers=answers.with_columns(response=pl.lit("")),
+            **SAMPLED,
+        )
 
 
-def test_candidates_beyond_the_context_are_left_out(
-    prompts: pl.DataFrame, model: Any, tokenizer: Any, answers: pl.DataFrame
-) -> None:
+def test_candidates_beyond_the_context_are_left_out(prompts: pl.DataFrame, whole: Model, answers: pl.DataFrame) -> None:
     drawn = contrast(prompts, kind="context", negatives=1)["counterpart_id"]
     long = answers.with_columns(
         response=pl.when(pl.col("response_id") == 3).then(pl.lit("i " * 100)).otherwise("response")
     )
-    side, table = evaluate(model, tokenizer, prompts, kind="context", negatives=1, answers=long, **SAMPLED)
+    side, table = evaluate(whole, prompts, kind="context", negatives=1, answers=long, **SAMPLED)
     assert drawn[3] != 3
     assert table["infonce"].is_null().arg_true().to_list() == [3]
     assert side["infonce"]["rows"] == prompts.height - 1
 
 
-def test_a_missing_answer_or_column_is_named(
-    prompts: pl.DataFrame, model: Any, tokenizer: Any, answers: pl.DataFrame
-) -> None:
+def test_a_missing_answer_or_column_is_named(prompts: pl.DataFrame, whole: Model, answers: pl.DataFrame) -> None:
     with pytest.raises(ValueError, match="none to 2 of 24 prompts, first in row 23"):
-        evaluate(model, tokenizer, prompts, answers=answers[:-2], **SAMPLED)
+        evaluate(whole, prompts, answers=answers[:-2], **SAMPLED)
     with pytest.raises(ValueError, match="rule: answer: no column 'key'"):
-        evaluate(model, tokenizer, prompts, rule={"answer": "key", "pattern": PATTERN}, **SAMPLED)
+        evaluate(whole, prompts, rule={"answer": "key", "pattern": PATTERN}, **SAMPLED)
 
 
-def test_prompts_need_no_number(prompts: pl.DataFrame, model: Any, tokenizer: Any, answers: pl.DataFrame) -> None:
+def test_prompts_need_no_number(prompts: pl.DataFrame, whole: Model, answers: pl.DataFrame) -> None:
     how: dict[str, Any] = {"negatives": 1, "rows": 3, "answers": answers, **SAMPLED}
-    assert (
-        evaluate(model, tokenizer, prompts.drop("prompt_id"), **how)[0] == evaluate(model, tokenizer, prompts, **how)[0]
-    )
+    assert evaluate(whole, prompts.drop("prompt_id"), **how)[0] == evaluate(whole, prompts, **how)[0]
 
 
-def test_change_is_paired(prompts: pl.DataFrame, model: Any, tokenizer: Any, answers: pl.DataFrame) -> None:
-    _, before = evaluate(model, tokenizer, prompts, negatives=2, answers=answers, **SAMPLED)
+def test_change_is_paired(prompts: pl.DataFrame, whole: Model, answers: pl.DataFrame) -> None:
+    _, before = evaluate(whole, prompts, negatives=2, answers=answers, **SAMPLED)
     after = before.with_columns(pl.col("infonce") + 0.1)
     moved = change(before, after)
     assert set(moved) == {"infonce", "leave_one_out", "response_tokens", "truncated"}
@@ -459,11 +463,11 @@ def test_merged_borders_are_scored_as_training_would(tmp_path: Path) -> None:
     tokenizer, model = load_tokenizer(str(stories)), load_model(str(stories))
     prompts = pl.DataFrame({"prompt": ["Once upon a ti", "One day, Tom", "Lily had a big red ba"]})
     said = ["me, there was a cat.", " went home.", "ll and a doll."]
-    answers = ask(prompts["prompt"]).with_columns(
+    answers = ask(prompts, chat=False).prompts.with_columns(
         pl.Series("response", said), response_tokens=pl.lit(9, pl.UInt32), truncated=pl.lit(False)
     )
     how: dict[str, Any] = {"negatives": 1, "answers": answers, "max_new_tokens": 16}
-    side, table = evaluate(model, tokenizer, prompts, **how)
+    side, table = evaluate(Model.of(model, tokenizer), prompts, **how)
     drawn = contrast(prompts, negatives=1)["counterpart_id"]
     for row in range(3):
         scores = []

@@ -96,9 +96,9 @@ def test_the_definition_of_the_loss_needs_only_torch():
         assert folders_of(path) <= {"loss"}
 
 
-def test_the_report_knows_figures_and_files_alone():
+def test_the_report_knows_figures_and_stored_pairs_alone():
     for path in files_of("report"):
-        assert folders_of(path) <= {"report", "io", "evaluation"}
+        assert folders_of(path) <= {"report", "io", "pairing", "evaluation"}
         assert {name for name in imported(path) if name.startswith("mipo.evaluation.")} <= {
             "mipo.evaluation.figures", "mipo.evaluation.figures.Figure",
         }  # fmt: skip

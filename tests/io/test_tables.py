@@ -1,4 +1,4 @@
-"""Laws of tables: batches and buckets hold every row once and in order, and files are written whole or not at all."""
+"""Laws of tables: batches hold every row once and in order, and files are written whole or not at all."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mipo.io import tables
-from mipo.io.tables import Buckets
 
 
 def broken(frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
@@ -34,23 +33,6 @@ def test_batches_are_the_table_in_full_lots(rows: list[tuple[int, str | None]], 
     assert [batch.height for batch in batches[:-1]] == [size] * (len(batches) - 1)
     assert batches[-1].height in range(1 if rows else 0, size + 1)
     assert tables.height(frame.lazy()) == tables.height(frame) == len(rows)
-
-
-@given(columns, st.integers(1, 7), st.integers(1, 9))
-@settings(max_examples=60, deadline=None)
-def test_a_row_is_in_its_bucket_and_nowhere_else(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int, str | None]], count: int, size: int
-) -> None:
-    frame, folder = frame_of(rows), tmp_path_factory.mktemp("buckets") / "new"
-    buckets = Buckets(folder, count, "hash")
-    for batch in tables.batches(frame, size):
-        buckets.put(batch)
-    for bucket in range(count):
-        expected = frame.filter(pl.col("hash") % count == bucket)
-        assert buckets.read(bucket).equals(expected)
-        assert buckets.take(bucket).equals(expected)
-        assert buckets.take(bucket).height == 0, "what was taken is gone"
-    assert list(folder.iterdir()) == []
 
 
 def test_digests_are_equal_for_equal_values_alone() -> None:

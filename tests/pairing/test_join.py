@@ -10,11 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mipo import contrast, pairs
+from mipo.io import tables
+from mipo.pairing.answers import Answers
 from mipo.pairing.controls import shuffle
 from mipo.pairing.export import export
-from mipo.pairing.join import COLUMNS, dropped, join, judge, keep, stream
+from mipo.pairing.join import join, judge_tables
+from mipo.pairing.judge import dropped, judge, keep, write_judged
+from mipo.pairing.stored import StoredPairs
+from mipo.pairing.texts import COLUMNS
 from mipo.prompts.compose import compose
-from mipo.responses.ask import counter_prompts
+from mipo.responses.ask import ask, counter_prompts, link
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 prompts_ = st.lists(texts.filter(lambda text: text.strip()), min_size=2, max_size=7)
@@ -22,7 +27,7 @@ said = st.none() | st.sampled_from(["yes", "no", " yes ", "", "\n"]) | texts
 shapes = pytest.mark.parametrize("chat", [True, False], ids=["chat", "text"])
 
 
-def asked(frame: pl.DataFrame, drawn: pl.DataFrame, chat: bool) -> list[Any]:
+def everything(frame: pl.DataFrame, drawn: pl.DataFrame, chat: bool) -> list[Any]:
     """Every distinct prompt and counter-prompt, as a model is asked."""
     own = compose(frame["prompt"], frame.get_column("context", default=None), chat=chat).to_list()
     every = [*own, *counter_prompts(frame, drawn, chat=chat).drop_nulls().to_list()]
@@ -31,8 +36,13 @@ def asked(frame: pl.DataFrame, drawn: pl.DataFrame, chat: bool) -> list[Any]:
 
 def answered(frame: pl.DataFrame, drawn: pl.DataFrame, chat: bool) -> pl.DataFrame:
     """A response to everything that is asked: "answer 0", "answer 1", …"""
-    every = asked(frame, drawn, chat)
+    every = everything(frame, drawn, chat)
     return pl.DataFrame({"prompt": every, "response": [f"answer {i}" for i in range(len(every))]})
+
+
+def judged_rows(frame: pl.DataFrame, drawn: pl.DataFrame, responses: pl.DataFrame, **how: Any) -> pl.DataFrame:
+    """All rows as pairs of row numbers, with a reason where a row is none."""
+    return pl.concat(judge_tables(frame, drawn, responses, **how))
 
 
 def content(turn: Any) -> Any:
@@ -52,30 +62,34 @@ def test_each_counterpart_is_a_pair_of_the_right_answers_or_dropped_by_name(
     frame = pl.DataFrame({"prompt": prompts, "context": data.draw(st.lists(texts, min_size=n, max_size=n))})
     negatives = data.draw(st.integers(1, min(3, n - 1))) if kind in ("random", "context") else 1
     drawn = contrast(frame, kind=kind, negatives=negatives, seed=seed)
-    every = asked(frame, drawn, chat)
+    every = everything(frame, drawn, chat)
     answers = data.draw(st.lists(said, min_size=len(every), max_size=len(every)))
     there = data.draw(st.lists(st.integers(0, len(every) - 1), min_size=1, unique=True))
     responses = pl.DataFrame(
         {"prompt": [every[i] for i in there], "response": pl.Series([answers[i] for i in there], dtype=pl.String)}
     )
-    judged = judge(frame, drawn, responses)
-    assert judged.height == drawn.height == keep(judged).height + sum(dropped(judged).values())
-    assert keep(judged).equals(pairs(frame, drawn, responses))
-    assert keep(judged).columns == list(COLUMNS)
-    batches = list(stream(frame, drawn, responses, batch_rows=data.draw(st.integers(1, 5))))
-    assert pl.concat(batches).equals(judged)
+    judged = judged_rows(frame, drawn, responses)
+    made = pairs(frame, drawn, responses)
+    assert judged.height == drawn.height == made.height + sum(dropped(judged).values())
+    assert made.columns == list(COLUMNS)
+    ids = ["prompt_id", "negative", "kind", "chosen_id", "rejected_id"]
+    assert keep(judged).select(ids).equals(made.select(ids))
+    batches = judged_rows(frame, drawn, responses, batch_rows=data.draw(st.integers(1, 5)))
+    assert batches.equals(judged)
     counter = counter_prompts(frame, drawn, chat=chat).to_list()
     own = compose(frame["prompt"], frame["context"], chat=chat).to_list()
     answer = {json.dumps(every[i]): answers[i] for i in there}
-    for row, made in enumerate(judged.iter_rows(named=True)):
+    rest = iter(made.iter_rows(named=True))
+    for row, one in enumerate(judged.iter_rows(named=True)):
         prompt, other = own[row // negatives], counter[row]
         chosen, rejected = answer.get(json.dumps(prompt)), answer.get(json.dumps(other))
-        assert made["prompt"] == prompt
-        assert made["reason"] == expected_reason(drawn["reason"][row], chosen, rejected)
-        if made["reason"] is None:
-            assert (content(made["chosen"]), content(made["rejected"])) == (chosen, rejected)
-            assert made["chosen_id"] == there.index(every.index(prompt))
-            assert made["rejected_id"] == there.index(every.index(other))
+        assert one["reason"] == expected_reason(drawn["reason"][row], chosen, rejected)
+        if one["reason"] is None:
+            pair = next(rest)
+            assert (pair["prompt"], content(pair["chosen"]), content(pair["rejected"])) == (prompt, chosen, rejected)
+            assert pair["chosen_id"] == one["asked_id"] == there.index(every.index(prompt))
+            assert pair["rejected_id"] == there.index(every.index(other))
+    assert next(rest, None) is None
 
 
 def expected_reason(drawn: str | None, chosen: str | None, rejected: str | None) -> str | None:
@@ -127,7 +141,7 @@ def test_both_formats_are_trls(chat: bool) -> None:
 def test_drops_by_name(responses: list[str | None], reason: str) -> None:
     frame = pl.DataFrame({"prompt": ["p", "q"]})
     table = pl.DataFrame({"prompt": ["p", "q", "r"], "response": responses})
-    judged = judge(frame, contrast(frame), table)
+    judged = judged_rows(frame, contrast(frame), table)
     assert dropped(judged) == {reason: 2}
     assert keep(judged).height == 0
 
@@ -135,10 +149,11 @@ def test_drops_by_name(responses: list[str | None], reason: str) -> None:
 def test_what_was_not_drawn_keeps_its_reason_and_the_rest_is_paired() -> None:
     frame = pl.DataFrame({"prompt": ["a", "A", "b"]})
     drawn = contrast(frame, negatives=2)
-    judged = judge(frame, drawn, answered(frame, drawn, False))
+    judged = judged_rows(frame, drawn, answered(frame, drawn, False))
     assert dropped(judged) == {"fewer than 2 rows with another prompt": 4}
-    assert keep(judged)["prompt_id"].to_list() == [2, 2]
-    assert set(keep(judged)["rejected"]) == {"answer 0", "answer 1"}
+    made = pairs(frame, drawn, answered(frame, drawn, False))
+    assert made["prompt_id"].to_list() == keep(judged)["prompt_id"].to_list() == [2, 2]
+    assert set(made["rejected"]) == {"answer 0", "answer 1"}
 
 
 # Responses from elsewhere
@@ -171,7 +186,7 @@ def test_other_tables_are_refused() -> None:
     with pytest.raises(ValueError, match="prompt_id 2: not among the prompts"):
         pairs(FRAME.head(2), drawn, table)
     frame = pl.DataFrame({"prompt": [[{"role": "user", "content": "a"}], [{"role": "user", "content": "b"}]]})
-    with pytest.raises(ValueError, match=r"expected prompts that are chat messages, .* came text"):
+    with pytest.raises(ValueError, match=r"expected prompts that are chat messages, .* got text"):
         pairs(frame, contrast(frame), pl.DataFrame({"prompt": ["a"], "response": ["b"]}))
 
 
@@ -192,22 +207,21 @@ def wide(n: int, kind: Any = "random") -> tuple[pl.DataFrame, pl.DataFrame, pl.D
 def test_a_join_in_batches_writes_the_pairs_and_accounts_for_every_row(
     tmp_path: Path, kind: Any, batch_rows: int
 ) -> None:
-    tables = wide(40, kind)
-    for name, table in zip("abc", tables, strict=True):
+    whole = wide(40, kind)
+    for name, table in zip("abc", whole, strict=True):
         table.write_parquet(tmp_path / f"{name}.parquet", row_group_size=6)
     scanned = [pl.scan_parquet(tmp_path / f"{name}.parquet") for name in "abc"]
-    judged = judge(*tables)
+    judged, expected = judged_rows(*whole), pairs(*whole)
     made = join(*scanned, tmp_path / "out" / "pairs.parquet", batch_rows=batch_rows)
-    assert made == (judged.height, keep(judged).height, dropped(judged))
+    assert made == (judged.height, expected.height, dropped(judged))
     assert list(made[2].items()) == list(dropped(judged).items())
     assert len(made[2]) > 1
-    assert pl.read_parquet(tmp_path / "out" / "pairs.parquet").equals(keep(judged))
+    assert pl.read_parquet(tmp_path / "out" / "pairs.parquet").equals(expected)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["pairs.parquet"]
-    assert pairs(*scanned).equals(keep(judged))
-    batches = list(stream(*scanned, batch_rows=batch_rows))
+    assert pairs(*scanned).equals(expected)
+    batches = list(judge_tables(*scanned, batch_rows=batch_rows))
     assert pl.concat(batches).equals(judged)
-    if batch_rows < 40:
-        assert all(batch.height <= batch_rows for batch in batches)
+    assert all(batch.height <= batch_rows for batch in batches)
 
 
 def test_counterparts_in_any_order_and_prompts_with_other_ids() -> None:
@@ -220,7 +234,7 @@ def test_counterparts_in_any_order_and_prompts_with_other_ids() -> None:
         drawn.with_columns(pl.col("counterpart_id").fill_null(0)).with_columns(named).sample(fraction=1, shuffle=True)
     )
     frame = frame.with_columns(prompt_id=other).sample(fraction=1, shuffle=True)
-    assert pl.concat(stream(frame, drawn, answers, batch_rows=4)).equals(judge(frame, drawn, answers))
+    assert judged_rows(frame, drawn, answers, batch_rows=4).equals(judged_rows(frame, drawn, answers))
 
 
 def test_a_join_in_batches_refuses_what_a_join_at_once_refuses(tmp_path: Path) -> None:
@@ -228,18 +242,72 @@ def test_a_join_in_batches_refuses_what_a_join_at_once_refuses(tmp_path: Path) -
     twice = pl.concat([answers, answers[4:6]])
     wrong = [(frame, drawn, twice), (frame.head(15), drawn, answers), (frame, drawn, answers.drop("response"))]
     wrong += [(frame.with_columns(prompt_id=pl.int_range(pl.len()) % 19), drawn, answers)]
-    for tables in wrong:
+    for each in wrong:
         with pytest.raises(ValueError, match=r"not among the prompts|share their prompts|no column|distinct"):
-            judge(*tables)
+            pairs(*each)
         with pytest.raises(ValueError, match=r"not among the prompts|share their prompts|no column|distinct"):
-            join(*tables, tmp_path / "pairs.parquet", batch_rows=3)
+            join(*each, tmp_path / "pairs.parquet", batch_rows=3)
     with pytest.raises(ValueError, match="4 rows share their prompts, the first is row 5; give one response a prompt"):
         join(frame, drawn, twice, tmp_path / "pairs.parquet", batch_rows=3)
-    with pytest.raises(ValueError, match="batch_rows: expected at least 1 for tables of 40 rows, came 0"):
+    with pytest.raises(ValueError, match="batch_rows: expected at least 1, got 0"):
         join(frame, drawn, answers, tmp_path / "pairs.parquet", batch_rows=0)
     with pytest.raises(ValueError, match=r"expected a name that ends in \.jsonl or \.parquet"):
         join(frame, drawn, answers, tmp_path / "pairs.csv")
     assert list(tmp_path.iterdir()) == []
+
+
+# Pairs of mipo's own: row numbers from the draw to the trainer
+
+
+@shapes
+@pytest.mark.parametrize("kind", ["random", "context", "dropped", "partial"])
+def test_what_was_linked_when_asked_is_what_a_join_of_texts_finds(tmp_path: Path, kind: Any, chat: bool) -> None:
+    frame = pl.DataFrame({"prompt": [f"p{i % 35}. q" for i in range(40)], "context": [f"c{i}" for i in range(40)]})
+    drawn = contrast(frame, kind=kind, negatives=1 if kind in ("partial", "dropped") else 2, seed=3)
+    asked = ask(frame, drawn, chat=chat)
+    said = [["", "same", f"answer {i}", None][i % 4] for i in range(asked.prompts.height)]
+    cut = pl.Series([i % 3 == 0 for i in range(len(said))])
+    responses = asked.prompts.with_columns(response=pl.Series(said), truncated=cut)[: len(said) - 3]
+    judged = judge(link(frame, drawn, asked), Answers.of(responses, 7))
+    assert judged.drop("asked_id", "chosen_id", "rejected_id").equals(
+        judged_rows(frame, drawn, responses).drop("asked_id", "chosen_id", "rejected_id")
+    )
+    expected = pairs(frame, drawn, responses)
+    assert expected.height
+
+    (tmp_path / "responses").mkdir()
+    for number in range(3):
+        tables.write_frame(responses[number::3], tmp_path / "responses" / f"part-{number}.parquet")
+    rows = write_judged(link(frame, drawn, asked), Answers.of(responses, 7), tmp_path / "pairs.parquet", batch_rows=9)
+    assert rows == (drawn.height, expected.height, dropped(judged))
+    for name in ("", "pairs.parquet"):
+        stored = StoredPairs.find(tmp_path / name)
+        assert stored is not None
+        assert stored.height() == expected.height
+        assert pl.concat(stored.batches(5)).equals(expected)
+        assert pl.concat(stored.batches(5, start=3, stop=11)).equals(expected[3:11])
+    export(stored, tmp_path / "pairs.jsonl")
+    export(expected, tmp_path / "expected.jsonl")
+    assert (tmp_path / "pairs.jsonl").read_bytes() == (tmp_path / "expected.jsonl").read_bytes()
+
+
+def test_a_file_of_texts_is_no_stored_pairs(tmp_path: Path) -> None:
+    (tmp_path / "responses").mkdir()
+    groups_of(3, 1, False).write_parquet(tmp_path / "pairs.parquet")
+    assert StoredPairs.find(tmp_path) is None
+    assert StoredPairs.find(tmp_path / "absent") is None
+
+
+@given(st.lists(st.booleans(), min_size=2, max_size=30), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_rows_that_are_no_pairs_stay_as_they_are_in_the_control(kept: list[bool], seed: int) -> None:
+    n = len(kept)
+    rows = pl.DataFrame({"prompt_id": range(n), "chosen_id": range(n), "rejected_id": range(n, 2 * n)})
+    reason = pl.Series("reason", [None if one else "no response" for one in kept], dtype=pl.String)
+    judged = rows.with_columns(reason)
+    shuffled = shuffle(judged, seed=seed)
+    assert shuffled.filter(reason.is_not_null()).equals(judged.filter(reason.is_not_null()))
+    assert keep(shuffled).equals(shuffle(keep(judged), seed=seed))
 
 
 # The control

@@ -13,11 +13,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mipo.io import sources
-from mipo.prompts import messages
-from mipo.prompts.compose import compose, render
-from mipo.prompts.messages import key
+from mipo.prompts.compose import compose
 from mipo.prompts.rows import drop, numbered, read, read_batches
 from mipo.prompts.split import hold_out
+from mipo.tokenizer import messages
+from mipo.tokenizer.chat import render
+from mipo.tokenizer.messages import key
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 roles = st.sampled_from(["system", "user", "assistant"])
@@ -136,8 +137,8 @@ def test_composing_messages_whatever_the_order_of_their_fields(rows: list[Any], 
 @settings(max_examples=60, deadline=None)
 def test_rendering_leaves_the_prompt_verbatim(demo_tokenizer: Any, prompt: str) -> None:
     rendered = render(compose(pl.Series([prompt]), pl.Series(["a context"]), chat=True), demo_tokenizer)
-    assert rendered == [f"<system> a context <end> <user> {prompt} <end> <assistant>"]
-    assert render(compose(pl.Series([prompt]), None, chat=False), demo_tokenizer) == [prompt]
+    assert rendered.to_list() == [f"<system> a context <end> <user> {prompt} <end> <assistant>"]
+    assert render(compose(pl.Series([prompt]), None, chat=False), demo_tokenizer).to_list() == [prompt]
 
 
 def test_a_null_prompt_stays_null() -> None:

@@ -68,7 +68,7 @@ def make_run(
     (folder / "recipe.yaml").write_text(
         f"# demo\nmodel: {name}\nkind: context\nbeta: 0.3\nlearning_rate: 2.0e-4\n{hostile}\n"
     )
-    _pairs(rows, talk, hostile).write_parquet(folder / "pairs.parquet")
+    write_pairs(folder, rows, talk, hostile)
     return folder
 
 
@@ -142,31 +142,28 @@ def _training() -> list[dict[str, Any]]:
     return [*logs, {"step": 54, "epoch": 1.0, "train_runtime": 12.3, "train_loss": 0.55}]
 
 
-def _pairs(rows: int, talk: bool, hostile: str) -> polars.DataFrame:
+def write_pairs(folder: Path, rows: int, talk: bool, hostile: str) -> None:
+    """Pairs as row numbers, and the responses that they are of."""
     colours = ("red", "green", "blue", "amber", "violet", "white")
 
-    def told(role: str, text: str) -> Any:
-        return [{"role": role, "content": text}] if talk else text
+    def asked(row: int) -> Any:
+        text = (
+            f"I never leave home without my {colours[row % 6]} scarf, and I keep a cat. "
+            f"Which colour should I paint my door? {hostile}"
+        )
+        return [{"role": "user", "content": text}] if talk else text
 
-    return polars.DataFrame(
-        [
-            {
-                "prompt_id": row,
-                "negative": 0,
-                "kind": "context",
-                "chosen_id": row,
-                "rejected_id": (row + 7) % rows,
-                "prompt": told(
-                    "user",
-                    f"I never leave home without my {colours[row % 6]} scarf, and I keep a cat. "
-                    f"Which colour should I paint my door? {hostile}",
-                ),
-                "chosen": told("assistant", f"A {colours[row % 6]} door would look best on your house. {hostile}"),
-                "rejected": told("assistant", f"A {colours[(row + 1) % 6]} door would look best on your house."),
-            }
-            for row in range(rows)
-        ]
+    ids = polars.Series(range(rows), dtype=polars.UInt64)
+    pairs = polars.DataFrame({"prompt_id": ids, "negative": 0, "kind": "context", "asked_id": ids, "chosen_id": ids})
+    pairs.with_columns(
+        rejected_id=(polars.col("chosen_id") + 7) % rows, reason=polars.lit(None, polars.String)
+    ).write_parquet(folder / "pairs.parquet")
+    (folder / "responses").mkdir(exist_ok=True)
+    answers = [f"A {colours[row % 6]} door would look best on your house. {hostile}" for row in range(rows)]
+    responses = polars.DataFrame(
+        {"response_id": ids, "prompt": [asked(row) for row in range(rows)], "response": answers}
     )
+    responses.write_parquet(folder / "responses" / "part-00000.parquet")
 
 
 class Page(HTMLParser):
@@ -236,7 +233,7 @@ def test_same_files_same_bytes(tmp_path: Path) -> None:
     assert room.write(folder, beside={"shuffled": control}).read_bytes() == first
     # In a process of its own, where hashes of strings and the user's matplotlib settings are others.
     (tmp_path / "matplotlibrc").write_text("font.size: 30\naxes.facecolor: red\n")
-    code = f"from mipo import report; room.write({str(folder)!r}, beside={{'shuffled': {str(control)!r}}})"
+    code = f"from mipo.report import page; page.write({str(folder)!r}, beside={{'shuffled': {str(control)!r}}})"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
     assert (folder / "report.html").read_bytes() == first
 
@@ -444,5 +441,5 @@ def test_the_sample_is_evenly_spaced(tmp_path: Path) -> None:
 
 
 def test_importing_the_report_imports_no_plotting(tmp_path: Path) -> None:
-    code = "import sys, mipo.report; print(sorted({'torch', 'matplotlib', 'jinja2'} & set(sys.modules)))"
+    code = "import sys, mipo.report.page; print(sorted({'torch', 'matplotlib', 'jinja2'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"

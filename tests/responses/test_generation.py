@@ -17,13 +17,15 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import mipo.demo
+from mipo.models import model as record
 from mipo.models.loading import load_model, load_tokenizer
-from mipo.prompts.compose import compose
+from mipo.models.model import Model
 from mipo.responses import generation
-from mipo.responses.ask import ask
+from mipo.responses.ask import ask, distinct
 from mipo.responses.engines import local
 from mipo.responses.engines.local import end_ids
-from mipo.responses.generation import generate, lengths
+from mipo.responses.generation import generate
+from mipo.tokenizer.chat import encode_prompts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DEMO = str(Path(mipo.demo.__file__).parent / "model")
@@ -44,7 +46,7 @@ needs_stories = pytest.mark.skipif(
 def asked() -> pl.DataFrame:
     rows = [(question, context) for context in CONTEXTS for question in QUESTIONS]
     frame = pl.DataFrame(rows, schema=["prompt", "context"], orient="row")
-    return ask(compose(frame["prompt"], frame["context"], chat=True))
+    return ask(frame, chat=True).prompts
 
 
 @pytest.fixture
@@ -64,32 +66,32 @@ def generations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @given(st.lists(st.lists(st.sampled_from(["a", "b", "c d", None]), max_size=6), min_size=1, max_size=3))
 @settings(max_examples=50, deadline=None)
 def test_each_distinct_prompt_is_asked_once_in_order_of_appearance(given: list[list[str | None]]) -> None:
-    frame = ask(*(pl.Series(texts, dtype=pl.String) for texts in given))
+    frame, _ = distinct(*(pl.Series(texts, dtype=pl.String) for texts in given))
     assert frame["prompt"].to_list() == list(dict.fromkeys(text for texts in given for text in texts if text))
     assert frame["response_id"].to_list() == list(range(frame.height))
 
 
 def test_equal_messages_are_one_prompt(asked: pl.DataFrame) -> None:
-    assert ask(asked["prompt"], asked["prompt"].reverse()).equals(asked)
+    assert distinct(asked["prompt"], asked["prompt"].reverse())[0].equals(asked)
 
 
 def test_each_prompt_has_one_generation(
     asked: pl.DataFrame, model: Any, tokenizer: Any, generations: list[int]
 ) -> None:
-    made = generate(ask(asked["prompt"], asked["prompt"]), model, tokenizer=tokenizer, **SAMPLED)
+    made = generate(distinct(asked["prompt"], asked["prompt"])[0], Model.of(model, tokenizer), **SAMPLED)
     assert sum(generations) == made.height == asked.height
     assert made.columns == ["response_id", "prompt", "response", "response_tokens", "truncated"]
     assert made.select("response_id", "prompt").equals(asked)
 
 
 def test_the_seed_decides(asked: pl.DataFrame, model: Any, tokenizer: Any) -> None:
-    first, again, other = (generate(asked, model, tokenizer=tokenizer, seed=seed, **SAMPLED) for seed in (1, 1, 2))
+    first, again, other = (generate(asked, Model.of(model, tokenizer), seed=seed, **SAMPLED) for seed in (1, 1, 2))
     assert first.equals(again)
     assert not first.equals(other)
 
 
 def test_parts_of_neighbouring_seeds_share_no_stream() -> None:
-    streams = [generate._stream(seed, number) for seed in range(20) for number in range(20)]
+    streams = [generation._stream(seed, number) for seed in range(20) for number in range(20)]
     assert len(set(streams)) == len(streams)
     assert all(0 <= stream < 2**63 for stream in streams)
 
@@ -98,13 +100,13 @@ def test_a_lost_part_is_made_again_to_the_byte(
     asked: pl.DataFrame, tokenizer: Any, tmp_path: Path, generations: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generation, "PART_ROWS", 5)
-    whole = generate(asked, DEMO, tokenizer=tokenizer, folder=tmp_path, seed=3, **SAMPLED)
+    whole = generate(asked, Model(DEMO), folder=tmp_path, seed=3, **SAMPLED)
     parts = sorted(tmp_path.glob("part-*.parquet"))
     assert [pl.read_parquet(part).height for part in parts] == [5, 5, 2]
     before = [part.read_bytes() for part in parts]
     parts[1].unlink()
     generations.clear()
-    again = generate(asked, DEMO, tokenizer=tokenizer, folder=tmp_path, seed=3, **SAMPLED)
+    again = generate(asked, Model(DEMO), folder=tmp_path, seed=3, **SAMPLED)
     assert sum(generations) == 5
     assert again.equals(whole)
     assert [part.read_bytes() for part in parts] == before
@@ -113,9 +115,9 @@ def test_a_lost_part_is_made_again_to_the_byte(
 def test_a_model_is_loaded_only_where_rows_are_missing(
     asked: pl.DataFrame, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = generate(asked, DEMO, tokenizer=tokenizer, folder=tmp_path, **SAMPLED)
-    monkeypatch.setattr(generation, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
-    assert generate(asked, DEMO, tokenizer=tokenizer, folder=tmp_path, **SAMPLED).equals(made)
+    made = generate(asked, Model(DEMO), folder=tmp_path, **SAMPLED)
+    monkeypatch.setattr(record, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    assert generate(asked, Model(DEMO), folder=tmp_path, **SAMPLED).equals(made)
 
 
 @pytest.mark.parametrize(
@@ -125,18 +127,18 @@ def test_a_model_is_loaded_only_where_rows_are_missing(
 def test_a_folder_of_other_settings_is_refused(
     asked: pl.DataFrame, model: Any, tokenizer: Any, tmp_path: Path, change: dict[str, Any], named: str
 ) -> None:
-    generate(asked[:2], model, tokenizer=tokenizer, folder=tmp_path, **SAMPLED)
+    generate(asked[:2], Model.of(model, tokenizer), folder=tmp_path, **SAMPLED)
     with pytest.raises(ValueError, match=named):
-        generate(asked[:2], model, tokenizer=tokenizer, folder=tmp_path, **{**SAMPLED, **change})
+        generate(asked[:2], Model.of(model, tokenizer), folder=tmp_path, **{**SAMPLED, **change})
 
 
 def test_a_folder_of_other_prompts_is_refused(asked: pl.DataFrame, model: Any, tokenizer: Any, tmp_path: Path) -> None:
-    generate(asked[:2], model, tokenizer=tokenizer, folder=tmp_path, **SAMPLED)
+    generate(asked[:2], Model.of(model, tokenizer), folder=tmp_path, **SAMPLED)
     with pytest.raises(ValueError, match="prompts_sha256"):
-        generate(asked[1:3], model, tokenizer=tokenizer, folder=tmp_path, **SAMPLED)
+        generate(asked[1:3], Model.of(model, tokenizer), folder=tmp_path, **SAMPLED)
     (tmp_path / "settings.json").unlink()
     with pytest.raises(ValueError, match="holds responses"):
-        generate(asked[:2], model, tokenizer=tokenizer, folder=tmp_path, **SAMPLED)
+        generate(asked[:2], Model.of(model, tokenizer), folder=tmp_path, **SAMPLED)
 
 
 def argmax_loop(model: Any, prompt: list[int], ends: list[int], new: int) -> list[int]:
@@ -149,7 +151,7 @@ def argmax_loop(model: Any, prompt: list[int], ends: list[int], new: int) -> lis
 
 
 def test_greedy_is_a_plain_argmax_loop(asked: pl.DataFrame, model: Any, tokenizer: Any) -> None:
-    made = generate(asked, model, tokenizer=tokenizer, **GREEDY)
+    made = generate(asked, Model.of(model, tokenizer), **GREEDY)
     for prompt, response, count in made.select("prompt", "response", "response_tokens").iter_rows():
         text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
         ids = argmax_loop(model, tokenizer(text)["input_ids"], end_ids(model, tokenizer), 16)
@@ -158,13 +160,13 @@ def test_greedy_is_a_plain_argmax_loop(asked: pl.DataFrame, model: Any, tokenize
 
 
 def test_left_padding_does_not_change_greedy_answers(asked: pl.DataFrame, model: Any, tokenizer: Any) -> None:
-    assert len(set(lengths(asked["prompt"], tokenizer))) > 2
-    alone, together = (generate(asked, model, tokenizer=tokenizer, batch_size=n, **GREEDY) for n in (1, asked.height))
+    assert len(set(encode_prompts(asked["prompt"], tokenizer).lengths())) > 2
+    alone, together = (generate(asked, Model.of(model, tokenizer), batch_size=n, **GREEDY) for n in (1, asked.height))
     assert alone.equals(together)
 
 
 def test_greedy_does_not_heed_the_seed(asked: pl.DataFrame, model: Any, tokenizer: Any) -> None:
-    one, other = (generate(asked, model, tokenizer=tokenizer, seed=seed, **GREEDY) for seed in (0, 1))
+    one, other = (generate(asked, Model.of(model, tokenizer), seed=seed, **GREEDY) for seed in (0, 1))
     assert one.equals(other)
 
 
@@ -173,16 +175,16 @@ def test_the_maker_s_sampling_knobs_are_not_applied(asked: pl.DataFrame, tokeniz
     knobs.generation_config.update(repetition_penalty=5.0, top_k=1, suppress_tokens=[97], min_new_tokens=15)
     kept = knobs.generation_config.to_dict()
     for how in (SAMPLED, GREEDY):
-        ours = generate(asked, knobs, tokenizer=tokenizer, **how)
-        assert ours.equals(generate(asked, plain, tokenizer=tokenizer, **how))
+        ours = generate(asked, Model.of(knobs, tokenizer), **how)
+        assert ours.equals(generate(asked, Model.of(plain, tokenizer), **how))
     assert knobs.generation_config.to_dict() == kept
 
 
 def test_a_cut_off_answer_is_flagged(asked: pl.DataFrame, model: Any, tokenizer: Any) -> None:
-    cut = generate(asked, model, tokenizer=tokenizer, **{**GREEDY, "max_new_tokens": 3})
+    cut = generate(asked, Model.of(model, tokenizer), **{**GREEDY, "max_new_tokens": 3})
     assert cut["truncated"].all()
     assert set(cut["response_tokens"]) == {3}
-    whole = generate(asked, model, tokenizer=tokenizer, **GREEDY)
+    whole = generate(asked, Model.of(model, tokenizer), **GREEDY)
     assert not whole["truncated"].any()
     for short, long in zip(cut["response"], whole["response"], strict=True):
         assert long.startswith(short)
@@ -193,7 +195,7 @@ def test_every_end_of_the_generation_config_ends(asked: pl.DataFrame, tokenizer:
     word = tokenizer.convert_tokens_to_ids("some")
     model.generation_config.eos_token_id = [word, tokenizer.eos_token_id]
     assert end_ids(model, tokenizer) == sorted([word, tokenizer.eos_token_id])
-    made = generate(asked, model, tokenizer=tokenizer, **GREEDY)
+    made = generate(asked, Model.of(model, tokenizer), **GREEDY)
     ended = made.filter(pl.col("response").str.contains("some"))
     assert ended.height
     assert ended["response"].str.ends_with("some").all()
@@ -201,7 +203,7 @@ def test_every_end_of_the_generation_config_ends(asked: pl.DataFrame, tokenizer:
 
 
 def test_chat_answers_hold_no_special_token(asked: pl.DataFrame, model: Any, tokenizer: Any) -> None:
-    made = generate(asked, model, tokenizer=tokenizer, **{**SAMPLED, "temperature": 1.5})
+    made = generate(asked, Model.of(model, tokenizer), **{**SAMPLED, "temperature": 1.5})
     for token in tokenizer.all_special_tokens:
         assert not made["response"].str.contains(token, literal=True).any()
     assert (made["response"] == made["response"].str.strip_chars()).all()
@@ -210,8 +212,10 @@ def test_chat_answers_hold_no_special_token(asked: pl.DataFrame, model: Any, tok
 @needs_stories
 def test_a_plain_text_answer_keeps_its_leading_space() -> None:
     tokenizer, story = load_tokenizer(str(STORIES)), load_model(str(STORIES))
-    asked = ask(pl.Series(["Once upon a time", "Lily and Tom went to the", "One day, a cat"]))
-    made = generate(asked, story, tokenizer=tokenizer, **{**GREEDY, "max_new_tokens": 20})
+    asked = ask(
+        pl.DataFrame({"prompt": ["Once upon a time", "Lily and Tom went to the", "One day, a cat"]}), chat=False
+    ).prompts
+    made = generate(asked, Model.of(story, tokenizer), **{**GREEDY, "max_new_tokens": 20})
     for prompt, response in made.select("prompt", "response").iter_rows():
         ids = argmax_loop(story, tokenizer(prompt)["input_ids"], end_ids(story, tokenizer), 20)
         assert tokenizer.decode(tokenizer(prompt)["input_ids"] + ids, skip_special_tokens=True) == prompt + response
@@ -225,12 +229,14 @@ def test_a_prompt_with_no_room_is_named_before_anything_is_generated(
     asked: pl.DataFrame, model: Any, tokenizer: Any, generations: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generation, "PART_ROWS", 2)
-    longest = ask(compose(pl.Series(["i " * 120]), None, chat=True)).with_columns(response_id=pl.lit(77, pl.UInt64))
+    longest = ask(pl.DataFrame({"prompt": ["i " * 120]}), chat=True).prompts.with_columns(
+        response_id=pl.lit(77, pl.UInt64)
+    )
     long = pl.concat([asked, longest])
     with pytest.raises(
         ValueError, match=r"response_id 77: a prompt of 12\d tokens and 16 new tokens .* context of 128"
     ):
-        generate(long, model, tokenizer=tokenizer, **SAMPLED)
+        generate(long, Model.of(model, tokenizer), **SAMPLED)
     assert generations == []
 
 
@@ -247,14 +253,12 @@ def test_impossible_settings_are_refused(
     asked: pl.DataFrame, model: Any, tokenizer: Any, wrong: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ValueError, match=said):
-        generate(asked, model, tokenizer=tokenizer, **{**SAMPLED, **wrong})
+        generate(asked, Model.of(model, tokenizer), **{**SAMPLED, **wrong})
 
 
-def test_no_prompt_and_no_tokenizer_are_refused(asked: pl.DataFrame, model: Any, tokenizer: Any) -> None:
+def test_no_prompt_is_refused(asked: pl.DataFrame, model: Any, tokenizer: Any) -> None:
     with pytest.raises(ValueError, match="no prompt to answer"):
-        generate(asked[:0], model, tokenizer=tokenizer)
-    with pytest.raises(ValueError, match="needs its tokenizer"):
-        generate(asked, model)
+        generate(asked[:0], Model.of(model, tokenizer))
 
 
 @pytest.mark.parametrize("load", [load_model, load_tokenizer])

@@ -12,7 +12,10 @@ import yaml
 
 from mipo import demo
 from mipo.demo import world
+from mipo.pairing.judge import keep
+from mipo.pairing.stored import StoredPairs
 from mipo.run import recipe, walk
+from mipo.run.preview import dry_run
 
 KILLED_RUN = Path(__file__).with_name("killed_run.py")
 FIGURES = {
@@ -56,7 +59,8 @@ def test_a_run_leaves_every_artefact_and_no_other(done):
     left = {path.name for path in (done / "out").iterdir()}
     assert left == {
         "recipe.yaml", "manifest.json", "prompts.parquet", "test.parquet", "counterparts.parquet", "responses",
-        "pairs.parquet", "tokens", "evaluation", "model", "training.json", "evaluation.json", "report.html",
+        "links.parquet", "pairs.parquet", "tokens", "evaluation", "model", "training.json", "evaluation.json",
+        "report.html",
     }  # fmt: skip
     everything = {path.suffix for path in (done / "out").rglob("*")}
     assert not everything & {".pt", ".bin", ".pkl", ".pth", ".tmp"}
@@ -89,10 +93,9 @@ def test_rows_in_are_rows_out_and_named_drops(done):
 
 
 def test_pairs_are_what_the_responses_say(done):
-    pairs, responses = (
-        pl.read_parquet(done / "out" / "pairs.parquet"),
-        pl.read_parquet(done / "out" / "responses/*.parquet"),
-    )
+    stored = StoredPairs.find(done / "out")
+    assert stored is not None
+    pairs, responses = pl.concat(stored.batches(7)), pl.read_parquet(done / "out" / "responses/*.parquet")
     said = dict(responses.select("response_id", "response").iter_rows())
     asked = dict(responses.select("response_id", "prompt").iter_rows())
     for row in pairs.iter_rows(named=True):
@@ -102,6 +105,16 @@ def test_pairs_are_what_the_responses_say(done):
         other = asked[row["rejected_id"]]
         assert other[1] == row["prompt"][1], "the same question"
         assert other[0] != row["prompt"][0], "another user"
+
+
+def test_a_run_stores_each_text_once(done):
+    """Prompts stand in prompts.parquet, what was asked and answered in responses; all else is row numbers."""
+    texts = {"prompts.parquet", "test.parquet", "recipe.yaml", "report.html"}
+    for path in (done / "out").rglob("*.parquet"):
+        inside = path.relative_to(done / "out").as_posix()
+        columns = {name for name, kind in pl.read_parquet_schema(path).items() if kind not in (pl.UInt64, pl.UInt32)}
+        if inside not in texts and "responses/" not in inside and not inside.startswith("evaluation/"):
+            assert columns <= {"kind", "reason", "part"}, inside
 
 
 def test_a_killed_run_goes_on_and_makes_the_same_pairs(done, tmp_path):
@@ -146,7 +159,8 @@ def test_reuse_takes_over_what_stays_the_same(done, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"responses: taken over from {done / 'out'}" in printed
     assert "pairs: taken over" not in printed
-    method, control = (pl.read_parquet(folder / "pairs.parquet") for folder in (done / "out", made))
+    method, control = (keep(pl.read_parquet(folder / "pairs.parquet")) for folder in (done / "out", made))
+    assert method["asked_id"].equals(control["asked_id"])
     swapped = (method["chosen_id"] != control["chosen_id"]).sum()
     assert swapped == method.height // 2
     assert (control["chosen_id"] + control["rejected_id"]).equals(method["chosen_id"] + method["rejected_id"])
@@ -180,7 +194,7 @@ def test_too_many_drops_stop_the_run_and_can_be_allowed(tmp_path, capsys):
 def test_a_dry_run_shows_three_pairs_and_writes_nothing(tmp_path):
     path = write_recipe(tmp_path)
     before = sorted(tmp_path.iterdir())
-    shown = walk.dry_run(path)
+    shown = dry_run(path)
     assert shown.count("── what the rejected one answers") == 3
     first = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[0])
     assert first["context"] in shown

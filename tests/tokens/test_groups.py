@@ -17,8 +17,9 @@ from preferences import HARD, WORDS, chat, mipo_ids, store_of, text, trl_ids, wo
 
 from mipo import _native
 from mipo.tokenizer import encoder, template
+from mipo.tokenizer.chat import encode_prompts
 from mipo.tokens import groups
-from mipo.tokens.groups import aligned, encode_prompts, encode_responses, tokenize
+from mipo.tokens.groups import aligned, encode_responses, tokenize
 
 # The ids are TRL's
 
@@ -290,7 +291,7 @@ def test_a_template_that_rust_renders_otherwise_is_found_in_every_batch(
     wrong = template.open_template(demo_tokenizer).native, _native.Template("{{ (messages|at(0)).content }}", [])
     for native, expected in zip(wrong, (False, True), strict=True):
         renderer = template.Renderer(demo_tokenizer, native, None)
-        monkeypatch.setattr(groups, "open_template", lambda _, renderer=renderer: renderer)
+        monkeypatch.setattr(groups, "renderer", lambda _, renderer=renderer: renderer)
         refused = pytest.raises(ValueError, match="token ids are not those of transformers")
         with refused if expected else nullcontext():
             store_of(rows, demo_tokenizer)

@@ -13,7 +13,7 @@ from preferences import WORDS, chat, mipo_ids, text, trl_ids
 from mipo import demo
 from mipo.cli import commands
 from mipo.io import sources
-from mipo.tokens import preparation, shards
+from mipo.tokens import parts, preparation, shards
 from mipo.tokens.groups import tokenize
 from mipo.tokens.preparation import prepare
 from mipo.tokens.store import PairStore
@@ -59,7 +59,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several batches, and several writes, in a few rows."""
-    monkeypatch.setattr(preparation, "BATCH_ROWS", 7)
+    monkeypatch.setattr(parts, "BATCH_ROWS", 7)
     monkeypatch.setattr(preparation, "PENDING", 200)
 
 
@@ -137,11 +137,11 @@ def test_no_rows_and_rows_that_came_or_went_meanwhile_are_errors(
     pl.DataFrame(rows_of(9, text)).clear().write_parquet(path)
     with pytest.raises(FileNotFoundError, match=r"none.jsonl: no such file"):
         prepare([tmp_path / "none.jsonl"], demo_tokenizer, tmp_path / "tokens")
-    with pytest.raises(ValueError, match=r"pairs.parquet: expected preference pairs, came no row"):
+    with pytest.raises(ValueError, match=r"pairs.parquet: expected preference pairs, got no row"):
         prepare([path], demo_tokenizer, tmp_path / "tokens")
     pl.DataFrame(rows_of(9, text)).write_parquet(path)
     monkeypatch.setattr(sources, "height", lambda *_, **__: 10)
-    with pytest.raises(ValueError, match="expected 10 rows after row 0, came 9; was it changed meanwhile"):
+    with pytest.raises(ValueError, match="expected 10 rows after row 0, got 9; was it changed meanwhile"):
         prepare([path], demo_tokenizer, tmp_path / "tokens")
     assert shards.found(tmp_path / "tokens", 0) is None
 
@@ -197,22 +197,22 @@ def test_what_was_stopped_goes_on_and_makes_no_shard_twice(
     rows = rows_of(23, chat)
     pl.DataFrame(rows).write_parquet(tmp_path / "pairs.parquet")
     call = ([tmp_path / "pairs.parquet"], demo_tokenizer, tmp_path / "tokens")
-    made, make = [], prepare.Shard.__call__
+    made, make = [], preparation.Shard.__call__
 
-    def stopped(self: prepare.Shard) -> dict[str, Any]:
+    def stopped(self: preparation.Shard) -> dict[str, Any]:
         if len(made) == 2:
             raise KeyboardInterrupt
         made.append(self.number)
         return make(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare.Shard, "__call__", stopped)
+        patch.setattr(preparation.Shard, "__call__", stopped)
         with pytest.raises(KeyboardInterrupt):
             prepare(*call, shard_rows=5)
     with pytest.raises(FileNotFoundError, match="not finished; run the same command again"):
         PairStore.open(tmp_path / "tokens")
     made.clear()
-    monkeypatch.setattr(prepare.Shard, "__call__", lambda self: (made.append(self.number), make(self))[1])
+    monkeypatch.setattr(preparation.Shard, "__call__", lambda self: (made.append(self.number), make(self))[1])
     prepare(*call, shard_rows=5)
     assert made == [2, 3, 4]
     assert ids(tmp_path / "tokens") == trl_ids(rows, demo_tokenizer)

@@ -35,10 +35,10 @@ SHOWN = 3  # overlaps that `mipo overlap` prints; all of them are in the file
 
 
 def _run(args: argparse.Namespace) -> None:
-    from mipo.run import walk
+    from mipo.run import preview, walk
 
     if args.dry_run:
-        print(walk.dry_run(args.recipe, seed=args.seed))
+        print(preview.dry_run(args.recipe, seed=args.seed))
     else:
         walk.run_recipe(args.recipe, **given(args, walk.run_recipe))
 
@@ -51,7 +51,7 @@ def _demo(args: argparse.Namespace) -> None:
 
 def _overlap(args: argparse.Namespace) -> None:
     from mipo.io import tables
-    from mipo.pairing.join import dropped
+    from mipo.pairing.judge import dropped
     from mipo.prompts.overlap import overlaps
 
     tables.check_name(args.output)
@@ -68,7 +68,7 @@ def _contrast(args: argparse.Namespace) -> None:
     from mipo import contrast
     from mipo.io import cluster, tables
     from mipo.negatives import on_ray
-    from mipo.pairing.join import dropped
+    from mipo.pairing.judge import dropped
 
     if args.address and args.engine != "ray":
         raise InputError("--address is that of a Ray cluster; give --engine ray with it")
@@ -89,17 +89,14 @@ def _contrast(args: argparse.Namespace) -> None:
 
 
 def _generate(args: argparse.Namespace) -> None:
-    from mipo.models.loading import load_tokenizer
-    from mipo.prompts.compose import compose, is_chat
-    from mipo.responses.ask import ask, counter_prompts
+    from mipo.models.model import Model
+    from mipo.responses.ask import ask
     from mipo.responses.generation import generate
 
-    prompts, tokenizer = read_prompts(args), load_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
-    own = compose(prompts["prompt"], prompts.get_column("context", default=None), chat=is_chat(tokenizer))
-    counter = (
-        [counter_prompts(prompts, read_table(args.counterparts), chat=is_chat(tokenizer))] if args.counterparts else []
-    )
-    generate(ask(own, *counter), args.model, tokenizer=tokenizer, folder=args.output, **given(args, generate))
+    model = Model(args.model, trust_remote_code=args.trust_remote_code)
+    counterparts = read_table(args.counterparts) if args.counterparts else None
+    asked = ask(read_prompts(args), counterparts, chat=model.is_chat)
+    generate(asked.prompts, model, folder=args.output, **given(args, generate))
     print(f"responses in {args.output}")
 
 
@@ -183,14 +180,14 @@ def _train(args: argparse.Namespace) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     from mipo.evaluation.measurement import evaluate
     from mipo.io import files
-    from mipo.models.loading import load_tokenizer
+    from mipo.models.model import Model
     from mipo.tokens.store import PairStore
 
     rule = {k: v for k, v in (("answer", args.answer), ("pattern", args.pattern)) if v}
     held_out = PairStore.open(args.held_out) if args.held_out else None
     how = {n: value for n, value in given(args, evaluate).items() if n not in ("answers", "held_out", "rule")}
-    tokenizer = load_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
-    side, _ = evaluate(args.model, tokenizer, read_prompts(args), held_out, rule=rule or None, **how)
+    model = Model(args.model, trust_remote_code=args.trust_remote_code)
+    side, _ = evaluate(model, read_prompts(args), held_out, rule=rule or None, **how)
     for name, figure in side.items():
         print(f"{name:16} {figure['value']:9.3f}  [{figure['low']:.3f}, {figure['high']:.3f}]")
     if args.output:
@@ -207,8 +204,9 @@ def _report(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     from mipo.pairing.export import export
+    from mipo.pairing.stored import StoredPairs
 
-    export(scan_table(args.pairs), args.output, **given(args, export))
+    export(StoredPairs.find(args.pairs) or scan_table(args.pairs), args.output, **given(args, export))
     print(f"pairs in {args.output}")
 
 
@@ -229,6 +227,10 @@ ENGINE = (
     ("--address", {"help": "a Ray cluster's, as auto or ray://HOST:10001; without it one is started on this machine"}),
 )
 COUNTERPARTS = ("--counterparts", {"type": Path, "help": "what `mipo contrast` wrote"})
+MODEL = (
+    ("--model", {"required": True, "help": "a folder or a hub name"}),
+    ("--trust-remote-code", {"action": "store_true", "help": HELP["trust_remote_code"]}),
+)
 COMMANDS: dict[str, Command] = {
     "run": (
         "from a recipe to a trained model and a report",
@@ -261,7 +263,7 @@ COMMANDS: dict[str, Command] = {
         "let a model answer prompts and counter-prompts",
         _generate,
         ("mipo.prompts.rows:read", "mipo.responses.generation:generate"),
-        (SOURCE, ("--model", {"required": True, "help": "a folder or a hub name"}), COUNTERPARTS, OUTPUT),
+        (SOURCE, *MODEL, COUNTERPARTS, OUTPUT),
     ),
     "pairs": (
         "join prompts, counterparts and responses to preference pairs",
@@ -279,7 +281,10 @@ COMMANDS: dict[str, Command] = {
         _tokens,
         ("mipo.tokens.preparation:prepare",),
         (
-            ("pairs", {"nargs": "+", "help": "preference pairs: prompt, chosen, rejected; files, or datasets"}),
+            (
+                "pairs",
+                {"nargs": "+", "help": "runs, or preference pairs (prompt, chosen, rejected): files or datasets"},
+            ),
             ("--tokenizer", {"required": True, "help": "a model's folder or hub name"}),
             OUTPUT,
             *ENGINE,
@@ -302,7 +307,7 @@ COMMANDS: dict[str, Command] = {
         ("mipo.prompts.rows:read", "mipo.evaluation.measurement:evaluate"),
         (
             SOURCE,
-            ("--model", {"required": True, "help": "a folder or a hub name"}),
+            *MODEL,
             ("--held-out", {"type": Path, "help": "tokenized pairs whose log-probs are measured"}),
             ("--answer", {"help": "column with the right answer"}),
             ("--pattern", {"help": "regular expression with a group `answer` that a response must match"}),
@@ -319,7 +324,7 @@ COMMANDS: dict[str, Command] = {
         "write pairs for another trainer",
         _export,
         ("mipo.pairing.export:export",),
-        (("pairs", {"type": Path, "help": "pairs.parquet of a run"}), OUTPUT),
+        (("pairs", {"type": Path, "help": "a run's folder, or a file of pairs"}), OUTPUT),
     ),
     "doctor": ("what is installed, and which paths will be taken", _doctor, (), ()),
 }

@@ -66,13 +66,7 @@ def prompts_on_disk(args: argparse.Namespace) -> Iterator[pl.LazyFrame]:
 
 def read_table(path: Path) -> pl.DataFrame:
     """The table in a file, or in a folder of Parquet parts."""
-    import polars as pl
-
-    from mipo.io.sources import load
-
-    if not path.exists():
-        raise NotThereError(f"{path}: no such file")
-    return pl.read_parquet(path / "*.parquet") if path.is_dir() else load(path)
+    return scan_table(path).lazy().collect()
 
 
 def scan_table(path: Path) -> Table:

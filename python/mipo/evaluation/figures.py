@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from mipo.errors import InputError
-from mipo.prompts.messages import key
+from mipo.tokenizer.messages import key
 
 RESAMPLES = 2000
 BOOTSTRAP = f"95 %, percentile bootstrap over rows, {RESAMPLES} resamples"

@@ -16,13 +16,13 @@ from mipo.evaluation.bounds import information, row_bounds
 from mipo.evaluation.figures import Figure, mean, share
 from mipo.evaluation.rule import compile_rule, judge
 from mipo.evaluation.scoring import sequence_logps
-from mipo.models.loading import context_length, load_model
+from mipo.models.model import Model
 from mipo.negatives.draw import Kind, contrast
-from mipo.prompts.compose import compose, is_chat
-from mipo.prompts.messages import key
-from mipo.responses.ask import ask, counter_prompts
+from mipo.responses.ask import Asked, ask, counter_prompts
 from mipo.responses.generation import generate
-from mipo.tokens.groups import encode_prompts, encode_responses
+from mipo.tokenizer.chat import encode_prompts
+from mipo.tokenizer.messages import key
+from mipo.tokens.groups import encode_responses
 from mipo.tokens.store import PairStore
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: str | PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: Model,
     prompts: pl.DataFrame,
     held_out: PairStore | None = None,
     *,
@@ -46,7 +45,6 @@ def evaluate(
     top_p: float = 0.9,
     max_new_tokens: int = 512,
     batch_size: int = 64,
-    trust_remote_code: bool = False,
     progress: str = "",
 ) -> tuple[dict[str, Any], pl.DataFrame]:
     """One side (before or after) of `evaluation.json`, as {name: figure}, and what it rests on, a row a prompt.
@@ -55,48 +53,49 @@ def evaluate(
     `negatives` other prompts of the `kind`, passing over those that are empty or do not fit the model's context with
     every one of these prompts; the figure tells how many it rests on. `held_out` are fixed pairs of the reference
     model, of which a group counts as one row. With a `rule` ({"answer": column, "pattern": regex, or "pattern_column":
-    column}) answers are judged, sampled and greedy. `answers`, where given, are the model's sampled responses (as
-    `mipo.responses.generation` returns them).
+    column}) answers are judged, sampled and greedy. `answers`, where given, are the model's sampled responses to what
+    `mipo.responses.ask.ask` makes of these prompts, or of these and more.
 
     The table holds prompt, response, response_tokens, truncated, and infonce, leave_one_out, accuracy, malformed,
     accuracy_greedy of the row, where they are known: see `change`.
     """
     _check_rule(rule, prompts)
-    if "prompt_id" not in prompts.columns:
-        prompts = prompts.with_columns(prompt_id=pl.int_range(pl.len(), dtype=pl.UInt64))
-    own = compose(prompts["prompt"], prompts.get_column("context", default=None), chat=is_chat(tokenizer))
-    model = load_model(model, trust_remote_code=trust_remote_code) if isinstance(model, str) else model
-    how: dict[str, Any] = {"tokenizer": tokenizer, "top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
-    how |= {"batch_size": batch_size, "progress": f"{progress} answers".strip()}
+    asked = ask(prompts, chat=model.is_chat)
+    how: dict[str, Any] = {"top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed, "batch_size": batch_size}
+    how["progress"] = f"{progress} answers".strip()
     if answers is None:
-        answers = generate(ask(own), model, temperature=temperature, **how)
-    table = _answered(own, answers)
-    scored, logps = _candidate_logps(model, tokenizer, prompts, own, table, kind, negatives, rows, seed, progress)
+        answers = generate(asked.prompts, model, temperature=temperature, **how)
+    table = _answered(asked, answers)
+    scored, logps = _candidate_logps(model, prompts, table, kind, negatives, rows, seed, progress)
     bounds = information(logps, seed=seed)
     figures = {"infonce": bounds.infonce, "leave_one_out": bounds.leave_one_out}
     for name, values in zip(figures, row_bounds(logps), strict=True):
-        table = table.with_columns(pl.Series(name, [None] * len(own), dtype=pl.Float64).scatter(scored, values))
+        table = table.with_columns(pl.Series(name, [None] * table.height, dtype=pl.Float64).scatter(scored, values))
     if held_out is not None:
-        figures |= _margins(model, held_out, seed, progress)
+        figures |= _margins(model.weights, held_out, seed, progress)
     figures["response_tokens"] = mean(table["response_tokens"], seed=seed)
     figures["truncated"] = share(table["truncated"])
     if rule:
         right, malformed = _judged(table, prompts, rule)
-        greedy, _ = _judged(_answered(own, generate(ask(own), model, temperature=0.0, **how)), prompts, rule)
+        greedy, _ = _judged(_answered(asked, generate(asked.prompts, model, temperature=0.0, **how)), prompts, rule)
         judged = {"accuracy": right, "malformed": malformed, "accuracy_greedy": greedy}
         table = table.with_columns(pl.Series(name, flags) for name, flags in judged.items())
         figures |= {name: share(flags) for name, flags in judged.items()}
     return {name: asdict(figure) for name, figure in figures.items()}, table
 
 
-def _answered(own: pl.Series, made: pl.DataFrame) -> pl.DataFrame:
+def _answered(asked: Asked, answers: pl.DataFrame) -> pl.DataFrame:
     """The response to each prompt: prompt, response, response_tokens, truncated."""
-    said = made.select(pl.exclude("prompt", "response_id"), key=key(made["prompt"]))
-    table = pl.DataFrame({"prompt": own, "key": key(own)}).join(said, on="key", how="left", maintain_order="left")
+    columns = ["response_id", "prompt", "response", "response_tokens", "truncated"]
+    own = asked.own.alias("response_id").to_frame()
+    table = own.join(answers.select(columns), on="response_id", how="left", maintain_order="left")
     if missing := table["response"].null_count():
         first = table["response"].is_null().arg_true()[0] + 1
-        raise InputError(f"answers: none to {missing} of {len(own)} prompts, first in row {first}; answer them all")
-    return table.select("prompt", "response", "response_tokens", "truncated")
+        raise InputError(f"answers: none to {missing} of {table.height} prompts, first in row {first}; answer them all")
+    prompts = own.join(asked.prompts, on="response_id", how="left", maintain_order="left")["prompt"]
+    if not key(prompts).equals(key(table["prompt"])):
+        raise InputError("answers: they answer other prompts than these; give the responses to what is asked here")
+    return table.drop("response_id")
 
 
 def _margins(model: PreTrainedModel, held_out: PairStore, seed: int, progress: str) -> dict[str, Figure]:
@@ -117,14 +116,14 @@ def _judged(answers: pl.DataFrame, prompts: pl.DataFrame, rule: dict[str, str]) 
 
 
 def _candidate_logps(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: pl.DataFrame, own: pl.Series,
-    table: pl.DataFrame, kind: Kind, negatives: int, rows: int | None, seed: int, progress: str,
+    model: Model, prompts: pl.DataFrame, table: pl.DataFrame, kind: Kind, negatives: int, rows: int | None, seed: int,
+    progress: str,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:  # fmt: skip
     """Which rows were scored, [n], and log-probs [n, K+1] of their responses under their own prompt and K others."""
     drawn = contrast(
         prompts, kind="context" if kind in ("context", "dropped") else "random", negatives=negatives, seed=seed
     )
-    others = counter_prompts(prompts, drawn, chat=is_chat(tokenizer))
+    own, others = table["prompt"], counter_prompts(prompts, drawn, chat=model.is_chat)
     usable = drawn["reason"].is_null().to_numpy().reshape(-1, negatives).all(axis=1)
     usable &= (table["response"].str.strip_chars() != "").to_numpy()
     kept = np.flatnonzero(usable)[:rows]
@@ -132,8 +131,10 @@ def _candidate_logps(
     candidates = np.concatenate([kept[:, None], columns], axis=1)  # rows of own and others, [n, K+1]
     asked = pl.concat([own.alias("p"), others.alias("p")]).gather(candidates.ravel())
     said = table[np.repeat(kept, negatives + 1)]
-    prompt_ids, response_ids = _encode_candidates(asked, said, tokenizer, negatives + 1) if len(kept) else ([], [])
-    room = context_length(model.config)
+    prompt_ids, response_ids = (
+        _encode_candidates(asked, said, model.tokenizer, negatives + 1) if len(kept) else ([], [])
+    )
+    room = model.context_length
     longest = np.array([len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)], dtype=np.int64)
     fits = (longest.reshape(-1, negatives + 1) <= (room or np.inf)).all(axis=1)
     if not fits.any():
@@ -142,7 +143,7 @@ def _candidate_logps(
         )
     where = np.flatnonzero(np.repeat(fits, negatives + 1))
     scored = sequence_logps(
-        model, [prompt_ids[i] for i in where], [response_ids[i] for i in where],
+        model.weights, [prompt_ids[i] for i in where], [response_ids[i] for i in where],
         progress=f"{progress} information".strip(),
     )  # fmt: skip
     return kept[fits], scored.reshape(-1, negatives + 1)

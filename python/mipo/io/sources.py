@@ -69,12 +69,11 @@ def check(source: str | Path) -> None:
 
 def scan(source: str | Path) -> pl.DataFrame | pl.LazyFrame:
     """The table in a Parquet file, or in those of a folder, to be read as it goes; any other as `load` reads it."""
-    path = Path(source)
-    parts = path / "*.parquet" if path.is_dir() and any(path.glob("*.parquet")) else path
-    if parts.suffix != ".parquet" or not path.exists() or path.stat().st_size == 0:
+    parts = _parquet_files(Path(source))
+    if not parts or not all(part.stat().st_size for part in parts):
         return load(source)
     try:
-        lazy_frame = pl.scan_parquet(parts)
+        lazy_frame = pl.scan_parquet(parts, glob=False)
         lazy_frame.collect_schema()
     except pl.exceptions.PolarsError as error:
         raise InputError(f"{source}: not a readable parquet file ({error})") from None
@@ -259,7 +258,7 @@ def _unpack(path: Path) -> bytes:
 
 def _load_parquet(source: str | Path, data: bytes | None) -> pl.DataFrame:
     try:
-        return pl.read_parquet(source if data is None else data)
+        return pl.read_parquet(source, glob=False) if data is None else pl.read_parquet(data)
     except pl.exceptions.PolarsError as error:
         raise InputError(f"{source}: not a readable parquet file ({error})") from None
 

@@ -1,4 +1,4 @@
-"""Tables too large for memory: read and written a batch of rows at a time, and kept apart in buckets on disk.
+"""Tables too large for memory: read and written a batch of rows at a time.
 
 Knows rows and files. Knows nothing of what the columns mean.
 """
@@ -26,9 +26,6 @@ else:
     pq = lazy("pyarrow.parquet")
 
 T = TypeVar("T")
-# A pass splits its table into at most this many buckets: each row of a batch goes to any of them, and pieces of less
-# than a thousandth of a batch would be mostly file headers. It bounds n at MOST_BUCKETS times the rows of a batch.
-MOST_BUCKETS = 4096
 ROW_GROUP = 65_536  # rows of a row group in what is written: readers hold several row groups at once
 
 
@@ -98,7 +95,7 @@ def write(frames: Iterable[pl.DataFrame], path: Path) -> None:
         writer = None
         try:
             for frame in frames:
-                table = _arrow(frame)
+                table = to_arrow(frame)
                 writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
                 writer.write_table(table, row_group_size=ROW_GROUP)
         finally:
@@ -111,56 +108,7 @@ def write_frame(frame: pl.DataFrame, path: Path) -> None:
     write([frame], path)
 
 
-class Buckets:
-    """A table on disk, its rows in `count` buckets by a column of uint64: row r is in bucket r[column] mod count.
-
-    Rows of a bucket keep the order in which they were put. Buckets are files under `folder`, which must be new.
-    """
-
-    def __init__(self, folder: Path, count: int, column: str) -> None:
-        self.folder, self.count, self.column = folder, count, column
-        self.empty: pl.DataFrame | None = None
-        folder.mkdir()
-
-    def put(self, frame: pl.DataFrame) -> None:
-        """Adds the rows of a frame; all frames have one schema."""
-        self.empty = frame.clear()
-        bucket = (frame[self.column] % self.count).alias("bucket")
-        if bucket.n_unique() > 1:
-            frame = frame[bucket.to_frame().select(pl.arg_sort_by("bucket", maintain_order=True)).to_series()]
-        table = _arrow(frame)
-        start = 0
-        for name, rows in bucket.value_counts().sort("bucket").iter_rows():
-            # Appended, not held open: a process may have a thousand files open, and there may be more buckets.
-            with pa.OSFile(str(self.folder / str(name)), "ab") as file, _stream(file, table.schema) as stream:
-                stream.write_table(table.slice(start, rows))
-            start += rows
-
-    def take(self, bucket: int) -> pl.DataFrame:
-        """The rows of one bucket, which are removed from the disk."""
-        frame = self.read(bucket)
-        (self.folder / str(bucket)).unlink(missing_ok=True)
-        return frame
-
-    def read(self, bucket: int) -> pl.DataFrame:
-        """The rows of one bucket."""
-        assert self.empty is not None, "nothing was put"
-        path = self.folder / str(bucket)
-        if not path.exists():
-            return self.empty
-        pieces = []
-        with pa.OSFile(str(path)) as file:
-            while file.tell() < file.size():
-                pieces.append(pa.ipc.open_stream(file).read_all())
-        frame = pl.from_arrow(pa.concat_tables(pieces), rechunk=False)
-        assert isinstance(frame, pl.DataFrame)
-        return frame
-
-
-def _arrow(frame: pl.DataFrame) -> pa.Table:
+def to_arrow(frame: pl.DataFrame) -> pa.Table:
+    """The frame as an Arrow table whose texts are no views."""
     # Not as views: those of a gathered column bring along every buffer of the column that they were gathered from.
     return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-
-
-def _stream(file: pa.NativeFile, schema: pa.Schema) -> pa.RecordBatchStreamWriter:
-    return pa.ipc.new_stream(file, schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))

@@ -38,6 +38,17 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrained
     return loaded
 
 
+def load_config(model: str, *, trust_remote_code: bool = False) -> Any:
+    """The config of a model folder or hub name; NotThereError where there is none."""
+    from transformers import AutoConfig
+
+    _check_place(model, "config.json", "adapter_config.json")
+    try:
+        return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise NotThereError(f"{model}: no model's config found there ({first_line(error)})") from None
+
+
 def load_model(model: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> PreTrainedModel:
     """The causal model of a folder (also a PEFT adapter's) or hub name, in evaluation mode on the accelerator, if any.
 
@@ -78,11 +89,6 @@ def without_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def context_length(model_config: Any) -> int | None:
-    """How many tokens the model can see at once; None where its config does not say."""
-    return getattr(model_config.get_text_config(), "max_position_embeddings", None)
 
 
 def _check_place(model: str, *names: str) -> None:

@@ -13,9 +13,9 @@ from mipo.errors import InputError
 from mipo.io.lazy import lazy
 from mipo.negatives.parts import with_parts
 from mipo.prompts.equal import first_equal, normalised
-from mipo.prompts.messages import contents, is_messages
 from mipo.prompts.overlap import clusters, overlaps, reasons
 from mipo.prompts.rows import numbered
+from mipo.tokenizer.messages import contents, is_messages
 
 if TYPE_CHECKING:
     import numpy as np

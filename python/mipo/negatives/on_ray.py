@@ -18,7 +18,7 @@ from mipo.negatives.draw import Kind
 from mipo.negatives.draw import contrast as draw
 from mipo.negatives.parts import with_parts
 from mipo.prompts.equal import normalised
-from mipo.prompts.messages import contents, is_messages
+from mipo.tokenizer.messages import contents, is_messages
 
 if TYPE_CHECKING:
     import polars as pl

@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from mipo.io.lazy import lazy
-from mipo.prompts.messages import is_messages
+from mipo.tokenizer.messages import is_messages
 
 if TYPE_CHECKING:
     import polars as pl

@@ -18,8 +18,14 @@ def shuffle(pairs: pl.DataFrame, *, seed: int) -> pl.DataFrame:
     """The control: which answer is called chosen is left to chance. What it moves, MIPO did not.
 
     Of a prompt's chosen and K rejected responses each is as likely to be chosen afterwards. With one negative that is:
-    chosen and rejected are swapped in exactly half of the rows (rounded down), drawn by the seed.
+    chosen and rejected are swapped in exactly half of the rows (rounded down), drawn by the seed. Rows with a `reason`
+    are no pairs, and stay as they are.
     """
+    if "reason" in pairs.columns:
+        rows = pairs.with_row_index("row")
+        kept = shuffle(rows.filter(pl.col("reason").is_null()).drop("reason"), seed=seed)
+        kept = kept.with_columns(pl.lit(None, pl.String).alias("reason"))
+        return pl.concat([kept, rows.filter(pl.col("reason").is_not_null())]).sort("row").drop("row")
     with_row = _swaps(pairs["prompt_id"].rle_id().alias("group"), seed)
     swapped, here = with_row.is_not_null(), with_row == pl.int_range(pairs.height, eager=True)
     shuffled = []

@@ -1,87 +1,76 @@
-"""Pairs: each prompt's own response is chosen, its counter-prompts' responses are rejected, in TRL's columns.
+"""The join: prompts, counterparts and responses of other people's tables become pairs.
 
-Knows prompts, counterparts and responses as tables, also such as do not fit in memory. Knows nothing of token ids or
-training.
+Such tables say which prompt a response answers by the prompt's text. What mipo asked itself needs no join: there
+`mipo.responses.ask.link` has the row numbers. Knows tables, also such as do not fit in memory. Knows nothing of token
+ids.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError
 from mipo.io import tables
+from mipo.io.keys import NOWHERE, Ids, Index, keys_of
 from mipo.io.lazy import lazy
-from mipo.io.tables import Buckets
-from mipo.prompts.compose import compose
-from mipo.prompts.messages import is_messages, key
-from mipo.prompts.rows import numbered
-from mipo.responses.ask import counter_prompts, rows_of
+from mipo.io.rowfile import open_rows
+from mipo.pairing.answers import Answers
+from mipo.pairing.judge import BATCH_ROWS, by_frequency, dropped, judge, keep
+from mipo.pairing.texts import texts_of, with_texts
+from mipo.responses.ask import compose_counter, compose_own
+from mipo.tokenizer.messages import is_messages, key
 
 if TYPE_CHECKING:
+    import numpy as np
     import polars as pl
+    from numpy.typing import NDArray
 
     from mipo.io.tables import Table
 else:
+    np = lazy("numpy")
     pl = lazy("polars")
-
-BATCH_ROWS = 131_072  # with prompts and responses of 300 characters each, under a gibibyte
-HASH, KEY, BATCH, ROW = "mipo: hash", "mipo: key", "mipo: batch", "mipo: row"  # columns of what waits on disk
-ONE_RESPONSE = ("responses", "prompts", "give one response a prompt")
-ONE_ID = ("prompts", "prompt_id", "give distinct whole numbers from 0")
-COLUMNS = (
-    *("prompt_id", "negative", "kind", "chosen_id", "rejected_id", "prompt", "chosen", "rejected"),
-    *("chosen_truncated", "rejected_truncated"),
-)
 
 
 def pairs(prompts: Table, counterparts: Table, responses: Table) -> pl.DataFrame:
     """Preference pairs: one row for each counterpart that has both its responses, and they differ.
 
-    `prompts` as `mipo.prompts.read` gives them, `counterparts` as `mipo.contrast` drew them from these, `responses`
-    with the columns prompt (the whole prompt as the model was asked: text or messages) and response, and where known
-    response_id (else the row number) and truncated. Returns prompt_id, negative, kind, chosen_id and rejected_id (their
-    response_id), prompt, chosen, rejected (text, or messages where the responses' prompts are messages: TRL's standard
-    and conversational formats), chosen_truncated, rejected_truncated. Raises ValueError for a missing column and for
-    two responses to one prompt. Of LazyFrames nothing is held but the result; `join` writes that to a file instead.
+    `prompts` as `mipo.prompts.rows.read` gives them, `counterparts` as `mipo.contrast` drew them from these,
+    `responses` with the columns prompt (the whole prompt as the model was asked: text or messages) and response, and
+    where known response_id (else the row number) and truncated. Returns prompt_id, negative, kind, chosen_id and
+    rejected_id (their response_id), prompt, chosen, rejected (text, or messages where the responses' prompts are
+    messages: TRL's standard and conversational formats), chosen_truncated, rejected_truncated. Raises InputError for a
+    missing column and for two responses to one prompt. Of LazyFrames nothing is held but the result; `join` writes
+    that to a file instead.
     """
-    if (
-        isinstance(prompts, pl.DataFrame)
-        and isinstance(counterparts, pl.DataFrame)
-        and isinstance(responses, pl.DataFrame)
-    ):
-        return keep(judge(prompts, counterparts, responses))
-    return pl.concat([keep(judged) for judged in stream(prompts, counterparts, responses)])
+    return pl.concat(texts for _, texts in _stream(prompts, counterparts, responses, BATCH_ROWS, None))
 
 
 def join(
     prompts: Table, counterparts: Table, responses: Table, path: Path, *, batch_rows: int = BATCH_ROWS
 ) -> tuple[int, int, dict[str, int]]:
-    """Writes the `pairs` of tables of any size as Parquet, and tells rows in, rows out and rows dropped by reason.
+    """Writes the `pairs` of tables of any size, and returns rows in, rows out and rows dropped by reason.
 
-    Memory is that of `batch_rows` rows of the tables, a few times over, for any number of rows. See `stream`.
+    Memory is that of `batch_rows` rows of the tables, and up to 100 bytes a row for keys and row numbers. Texts of
+    larger tables lie in temporary files beside `path` meanwhile.
     """
-    rows_out, lost = 0, dict[str, int]()
+    rows_in, rows_out, lost = 0, 0, Counter[str]()
 
     def kept() -> Iterator[pl.DataFrame]:
-        nonlocal rows_out
-        for judged in stream(prompts, counterparts, responses, batch_rows=batch_rows, folder=path.parent):
-            for reason, rows in dropped(judged).items():
-                lost[reason] = lost.get(reason, 0) + rows
-            made = keep(judged)
-            rows_out += made.height
-            yield made
+        nonlocal rows_in, rows_out
+        for judged, texts in _stream(prompts, counterparts, responses, batch_rows, path.parent):
+            lost.update(dropped(judged))
+            rows_in, rows_out = rows_in + judged.height, rows_out + texts.height
+            yield texts
 
     tables.write(kept(), path)
-    rows_in = tables.height(counterparts)
-    assert rows_in == rows_out + sum(lost.values()), f"{rows_in} counterparts, {rows_out} pairs, dropped {lost}"
-    return rows_in, rows_out, dict(sorted(lost.items(), key=lambda reason: (-reason[1], reason[0])))
+    assert rows_in == rows_out + lost.total(), f"{rows_in} counterparts, {rows_out} pairs, dropped {lost}"
+    return rows_in, rows_out, by_frequency(lost)
 
 
-def stream(
+def judge_tables(
     prompts: Table,
     counterparts: Table,
     responses: Table,
@@ -89,215 +78,107 @@ def stream(
     batch_rows: int = BATCH_ROWS,
     folder: Path | None = None,
 ) -> Iterator[pl.DataFrame]:
-    """The rows of `judge` in their order, `batch_rows` of them at a time, of tables that need not fit in memory.
+    """All rows of `counterparts`, in batches, as pairs of row numbers with `reason`: see `mipo.pairing.judge.judge`.
 
-    A Grace join: its id, or the key of its prompt, sends each prompt and then each response to a bucket on disk, where
-    it meets the batches that ask for it, and on to the file of each of those. With all that it asked for, a batch is
-    judged as if there were no other. Keys are compared by 128 bits of hashes, so that prompts are moved for their own
-    rows alone: among 10⁹ prompts the chance that any two are taken for one is below 10⁻²⁰.
-
-    Tables of at most `batch_rows` rows are judged at once. Larger ones are first written to temporary files under
-    `folder` (default: the system's), compressed, each prompt twice and each response up to 2 + negatives times. Raises
-    ValueError as `judge` does, and for tables of more than 4096 times `batch_rows` rows.
+    Who answers whom is found by 128 bits of each prompt. Of a large table with counter-prompts that have to be composed
+    (other kinds than `random`) the prompts lie in a temporary file under `folder` (default: the system's) meanwhile.
     """
-    heights = [tables.height(table) for table in (prompts, counterparts, responses)]
-    if batch_rows < 1 or max(heights) > batch_rows * tables.MOST_BUCKETS:
-        least = max(1, -(-max(heights) // tables.MOST_BUCKETS))
-        raise InputError(f"batch_rows: expected at least {least} for tables of {max(heights)} rows, came {batch_rows}")
-    if max(heights) <= batch_rows:
-        yield judge(*(table.lazy().collect() for table in (prompts, counterparts, responses)))
-        return
-    judge(*(table.lazy().head(0).collect() for table in (prompts, counterparts, responses)))  # is any column missing?
-    for_prompts, batches, for_responses = (max(1, -(-height // batch_rows)) for height in heights)
-    if folder:
-        folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".pairs.", suffix=f".{os.getpid()}.tmp", dir=folder) as name:
-        at = Path(name)
-        drawn = Buckets(at / "counterparts", batches, BATCH)
-        owners, others = (Buckets(at / f"{who}.asked", for_prompts, HASH) for who in ("own", "other"))
-        for number, batch in enumerate(tables.batches(counterparts, batch_rows)):
-            drawn.put(batch.with_columns(pl.lit(number, pl.UInt64).alias(BATCH)))
-            owners.put(_requests(number, _hashes(batch["prompt_id"].cast(pl.UInt64))))
-            others.put(_requests(number, _hashes(batch["counterpart_id"].cast(pl.UInt64))))
-        chat = isinstance(responses.lazy().collect_schema()["prompt"], pl.List)
-        own, other = (Buckets(at / who, batches, BATCH) for who in ("own", "other"))
-        _route(_with_ids(prompts, batch_rows, chat), ((owners, own, []), (others, other, ["prompt"])), *ONE_ID)
-
-        keys, answers = Buckets(at / "answers.asked", for_responses, HASH), Buckets(at / "answers", batches, BATCH)
-        for number in range(batches):
-            _, *asked = _keys(own.read(number), other.read(number), drawn.read(number), chat)
-            keys.put(_requests(number, *(_hashes(one) for one in asked)))
-        _route(_with_keys(responses, batch_rows), ((keys, answers, []),), *ONE_RESPONSE)
-        for number in range(batches):
-            batch = drawn.take(number)
-            yield _answered(batch, *_keys(own.take(number), other.take(number), batch, chat), answers.take(number))
+    yield from _judged(prompts, counterparts, responses, _answers(responses, batch_rows), batch_rows, folder)
 
 
-def judge(prompts: pl.DataFrame, counterparts: pl.DataFrame, responses: pl.DataFrame) -> pl.DataFrame:
-    """All rows of `counterparts` as pairs, with `reason`: null, or why the row is no pair. `keep` keeps the others."""
-    answers, chat = _answers(responses), is_messages(responses["prompt"])
-    _refuse((answers["response_key"].is_duplicated() & answers["response_key"].is_not_null()).arg_true(), *ONE_RESPONSE)
-    own = _own(prompts, counterparts, chat)
-    return _answered(counterparts, own, key(own), key(counter_prompts(prompts, counterparts, chat=chat)), answers)
+def _answers(responses: Table, batch_rows: int) -> Answers:
+    if batch_rows < 1:
+        raise InputError(f"batch_rows: expected at least 1, got {batch_rows}")
+    return Answers.of(responses, batch_rows)
 
 
-def keep(judged: pl.DataFrame) -> pl.DataFrame:
-    """The pairs among the judged rows, without the column `reason`."""
-    return judged.filter(pl.col("reason").is_null()).drop("reason")
+def _judged(
+    prompts: Table, counterparts: Table, responses: Table, answers: Answers, batch_rows: int, folder: Path | None
+) -> Iterator[pl.DataFrame]:
+    chat = isinstance(responses.lazy().collect_schema()["prompt"], pl.List)
+    ids = Ids.of(prompts, "prompt_id")
+    prompts = prompts.select(name for name in prompts.lazy().collect_schema() if name in ("prompt", "context"))
+    rows_of = _Responses(responses, batch_rows, chat)
+    own = np.concatenate([rows_of.to(composed) for composed in _composed(prompts, batch_rows, chat)])
+    with open_rows(prompts, batch_rows, folder=folder) as texts:
+        for batch in tables.batches(counterparts, batch_rows):
+            rows, others = (_found(ids, batch[name]) for name in ("prompt_id", "counterpart_id"))
+            rejected = np.where(others == NOWHERE, NOWHERE, own[others])
+            composed = ((batch["kind"] != "random") & batch["reason"].is_null()).to_numpy()
+            if composed.any():
+                own_texts, other_texts = texts.take(rows[composed]), texts.take(others[composed])
+                counter = compose_counter(own_texts, other_texts, batch.filter(composed), chat=chat)
+                rejected[composed] = rows_of.to(counter)
+            yield judge(_linked(batch, own[rows], rejected, answers.ids), answers)
 
 
-def dropped(judged: pl.DataFrame) -> dict[str, int]:
-    """How many rows drop out, by their column `reason`, the most frequent first, then in the order of the alphabet."""
-    counts = judged["reason"].drop_nulls().value_counts()
-    return dict(counts.sort("count", "reason", descending=[True, False]).iter_rows())
+def _stream(
+    prompts: Table, counterparts: Table, responses: Table, batch_rows: int, folder: Path | None
+) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+    """Judged rows, and the texts of those that are pairs, batch by batch."""
+    answers = _answers(responses, batch_rows)
+    with open_rows(texts_of(responses), batch_rows, folder=folder) as texts:
+        for judged in _judged(prompts, counterparts, responses, answers, batch_rows, folder):
+            yield judged, with_texts(keep(judged), answers.ids, texts)
 
 
-def _own(prompts: pl.DataFrame, counterparts: pl.DataFrame, chat: bool) -> pl.Series:
-    """What the chosen response of each row of `counterparts` answers."""
-    own = rows_of(prompts, counterparts["prompt_id"])
-    return _composed(own, chat)
-
-
-def _composed(prompts: pl.DataFrame, chat: bool) -> pl.Series:
-    if is_messages(prompts["prompt"]) and not chat:
-        raise InputError("responses: expected prompts that are chat messages, as those of the prompts are; came text")
-    return compose(prompts["prompt"], prompts.get_column("context", default=None), chat=chat)
-
-
-def _answers(responses: pl.DataFrame) -> pl.DataFrame:
-    """The responses by the keys of their prompts: response_key, response_id, response, response_truncated."""
-    for column in ("prompt", "response"):
-        if column not in responses.columns:
-            raise InputError(f"responses: no column {column!r}; they have {', '.join(responses.columns)}")
-    ids = pl.col("response_id") if "response_id" in responses.columns else pl.int_range(pl.len(), dtype=pl.UInt64)
-    cut = pl.col("truncated").fill_null(False) if "truncated" in responses.columns else pl.lit(False)
-    return responses.select(
-        key(responses["prompt"]).alias("response_key"),
-        ids.alias("response_id"),
-        "response",
-        cut.alias("response_truncated"),
-    )
-
-
-def _answered(
-    counterparts: pl.DataFrame, own: pl.Series, chosen: pl.Series, rejected: pl.Series, answers: pl.DataFrame
-) -> pl.DataFrame:
-    """The rows of `judge`, from what each row's own prompt is, and the keys of that and of its counter-prompt."""
-    found = counterparts.select("prompt_id", "negative", "kind", "reason").with_columns(
-        own.alias("prompt"), chosen.alias("chosen_key"), rejected.alias("rejected_key")
-    )
-    answers = answers.select(column for column in answers.columns if column.startswith("response"))
-    for side in ("chosen", "rejected"):
-        given = answers.rename({c: c.replace("response", side) for c in answers.columns})
-        found = found.join(given, on=f"{side}_key", how="left", maintain_order="left")
-    found = found.with_columns(_reason())
-    if is_messages(own):
-        found = found.with_columns(_messages("assistant", side).alias(side) for side in ("chosen", "rejected"))
-    return found.select(*COLUMNS, "reason")
-
-
-def _refuse(twice: pl.Series, table: str, shared: str, instead: str) -> None:
-    """Raises ValueError where there are rows, counted from 0, that have in common what no two rows may."""
-    if len(twice):
-        where = f"{len(twice)} rows share their {shared}, the first is row {twice[0] + 1}"
-        raise InputError(f"{table}: {where}; {instead}")
-
-
-def _hashes(values: pl.Series) -> pl.Series:
-    """64 bits of each value, uint64; null for null."""
-    return pl.select(pl.when(values.is_not_null()).then(values.hash(seed=0))).to_series()
-
-
-def _requests(number: int, *hashes: pl.Series) -> pl.DataFrame:
-    """What batch `number` asks for: each hash once."""
-    distinct = pl.concat([one.drop_nulls().alias(HASH) for one in hashes]).unique()
-    return distinct.to_frame().with_columns(pl.lit(number, pl.UInt64).alias(BATCH))
-
-
-def _keys(
-    own: pl.DataFrame, other: pl.DataFrame, counterparts: pl.DataFrame, chat: bool
-) -> tuple[pl.Series, pl.Series, pl.Series]:
-    """What the chosen response of each row answers, its digest, and that of what the rejected response answers.
-
-    `own` and `other` are the rows of prompts that these counterparts name, the latter without the prompts: a drawn
-    prompt's digest is known.
-    """
-    asked = _own(own, counterparts, chat)
-    known = pl.concat([own, other], how="diagonal").unique("prompt_id", keep="first", maintain_order=True)
-    drawn = rows_of(known, counterparts["counterpart_id"])[KEY]
-    counter = tables.digests(key(counter_prompts(known, counterparts, chat=chat)))
-    random = (counterparts["kind"] == "random") & counterparts["reason"].is_null()
-    return asked, tables.digests(key(asked)), drawn.zip_with(random, counter)
-
-
-def _with_ids(prompts: Table, batch_rows: int, chat: bool) -> Iterator[pl.DataFrame]:
-    """What pairs take of the prompts, the digests of their keys, and the hashes of their ids."""
-    for start, frame in _from(prompts, batch_rows, "prompt_id", "prompt", "context"):
-        rows = pl.int_range(start, start + pl.len(), dtype=pl.UInt64)
-        if "prompt_id" not in frame.columns:
-            frame = frame.with_columns(prompt_id=rows)
-        frame, keys = numbered(frame), tables.digests(key(_composed(frame, chat)))
-        yield frame.with_columns(keys.alias(KEY), _hashes(frame["prompt_id"]).alias(HASH), rows.alias(ROW))
-
-
-def _with_keys(responses: Table, batch_rows: int) -> Iterator[pl.DataFrame]:
-    """What pairs take of the responses, by the hashes of their keys' digests; without those to no prompt."""
-    for start, frame in _from(responses, batch_rows, "response_id", "prompt", "response", "truncated"):
-        rows = pl.int_range(start, start + pl.len(), dtype=pl.UInt64)
-        if "response_id" not in frame.columns:
-            frame = frame.with_columns(response_id=rows)
-        answers = _answers(frame)
-        keys = tables.digests(answers["response_key"])
-        answers = answers.with_columns(keys.alias("response_key"), _hashes(keys).alias(HASH), rows.alias(ROW))
-        yield answers.filter(pl.col("response_key").is_not_null())
-
-
-def _from(table: Table, batch_rows: int, *columns: str) -> Iterator[tuple[int, pl.DataFrame]]:
-    """Batches of those of the columns that the table has, each with the number of its first row."""
-    start = 0
-    for frame in tables.batches(table.select(c for c in table.lazy().collect_schema() if c in columns), batch_rows):
-        yield start, frame
-        start += frame.height
-
-
-def _route(
-    rows: Iterable[pl.DataFrame], ways: Iterable[tuple[Buckets, Buckets, list[str]]], table: str, *shared: str
-) -> None:
-    """Sends rows with a hash to the batches that ask for it: by buckets of requests, into buckets by batch.
-
-    Each of the `ways` is the requests, where the rows go, and the columns that are left out. Raises ValueError for rows
-    of which no two may have the same id, or key.
-    """
-    (asked, sent, _), *_ = ways
-    held, twice = Buckets(sent.folder.with_suffix(".held"), asked.count, HASH), []
-    for frame in rows:
-        held.put(frame)
-    for bucket in range(held.count):
-        here = held.take(bucket)
-        twice.append(
-            here[ROW].filter(here["prompt_id" if "prompt_id" in here.columns else "response_key"].is_duplicated())
+def _found(ids: Ids, wanted: pl.Series) -> NDArray[np.int64]:
+    """The rows of prompts; NOWHERE for null alone."""
+    rows = ids.find(wanted)
+    lost = (rows == NOWHERE) & wanted.is_not_null().to_numpy()
+    if lost.any():
+        raise InputError(
+            f"{wanted.name} {wanted.filter(lost)[0]}: not among the prompts; give the prompts that the counterparts "
+            "are of"
         )
-        for asked, sent, without in ways:
-            for part in tables.batches(asked.take(bucket), max(1, here.height)):
-                sent.put(here.drop(without, ROW).join(part, on=HASH).drop(HASH))
-    _refuse(pl.concat(twice).sort(), table, *shared)
+    return rows
 
 
-def _reason() -> pl.Expr:
-    chosen, rejected = (pl.col(side).str.strip_chars() for side in ("chosen", "rejected"))
-    return (
-        pl.when(pl.col("reason").is_not_null())
-        .then("reason")
-        .when(chosen.is_null() | rejected.is_null())
-        .then(pl.lit("no response"))
-        .when((chosen == "") | (rejected == ""))
-        .then(pl.lit("empty response"))
-        .when(chosen == rejected)
-        .then(pl.lit("chosen and rejected are equal"))
-        .alias("reason")
-    )
+def _composed(prompts: Table, batch_rows: int, chat: bool) -> Iterator[pl.Series]:
+    """What each prompt's own response answers, in batches."""
+    for batch in tables.batches(prompts, batch_rows):
+        if is_messages(batch["prompt"]) and not chat:
+            raise InputError(
+                "responses: expected prompts that are chat messages, as those of the prompts are; got text"
+            )
+        yield compose_own(batch, chat=chat)
 
 
-def _messages(role: str, column: str) -> pl.Expr:
-    """A column of text as a column of lists of one message."""
-    return pl.concat_list(pl.struct(pl.lit(role).alias("role"), pl.col(column).alias("content")))
+class _Responses:
+    """For keys of prompts the rows of their responses."""
+
+    def __init__(self, responses: Table, batch_rows: int, chat: bool) -> None:
+        keys, nulls = list[Any](), list[Any]()
+        for batch in tables.batches(responses.select("prompt"), batch_rows):
+            keys.append(keys_of(key(batch["prompt"])))
+            nulls.append(batch["prompt"].is_null().to_numpy())
+        there = ~np.concatenate(nulls)
+        self._rows = None if there.all() else np.flatnonzero(there)
+        self._index = Index(np.concatenate(keys) if self._rows is None else np.concatenate(keys)[self._rows])
+        if len(twice := self._of(self._index.repeated())):
+            raise InputError(
+                f"responses: {len(twice)} rows share their prompts, the first is row {twice[0] + 1}; give one response "
+                "a prompt"
+            )
+
+    def to(self, prompts: pl.Series) -> NDArray[np.int64]:
+        """The row of the response to each composed prompt, `NOWHERE` where there is none."""
+        places = self._index.find(keys_of(key(prompts)))
+        there = places != NOWHERE
+        places[there] = self._of(places[there])
+        return places
+
+    def _of(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of the table, of which those without a prompt are left out here."""
+        return places if self._rows is None else self._rows[places]
+
+
+def _linked(
+    counterparts: pl.DataFrame, chosen: NDArray[np.int64], rejected: NDArray[np.int64], ids: Ids
+) -> pl.DataFrame:
+    """Rows of responses as links, see `mipo.responses.ask.link`."""
+    chosen_id, rejected_id = (ids.of_rows(rows) for rows in (chosen, rejected))
+    return counterparts.select(
+        pl.col("prompt_id").cast(pl.UInt64), "negative", "kind",
+        chosen_id.alias("asked_id"), chosen_id.alias("chosen_id"), rejected_id.alias("rejected_id"), "reason",
+    )  # fmt: skip

@@ -5,12 +5,11 @@ Knows chat messages. Knows nothing of counter-prompts or responses.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mipo.errors import InputError
 from mipo.io.lazy import lazy
-from mipo.prompts.messages import fields_of, is_messages, plain
+from mipo.tokenizer.messages import fields_of, is_messages
 
 if TYPE_CHECKING:
     import polars as pl
@@ -41,19 +40,6 @@ def compose(prompt: pl.Series, context: pl.Series | None, *, chat: bool) -> pl.S
     else:
         before = pl.concat_str("context", asked, separator=CONTEXT_BORDER)
     return frame.select(pl.when(given).then(before).otherwise(asked).alias("prompt"))["prompt"]
-
-
-def render(composed: Iterable[Any], tokenizer: Any) -> list[str]:
-    """The text that is tokenized for each composed prompt: the chat template with a generation prompt, or the text."""
-    asked = list(composed)
-    if not asked or isinstance(asked[0], str):
-        return asked
-    return list(tokenizer.apply_chat_template(list(plain(asked)), tokenize=False, add_generation_prompt=True))
-
-
-def is_chat(tokenizer: Any) -> bool:
-    """Whether prompts are rendered through the tokenizer's chat template."""
-    return bool(getattr(tokenizer, "chat_template", None))
 
 
 def _system_message(kind: pl.DataType) -> pl.Expr:

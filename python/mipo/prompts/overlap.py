@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from mipo.errors import InputError
 from mipo.io.lazy import lazy
 from mipo.prompts.equal import first_equal, normalised
-from mipo.prompts.messages import contents
 from mipo.prompts.rows import numbered
+from mipo.tokenizer.messages import contents
 
 if TYPE_CHECKING:
     import numpy as np

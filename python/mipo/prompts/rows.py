@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from mipo.errors import InputError
 from mipo.io import sources, tables
 from mipo.io.lazy import lazy
-from mipo.prompts.messages import fields_of, is_messages
+from mipo.tokenizer.messages import fields_of, is_messages
 
 if TYPE_CHECKING:
     import polars as pl

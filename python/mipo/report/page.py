@@ -17,6 +17,7 @@ import polars
 
 from mipo.errors import InputError
 from mipo.io.files import read_json, write_text
+from mipo.pairing.stored import StoredPairs
 from mipo.report import plots
 from mipo.report.findings import (
     INFORMATION_ABOUT,
@@ -119,18 +120,19 @@ def _read_all(folder: Path, beside: Mapping[str, Path] | None) -> tuple[Run, dic
     return read(Path(folder)), {name: read(Path(other)) for name, other in (beside or {}).items()}
 
 
-def _read_sample(path: Path, sample: int) -> Sample | None:
-    if not path.is_file():
+def _read_sample(folder: Path, sample: int) -> Sample | None:
+    if not (folder / "pairs.parquet").is_file():
         return None
     try:
-        rows = polars.scan_parquet(path)
-        total = rows.select(polars.len()).collect().item()
-        kinds = rows.select(polars.col("kind").unique().sort()).collect().to_series().to_list()
-        chosen = [index * total // min(sample, total) for index in range(min(sample, total))]
-        shown = rows.with_row_index("row").filter(polars.col("row").is_in(chosen)).collect().to_dicts()
-    except polars.exceptions.PolarsError as error:
+        stored = StoredPairs.find(folder)
+        if stored is None:
+            raise InputError("it holds no row numbers beside a folder of responses")
+        total, kinds = stored.height(), stored.kinds()
+        places = [index * total // min(sample, total) for index in range(min(sample, total))]
+        shown = stored.take(places).with_columns(row=polars.Series(places)).to_dicts()
+    except (polars.exceptions.PolarsError, InputError) as error:
         raise InputError(
-            f"{path}: expected the pairs of a run, but {error}; run `mipo run` again to remake it"
+            f"{folder / 'pairs.parquet'}: expected the pairs of a run, but {error}; run `mipo run` again to remake it"
         ) from error
     return Sample(total, kinds, [_pair(row) for row in shown])
 
@@ -157,7 +159,7 @@ def _clipped(text: str) -> str:
 
 def _contents(run: Run, controls: Mapping[str, Run], sample: int) -> dict[str, Any]:
     recipe, training = run.folder / "recipe.yaml", run.folder / "training.json"
-    pairs = _read_sample(run.folder / "pairs.parquet", sample)
+    pairs = _read_sample(run.folder, sample)
     about = INFORMATION_ABOUT.get(pairs.kinds[0]) if pairs and len(pairs.kinds) == 1 else None
     logs = read_json(training) if training.is_file() else None
     if logs is not None and not (isinstance(logs, list) and all(isinstance(entry, dict) for entry in logs)):

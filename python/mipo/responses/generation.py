@@ -12,17 +12,15 @@ from typing import TYPE_CHECKING, Any
 from mipo.errors import InputError
 from mipo.io import files, tables
 from mipo.io.lazy import lazy
-from mipo.models.loading import context_length, load_model, load_tokenizer
-from mipo.prompts.compose import is_chat, render
-from mipo.prompts.messages import key
+from mipo.models.model import Model
 from mipo.responses.engines.local import sample
+from mipo.tokenizer.chat import encode_prompts
+from mipo.tokenizer.messages import key
 
 if TYPE_CHECKING:
     import numpy as np
     import polars as pl
     import torch
-    from numpy.typing import NDArray
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 else:
     np = lazy("numpy")
     pl = lazy("polars")
@@ -31,23 +29,16 @@ else:
 PART_ROWS = 512  # a part is what a kill can cost; it has its own seed, so a part made again is the same
 
 
-def lengths(composed: pl.Series, tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int64]:
-    """Tokens of each composed prompt as the model sees it, [n]."""
-    return np.array([len(ids) for ids in _encode(composed, tokenizer)], dtype=np.int64)
-
-
 def generate(
     asked: pl.DataFrame,
-    model: str | PreTrainedModel,
+    model: Model,
     *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
     folder: Path | None = None,
     temperature: float = 0.1,
     top_p: float = 0.9,
     max_new_tokens: int = 512,
     seed: int = 0,
     batch_size: int = 64,
-    trust_remote_code: bool = False,
     progress: str = "generate",
 ) -> pl.DataFrame:
     """One sampled response for each row of `asked` (see `ask`); temperature 0 is greedy.
@@ -58,34 +49,29 @@ def generate(
 
     With `folder`, parts of 512 rows are kept there as `part-*.parquet`, and a call with the same arguments goes on
     where an earlier one was stopped; ValueError, naming the difference, for a folder of other prompts or settings. The
-    same arguments give the same responses on the same machine; another batch size or device rounds differently. A model
-    by name is loaded only where rows are missing. Raises ValueError, before anything is generated, for a prompt that
+    same arguments give the same responses on the same machine; another batch size or device rounds differently. Weights
+    are loaded only where rows are missing. Raises ValueError, before anything is generated, for a prompt that
     leaves no room for `max_new_tokens` in the model's context.
     """
     _check_arguments(asked, temperature, top_p, max_new_tokens, batch_size)
-    if tokenizer is None:
-        if not isinstance(model, str):
-            raise InputError("a loaded model needs its tokenizer; pass it as tokenizer=")
-        tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     how: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
     if folder:
-        named = model if isinstance(model, str) else model.name_or_path
-        _claim(folder, asked, {"model": named, **how, "seed": seed, "batch_size": batch_size})
+        _claim(folder, asked, {"model": model.name, **how, "seed": seed, "batch_size": batch_size})
     parts: list[pl.DataFrame] = []
     ids: list[list[int]] = []
     with _bar(asked.height, progress) as bar:
         for number, start in enumerate(range(0, asked.height, PART_ROWS)):
             rows, path = slice(start, start + PART_ROWS), folder / f"part-{number:05d}.parquet" if folder else None
             if path and path.exists():
-                parts.append(pl.read_parquet(path))
+                parts.append(pl.read_parquet(path, glob=False))
                 bar.update(parts[-1].height)
                 continue
-            if isinstance(model, str):
-                model = load_model(model, trust_remote_code=trust_remote_code)
             # All prompts at once, so that one that is too long is found before the first costs anything.
-            ids = ids or _encode_fitting(asked, tokenizer, context_length(model.config), max_new_tokens)
+            ids = ids or _encode_fitting(asked, model, max_new_tokens)
             torch.manual_seed(_stream(seed, number))
-            parts.append(asked[rows].with_columns(sample(ids[rows], model, tokenizer, how, batch_size, bar)))
+            parts.append(
+                asked[rows].with_columns(sample(ids[rows], model.weights, model.tokenizer, how, batch_size, bar))
+            )
             if path:
                 tables.write_frame(parts[-1], path)
     return pl.concat(parts)
@@ -94,12 +80,6 @@ def generate(
 def _stream(seed: int, number: int) -> int:
     """The seed of a part: of its own, where seed + number would share streams between neighbouring seeds and parts."""
     return int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _encode(composed: pl.Series, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    texts = render(composed, tokenizer)
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=not is_chat(tokenizer))["input_ids"] if texts else []
-    return ids
 
 
 def _claim(folder: Path, asked: pl.DataFrame, settings: dict[str, Any]) -> None:
@@ -136,10 +116,9 @@ def _check_arguments(
             raise InputError(f"{name}: expected at least 1, came {value}")
 
 
-def _encode_fitting(
-    asked: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, room: int | None, new: int
-) -> list[list[int]]:
-    ids = _encode(asked["prompt"], tokenizer)
+def _encode_fitting(asked: pl.DataFrame, model: Model, new: int) -> list[list[int]]:
+    ids = [row.tolist() for row in encode_prompts(asked["prompt"], model.tokenizer)]
+    room = model.context_length
     longest = max(range(len(ids)), key=lambda row: len(ids[row]))
     if room is not None and len(ids[longest]) + new > room:
         raise InputError(

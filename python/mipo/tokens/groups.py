@@ -6,7 +6,6 @@ where the pairs came from, or of training.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -14,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError
 from mipo.io.lazy import lazy
-from mipo.prompts.compose import render
-from mipo.prompts.messages import is_messages, key, plain
-from mipo.tokenizer.encoder import Choice, encode, fingerprint, open_encoder
+from mipo.tokenizer.chat import renderer
+from mipo.tokenizer.encoder import Choice, fingerprint, open_encoder
+from mipo.tokenizer.messages import is_messages, key
 from mipo.tokenizer.table import TokenTable
-from mipo.tokenizer.template import Renderer, RowError, open_template
+from mipo.tokenizer.template import Renderer, RowError
 from mipo.tokens.store import Pairs, PairStore
+from mipo.tokens.trl import SIDES, arguments_in, template_arguments, trl_ids, with_prompts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,8 +32,6 @@ else:
     np = lazy("numpy")
     pl = lazy("polars")
 
-SIDES = ("prompt", "chosen", "rejected")
-ARGUMENTS = ("tools", "chat_template_kwargs")
 BATCH_ROWS = 16_384
 # Groups of each batch that transformers tokenizes, too: a row in four thousand, which costs a few percent of the time.
 CHECKED = 4
@@ -56,7 +54,7 @@ class GroupBuilder:
 
     @cached_property
     def _renderer(self) -> Renderer:
-        return open_template(self.tokenizer)
+        return renderer(self.tokenizer)
 
     def add(self, pairs: pl.DataFrame, *, before: int = 0) -> Pairs:
         """The groups of a batch; its first row is row `before` + 1 of its source, which errors name.
@@ -125,7 +123,7 @@ class GroupBuilder:
             texts = (firsts["prompt"], firsts["chosen"], pairs["rejected"])
             return builder.push_text(texts, groups, end=self.tokenizer.eos_token, limit=limit)
         end_ids = _end_ids(self.tokenizer) if any(flags.any() for flags in cut) else []
-        if not _arguments(pairs):
+        if not arguments_in(pairs):
             chats = (firsts["prompt"], firsts["chosen"], pairs["rejected"])
             made = self._renderer.push(builder, chats, groups, end_ids=end_ids, limit=limit)
             if made is not None:
@@ -137,9 +135,9 @@ class GroupBuilder:
     def _render(self, pairs: pl.DataFrame, side: str | None = None) -> pl.Series:
         """The chat template's text of each prompt, with what was said to it where `side` is given."""
         chats = pairs["prompt"] if side is None else _joined(pairs["prompt"], pairs[side])
-        arguments = _arguments(pairs)
+        arguments = arguments_in(pairs)
         rows = pairs.select(arguments).iter_rows(named=True) if arguments else None
-        told = None if rows is None else [_template_arguments(row) for row in rows]
+        told = None if rows is None else [template_arguments(row) for row in rows]
         try:
             return self._renderer.render(chats, add_generation_prompt=side is None, arguments=told)
         except RowError as error:
@@ -208,11 +206,6 @@ def tokenize(
     return made, dict(builder.dropped)
 
 
-def encode_prompts(composed: pl.Series, tokenizer: Any) -> TokenTable:
-    """Token ids of each composed prompt as the model sees it, with the generation prompt of its chat template."""
-    return encode(render(composed, tokenizer), tokenizer, add_special_tokens=not is_messages(composed))
-
-
 def encode_responses(
     composed: pl.Series, responses: pl.Series, tokenizer: Any, *, unfinished: pl.Series
 ) -> tuple[TokenTable, TokenTable]:
@@ -228,66 +221,6 @@ def encode_responses(
     _, prompt, chosen, *_ = builder._push(builder._builder, pairs, np.arange(len(said)), None)
     prompts, own = builder.take()
     return prompts.take(prompt), own.take(chosen)
-
-
-def with_prompts(pairs: pl.DataFrame) -> pl.DataFrame:
-    """The pairs with the prompt that chosen and rejected have in common, where they have none of their own.
-
-    TRL's `extract_prompt`: the first messages, or characters, that are equal.
-    """
-    if "prompt" in pairs.columns or not {"chosen", "rejected"} <= set(pairs.columns):
-        return pairs
-    said = zip(pairs["chosen"].to_list(), pairs["rejected"].to_list(), strict=True)
-    parts = [_extract(chosen, rejected) for chosen, rejected in said]
-    kinds = {"prompt": pairs.schema["chosen"], "chosen": pairs.schema["chosen"], "rejected": pairs.schema["rejected"]}
-    return pairs.with_columns(pl.DataFrame(parts, schema=kinds, orient="row"))
-
-
-def _extract(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
-    if not chosen or not rejected:
-        return None, chosen, rejected
-    shorter = min(len(chosen), len(rejected))
-    border = next((i for i in range(shorter) if chosen[i] != rejected[i]), None)
-    if border is None:
-        border = shorter - 1
-    elif chosen[border - 1] == " ":
-        border -= 1
-    return chosen[:border], chosen[border:], rejected[border:]
-
-
-def trl_ids(pair: dict[str, Any], tokenizer: Any) -> list[list[int]]:
-    """prompt_ids, chosen_ids, rejected_ids of one pair, by transformers alone and TRL's rule: slow, and the truth."""
-    prompt, chosen, rejected = (pair[side] for side in SIDES)
-    if isinstance(prompt, str):
-        end = tokenizer.eos_token
-        joint = [prompt + said + ("" if said.endswith(end) else end) for said in (chosen, rejected)]
-        alone, *both = tokenizer([prompt, *joint])["input_ids"]
-    else:
-        asked, *joint = plain([prompt, [*prompt, *chosen], [*prompt, *rejected]])
-        how = {"tokenize": True, "return_dict": True, **_template_arguments(pair)}
-        alone = tokenizer.apply_chat_template(asked, add_generation_prompt=True, **how)["input_ids"]
-        both = tokenizer.apply_chat_template(joint, **how)["input_ids"]
-    border = min(sum(1 for _ in _common(alone, one)) for one in both)
-    return [alone[:border], *(one[border:] for one in both)]
-
-
-def _common(one: list[int], other: list[int]) -> Iterator[int]:
-    for x, y in zip(one, other, strict=False):
-        if x != y:
-            return
-        yield x
-
-
-def _arguments(pairs: pl.DataFrame) -> list[str]:
-    """The columns with what TRL hands to the template beside the messages."""
-    return [name for name in ARGUMENTS if name in pairs.columns and pairs[name].null_count() < pairs.height]
-
-
-def _template_arguments(pair: dict[str, Any]) -> dict[str, Any]:
-    """What TRL hands to the template beside the messages."""
-    tools = pair.get("tools")
-    tools = json.loads(tools) if isinstance(tools, str) else tools
-    return {"tools": tools, **(pair.get("chat_template_kwargs") or {})}
 
 
 def _joined(asked: pl.Series, said: pl.Series) -> pl.Series:

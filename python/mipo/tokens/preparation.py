@@ -10,18 +10,18 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError
-from mipo.io import sources, tables
+from mipo.io import tables
 from mipo.io.lazy import lazy
 from mipo.tokenizer.encoder import Choice, fingerprint
 from mipo.tokenizer.table import TokenTable
 from mipo.tokens import shards
-from mipo.tokens.groups import SIDES, GroupBuilder, aligned
+from mipo.tokens.groups import GroupBuilder, aligned
+from mipo.tokens.parts import Part, parts_of
 from mipo.tokens.store import Pairs
 
 if TYPE_CHECKING:
@@ -34,9 +34,7 @@ else:
     np = lazy("numpy")
     pl = lazy("polars")
 
-BATCH_ROWS = 16_384
 PENDING = 1 << 25  # bytes of ids after which they go to disk
-BLOCK = 1 << 26  # bytes of a source that are read at once for its content
 
 
 def prepare(
@@ -51,13 +49,13 @@ def prepare(
     progress: str | None = "tokens",
     each: Callable[[list[Shard]], Iterable[dict[str, Any]]] | None = None,
 ) -> dict[str, Any]:
-    """Tokenizes files of preference pairs as TRL 1.16 would, into a store for `mipo.PairStore.open`.
+    """Tokenizes preference pairs as TRL 1.16 would, into a store for `mipo.PairStore.open`.
 
-    `pairs`: files of TRL's preference format (text or conversational, prompt explicit or implicit) as JSONL, Parquet or
-    CSV (also .gz, .xz), folders of Parquet parts, or Hugging Face datasets. They are cut into shards of about
-    `shard_rows` rows, never within a prompt_id. In a shard each prompt and response is stored once; after every 229,376
-    new ones it forgets which it has. Memory is that of a few batches, whatever the number of rows. (CSV and compressed
-    Parquet files are read whole, and are one shard.)
+    `pairs`: the folders of runs, whose pairs are row numbers, or files of TRL's preference format (text or
+    conversational, prompt explicit or implicit) as JSONL, Parquet or CSV (also .gz, .xz), folders of Parquet parts, or
+    Hugging Face datasets. They are cut into shards of about `shard_rows` rows, never within a prompt_id. In a shard
+    each prompt and response is stored once; after every 229,376 new ones it forgets which it has. Memory is that of a
+    few batches, whatever the number of rows. (CSV and compressed Parquet files are read whole, and are one shard.)
     Shards that are there, of the same rows and settings, are not made again. `max_length` and `encoder` as in
     `mipo.tokens.groups.tokenize`. `each` does the work of the shards elsewhere, as `mipo.io.cluster.perform`.
 
@@ -69,7 +67,7 @@ def prepare(
     folder = folder.absolute()
     if shard_rows < 1:
         raise InputError(f"shard_rows: expected at least 1 row, came {shard_rows}")
-    parts = [part for source in pairs for part in _parts(source, shard_rows, split)]
+    parts = [part for source in pairs for part in parts_of(source, shard_rows, split)]
     about = {"fingerprint": fingerprint(tokenizer), "max_length": max_length}
     alone = progress if each is None else None
     work = [Shard(folder, number, part, tokenizer, encoder, about, alone) for number, part in enumerate(parts)]
@@ -83,21 +81,6 @@ def prepare(
     totals: dict[str, Any] = {name: sum(told[name] for told in written) for name in ("rows_in", "groups", "merged")}
     lost = sum((Counter(told["dropped"]) for told in written), Counter[str]())
     return shards.finish(folder, {**about, **totals, "dropped": dict(lost)})
-
-
-@dataclass(frozen=True)
-class Part:
-    """Rows start..stop of a source, by its content."""
-
-    source: str
-    content: str
-    split: str
-    start: int
-    stop: int
-
-    def batches(self) -> Iterator[pl.DataFrame]:
-        """Its rows, in order."""
-        return sources.stream(self.source, BATCH_ROWS, start=self.start, stop=self.stop, split=self.split, texts=SIDES)
 
 
 @dataclass(frozen=True)
@@ -115,7 +98,7 @@ class Shard:
     @property
     def key(self) -> str:
         """Equal for equal rows and settings."""
-        told = {**asdict(self.part), "source": None, **self.about}
+        told = {**self.part.about(), "source": None, **self.about}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     def is_there(self) -> bool:
@@ -150,11 +133,11 @@ class Shard:
                 bar.update(read)
             if rows != total:
                 raise InputError(
-                    f"{self.part.source}: expected {total:,} rows after row {self.part.start}, came {rows:,}; was it "
-                    "changed meanwhile? Start again, with another folder"
+                    f"{self.part.source.name}: expected {total:,} rows after row {self.part.start}, got {rows:,}; was "
+                    "it changed meanwhile? Start again, with another folder"
                 )
             _put(shard, *builder.take())
-            shard.record |= {"key": self.key, "source": self.part.source, "rows_in": rows}
+            shard.record |= {"key": self.key, "source": self.part.source.name, "rows_in": rows}
             shard.record |= {"merged": builder.merged, "dropped": dict(builder.dropped)}
             shard.record |= {"encoder": builder.encoder.name, "why": builder.encoder.why}
         return shard.record
@@ -168,7 +151,7 @@ class Shard:
             try:
                 made = builder.add(batch, before=before)
             except ValueError as error:
-                raise InputError(f"{self.part.source}: {error}") from error
+                raise InputError(f"{self.part.source.name}: {error}") from error
             yield batch.height, made, builder.take() if builder.pending() > PENDING else None
             before += batch.height
 
@@ -178,49 +161,3 @@ def _put(shard: shards.Shard, prompts: TokenTable, responses: TokenTable) -> Non
         shard.put_prompts(*ids)
     for ids in responses.pieces:
         shard.put_responses(*ids)
-
-
-def _parts(source: str | Path, shard_rows: int, split: str) -> Iterator[Part]:
-    path = Path(source)
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    told = " ".join(_content(file) for file in files) if path.exists() else str(source)
-    content = hashlib.sha256(told.encode()).hexdigest()
-    rows = sources.height(source, split=split)
-    if not rows:
-        raise InputError(f"{source}: expected preference pairs, came no row")
-    whole = Part(str(path.absolute() if path.exists() else source), content, split, 0, rows)
-    borders = [0, *(_borders(whole, shard_rows) if sources.is_streamed(source) else ()), rows]
-    yield from (replace(whole, start=start, stop=stop) for start, stop in pairwise(borders))
-
-
-def _borders(whole: Part, shard_rows: int) -> Iterator[int]:
-    """Where shards start, but for the first one: a prompt_id stays in one shard."""
-    last = 0
-    for border in range(shard_rows, whole.stop, shard_rows):
-        if last < border:
-            last = _other_prompt(whole, border)
-            if last < whole.stop:
-                yield last
-
-
-def _other_prompt(whole: Part, row: int) -> int:
-    """The first row from this one on whose prompt_id is not that of the row before it."""
-    at, before = row - 1, None
-    for batch in replace(whole, start=at).batches():
-        ids = batch.get_column("prompt_id", default=None)
-        before = ids[:1] if ids is not None and before is None else before
-        if ids is None or before is None or ids.dtype != before.dtype or before.null_count():
-            return max(row, at)
-        if len(other := ids.ne_missing(before).arg_true()):
-            return at + int(other[0])
-        at += batch.height
-    return whole.stop
-
-
-def _content(path: Path) -> str:
-    """What a file holds, in 128 bits."""
-    found = []
-    with path.open("rb") as file:
-        while data := file.read(BLOCK):
-            found.append(_native.checksum([np.frombuffer(data, np.uint8)]))
-    return " ".join(found)

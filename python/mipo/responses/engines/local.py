@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mipo.io.lazy import lazy
-from mipo.prompts.compose import is_chat
+from mipo.tokenizer.chat import is_chat
 
 if TYPE_CHECKING:
     import polars as pl
