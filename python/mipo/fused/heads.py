@@ -21,7 +21,7 @@ from mipo.errors import InputError, InputTypeError, UnsupportedError
 from mipo.loss.logps import token_logps
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int64, Shaped
+    from jaxtyping import Float, Int64, Shaped
 
 # The first that a configuration has a value for counts, as in TRL 1.16's `add_fused_lm_head`; TRL reads the first only.
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")

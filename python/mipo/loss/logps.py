@@ -3,7 +3,7 @@
 This room knows hidden states, a head and targets. It does not know models, losses, or how to be fast. Users find it in
 `mipo.loss`.
 
-In types, T are tokens (`*T` in a tensor of any shape), D the width of a hidden state, V the words of a vocabulary, r the
+In types, T are tokens (`*T`: of any number of axes), D the width of a hidden state, V the words of a vocabulary, r the
 rank of an adapter, N sequences.
 """
 

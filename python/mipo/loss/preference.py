@@ -307,9 +307,7 @@ def _check_smoothing(smoothing: float, names: tuple[str, ...]) -> None:
         )
 
 
-def _check_lengths(
-    lengths: Int[Tensor, "G R"] | None, logps: Float[Tensor, "G R"], names: tuple[str, ...]
-) -> None:
+def _check_lengths(lengths: Int[Tensor, "G R"] | None, logps: Float[Tensor, "G R"], names: tuple[str, ...]) -> None:
     if lengths is None:
         if readers := ", ".join(sorted(LENGTH_LOSSES.intersection(names))):
             raise InputError(f"expected lengths for {readers}, got none; pass the number of tokens of each response")
