@@ -11,12 +11,21 @@ use xxhash_rust::xxh3::xxh3_128;
 /// Bytes that a thread hashes in one go.
 const BLOCK: usize = 1 << 20;
 
-/// 128 bits of the buffers' lengths and bytes: XXH3 of the XXH3 of their blocks, at the speed of memory.
+/// 128 bits of the buffers' lengths and bytes: XXH3 of each length and of the XXH3 of each block, at the speed of memory.
 ///
-/// It finds what disks and copies do to bytes; it is no defence against one who writes other bytes on purpose.
+/// It detects what disks and copies do to bytes. It is no defence against somebody who changes them on purpose.
+///
+/// # Examples
+/// ```
+/// use mipo::checksum::checksum;
+///
+/// let whole = checksum(&[b"prompt", b"response"]);
+/// assert_eq!(checksum(&[b"prompt", b"response"]), whole);
+/// assert_ne!(checksum(&[b"promp", b"tresponse"]), whole, "borders count");
+/// ```
 #[must_use]
 pub fn checksum(buffers: &[&[u8]]) -> u128 {
-    let mut told = Vec::new();
+    let mut digest = Vec::new();
     for buffer in buffers {
         // A few bytes wait for no thread: in a forked process there is none.
         let blocks = if buffer.len() <= BLOCK {
@@ -24,17 +33,17 @@ pub fn checksum(buffers: &[&[u8]]) -> u128 {
         } else {
             buffer.par_chunks(BLOCK).map(xxh3_128).collect::<Vec<_>>()
         };
-        tell(&mut told, buffer.len() as u64, &blocks);
+        append(&mut digest, buffer.len() as u64, &blocks);
     }
-    xxh3_128(&told)
+    xxh3_128(&digest)
 }
 
-/// The checksum of a file's bytes, those of `hole` read as zeros: there the file may tell its own checksum.
+/// The checksum of a file's bytes, those of `hole` read as zeros: a file may hold its own checksum there.
 ///
 /// A thread holds a block at a time; nothing is mapped, so that a file that is cut off meanwhile is an error.
 ///
 /// # Errors
-/// What the system says of a file that cannot be read.
+/// Those of the system for a file that cannot be read.
 pub fn checksum_file(path: &Path, hole: Range<u64>) -> io::Result<u128> {
     let length = path.metadata()?.len();
     let open = || (File::open(path), Vec::new());
@@ -59,12 +68,13 @@ pub fn checksum_file(path: &Path, hole: Range<u64>) -> io::Result<u128> {
             .map_init(open, hash)
             .collect::<io::Result<Vec<_>>>()
     };
-    let mut told = Vec::new();
-    tell(&mut told, length, &blocks?);
-    Ok(xxh3_128(&told))
+    let mut digest = Vec::new();
+    append(&mut digest, length, &blocks?);
+    Ok(xxh3_128(&digest))
 }
 
-fn tell(told: &mut Vec<u8>, length: u64, blocks: &[u128]) {
-    told.extend_from_slice(&length.to_le_bytes());
-    told.extend(blocks.iter().flat_map(|block| block.to_le_bytes()));
+/// Appends what stands for one buffer: its length and the hashes of its blocks.
+fn append(digest: &mut Vec<u8>, length: u64, blocks: &[u128]) {
+    digest.extend_from_slice(&length.to_le_bytes());
+    digest.extend(blocks.iter().flat_map(|block| block.to_le_bytes()));
 }

@@ -1,6 +1,6 @@
 //! Every way in which a call can be wrong, and the Python exception that it becomes. Knows no algorithm.
 
-/// What was expected, what came, and what to do about it.
+/// A call that cannot be served: what was expected, what was got, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// A counterpart is another row, so there must be another row.
@@ -9,16 +9,16 @@ pub enum Error {
     /// Positions are added to shifts in 64 bits.
     #[error("n: expected at most 2^63 rows, got {0}; split the rows into several sets")]
     TooManyRows(u64),
-    /// No counterpart was asked for.
+    /// Zero counterparts a row.
     #[error("negatives: expected at least 1 counterpart a row, got 0; ask for 1, which is plain DPO")]
     NoNegatives,
     /// More distinct counterparts than there are other rows.
     #[error("negatives: expected at most {} distinct counterparts among {n} rows, got {negatives}; \
              ask for fewer or bring more prompts", n - 1)]
     TooManyNegatives {
-        /// Counterparts asked for.
+        /// Counterparts a row.
         negatives: u64,
-        /// Rows there are.
+        /// Rows.
         n: u64,
     },
     /// A slice that ends before it starts, or after the last row.
@@ -27,11 +27,11 @@ pub enum Error {
              a shard is a part of the rows 0..n"
     )]
     Slice {
-        /// First row asked for.
+        /// First row of the slice.
         start: u64,
-        /// One past the last row asked for.
+        /// One past its last row.
         stop: u64,
-        /// Rows there are.
+        /// Rows.
         n: u64,
     },
     /// The result does not fit in memory.
@@ -40,9 +40,9 @@ pub enum Error {
              ask for a slice of the rows or for fewer negatives"
     )]
     Memory {
-        /// Rows asked for.
+        /// Rows of the result.
         rows: u64,
-        /// Counterparts asked for in each.
+        /// Counterparts a row.
         negatives: u64,
     },
     /// Without a column that must differ a row could be its own counterpart.
@@ -59,17 +59,17 @@ pub enum Error {
     Length {
         /// The argument.
         name: String,
-        /// What an entry stands for.
+        /// What an entry is of.
         what: &'static str,
         /// Length that the other arguments imply.
         expected: usize,
-        /// Length that came.
+        /// Length of the argument.
         got: usize,
     },
     /// Offsets that fall, or leave the array that they point into.
     #[error(
         "{name}: expected offsets that never fall, from 0 to at most {limit}, got {got} at place {place}; \
-             offsets[i]..offsets[i + 1] is row i"
+             row i lies at offsets[i]..offsets[i + 1]"
     )]
     Offsets {
         /// The argument.
@@ -81,7 +81,7 @@ pub enum Error {
         /// Where it stands.
         place: usize,
     },
-    /// A table with no offsets at all: even an empty one has the offset 0.
+    /// A table without offsets.
     #[error("{name}: expected one offset more than there are rows, got no offsets; an empty table has the offset 0")]
     NoOffsets {
         /// The argument.
@@ -93,79 +93,79 @@ pub enum Error {
              save the tokenizer with `save_pretrained` and give that file"
     )]
     Tokenizer {
-        /// Bytes that came.
+        /// Bytes of the argument.
         got: usize,
-        /// The tokenizers library's own words.
+        /// The message of the tokenizers library.
         reason: String,
     },
-    /// A text that the tokenizer refuses.
+    /// A text of a table that the tokenizer refuses.
     #[error(
         "texts: expected a text that the tokenizer can encode, got row {row}, which it refuses: {reason}; \
              drop the row or use another tokenizer"
     )]
-    Text {
+    EncodeText {
         /// Row of the text.
         row: usize,
-        /// The tokenizers library's own words.
+        /// The message of the tokenizers library.
         reason: String,
     },
-    /// A text of a preference group that is not to be had, as from a template that refuses the messages.
+    /// A text of a preference group that its chat template refuses to render.
     #[error("row {row}: {reason}")]
-    Unmade {
+    RenderGroup {
         /// Row in the source.
         row: u64,
-        /// Why, in the template's words.
+        /// The message of the template.
         reason: String,
     },
     /// A text of a preference group that the tokenizer refuses.
     #[error("row {row}: {reason}")]
-    Group {
+    EncodeGroup {
         /// Row in the source.
         row: u64,
-        /// Their own words.
+        /// The message of the tokenizers library.
         reason: String,
     },
-    /// An engine that there is not.
+    /// A name of no engine.
     #[error("encoder: expected auto, fastokens or tokenizers, got {got:?}; leave it at auto")]
-    EngineName {
-        /// The name that came.
+    UnknownEngine {
+        /// The name.
         got: String,
     },
-    /// fastokens asked for where its ids are not known to be the tokenizer's.
+    /// fastokens required for a tokenizer whose ids it is not known to give.
     #[error("encoder: fastokens cannot take this tokenizer: {reason}; use encoder=\"auto\" or encoder=\"tokenizers\"")]
-    Engine {
-        /// What was found.
+    Fastokens {
+        /// Why not.
         reason: String,
     },
-    /// Two engines that should give the same ids and do not.
+    /// Ids that are not those of the tokenizers library.
     #[error("texts: the ids of row {row} are not the tokenizer's: {reason}; use encoder=\"tokenizers\"")]
-    Differs {
+    DifferentIds {
         /// Row of the text.
         row: usize,
-        /// The text, and what both engines say.
+        /// The beginning of the text, and the ids of both engines.
         reason: String,
     },
-    /// Runs of nothing.
+    /// Runs of length 0.
     #[error("{name}: expected at least 1, got 0; it says how many successive {what} are compared")]
-    NoNgram {
+    EmptyRun {
         /// The argument.
         name: &'static str,
         /// What a run is made of.
         what: &'static str,
     },
     /// A share that no two texts, or any two texts, would reach.
-    #[error("{name}: expected a share above 0 and up to 1, got {got}; give one as 0.8")]
+    #[error("{name}: expected a share above 0 and up to 1, got {got}; give a share, for example 0.8")]
     Share {
         /// The argument.
         name: &'static str,
-        /// The share that came.
+        /// The share.
         got: String,
     },
     /// Rows and characters are counted in 32 bits here.
     #[error(
         "texts: expected fewer than 2^32 - 1 texts and bytes in a text, got {got}; split the rows into several sets"
     )]
-    TooLong {
+    TooLarge {
         /// Texts, or bytes in one.
         got: usize,
     },
@@ -178,25 +178,25 @@ pub enum Error {
     /// A chat template that is not in the normal form.
     #[error("template: expected the normal form that `mipo.jinja` makes of a chat template, got {reason}")]
     Template {
-        /// What the template engine says.
+        /// The message of the template engine.
         reason: String,
     },
-    /// Messages in several pieces.
+    /// Messages in several Arrow chunks.
     #[error("conversations: expected an Arrow array in one chunk, got {got}; combine them")]
     Chunks {
-        /// How many chunks came.
+        /// Chunks.
         got: usize,
     },
-    /// An Arrow array of something else than messages of texts.
+    /// An Arrow array of other things than messages of texts.
     #[error(
         "conversations: expected an Arrow array of lists of messages whose fields are strings, got {got}; \
              nested fields are left to transformers"
     )]
     NotMessages {
-        /// The Arrow type that came.
+        /// The Arrow type.
         got: String,
     },
-    /// Bytes that an Arrow array calls text and that are none.
+    /// Bytes in an Arrow array of text that are not UTF-8.
     #[error(
         "texts: expected UTF-8 in every row, got other bytes in row {row} from byte {byte} on; \
              drop the row or decode it with errors=\"replace\""
@@ -210,29 +210,37 @@ pub enum Error {
     /// An Arrow array whose offsets fall or leave its bytes.
     #[error(
         "texts: expected offsets that never fall and stay in the array's bytes, got others in row {row}; \
-             make the array anew"
+             build the array again"
     )]
     TextOffsets {
         /// The first such row.
         row: usize,
     },
-    /// An Arrow array of something else than text.
+    /// An Arrow array of other things than text.
     #[error("texts: expected an Arrow array of string, large_string or string_view, got {got}; cast it to string")]
     NotText {
-        /// The Arrow type that came.
+        /// The Arrow type.
         got: String,
     },
+}
+
+/// The Python classes of these errors: also a `ValueError` and a `TypeError`, and what the command line shows in a line.
+#[cfg(feature = "python")]
+pub(crate) mod python {
+    pyo3::import_exception!(mipo.errors, InputError);
+    pyo3::import_exception!(mipo.errors, InputTypeError);
 }
 
 #[cfg(feature = "python")]
 impl From<Error> for pyo3::PyErr {
     fn from(error: Error) -> Self {
-        use pyo3::exceptions::{PyMemoryError, PyTypeError, PyValueError};
+        use pyo3::exceptions::PyMemoryError;
+        use python::{InputError, InputTypeError};
         let message = error.to_string();
         match error {
             Error::Memory { .. } => PyMemoryError::new_err(message),
-            Error::NotText { .. } | Error::NotMessages { .. } => PyTypeError::new_err(message),
-            _ => PyValueError::new_err(message),
+            Error::NotText { .. } | Error::NotMessages { .. } => InputTypeError::new_err(message),
+            _ => InputError::new_err(message),
         }
     }
 }

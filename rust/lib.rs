@@ -1,32 +1,25 @@
-//! mipo's native half: counterparts of rows, texts that are alike, chat templates and token ids. `python` (on by default) adds the
-//! module `mipo._native`.
+//! mipo's native half: what is done for every row, at the speed of the machine.
+//!
+//! | module | in one line |
+//! |---|---|
+//! | [`negatives`] | which other row each row's rejected response answers |
+//! | [`prompts`] | which prompts are near-duplicates, and which occur in a held-out set |
+//! | [`tokenizer`] | chats to texts to token ids, equal to those of transformers |
+//! | [`tokens`] | preference groups as row numbers of tables of ids |
+//! | [`random`], [`checksum`], [`error`] | what those stand on |
+//!
+//! Everything runs on all threads and gives the same bytes for any number of them. A module knows only those above it;
+//! `tests/test_rust_layers.py` holds that order. The feature `python`, on by default, adds the module `mipo._native`.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
 pub mod checksum;
-pub mod contrast;
-pub mod duplicates;
-pub mod engine;
 pub mod error;
-pub mod groups;
-mod ngrams;
-pub mod overlap;
-pub mod pytext;
+pub mod negatives;
+pub mod prompts;
 pub mod random;
-pub mod seams;
-
-pub mod template;
-pub mod texts;
+pub mod tokenizer;
 pub mod tokens;
-pub mod within;
-
-mod exchange;
-mod filters;
-mod near;
-mod probe;
-mod remainder;
-mod segment;
-mod sort;
 
 #[cfg(feature = "python")]
 mod python;

@@ -2,6 +2,6 @@
 
 import sys
 
-from mipo.cli.commands import main
+from mipo.cli import main
 
 sys.exit(main())

@@ -9,8 +9,7 @@ import sys
 import polars as pl
 import pytest
 
-from mipo import demo
-from mipo.cli import commands
+from mipo import cli, demo
 from mipo.demo import world
 
 MODEL = str(demo.HERE / "model")
@@ -30,7 +29,7 @@ def folder(tmp_path_factory):
         ["pairs", *source, *counterparts, *responses, "--output", f"{made}/pairs.parquet"],
         ["tokens", f"{made}/pairs.parquet", "--tokenizer", MODEL, "--output", f"{made}/tokens"],
     ):
-        assert commands.main(arguments) == 0, arguments
+        assert cli.main(arguments) == 0, arguments
     return made
 
 
@@ -41,6 +40,16 @@ def test_the_rooms_one_by_one(folder):
     from mipo import PairStore
 
     assert len(PairStore.open(folder / "tokens")) == pairs.height
+
+
+def test_tokens_in_a_process_of_their_own_need_no_torch(folder):
+    arguments = ["tokens", str(folder / "pairs.parquet"), "--tokenizer", MODEL, "--output", str(folder / "again")]
+    command = [sys.executable, "-X", "importtime", "-m", "mipo", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in ended.stderr.splitlines()}
+    assert "transformers" in imported
+    assert "torch" not in imported
+    assert (folder / "again" / "manifest.json").exists()
 
 
 def test_train_takes_every_dpo_flag(folder, capsys):
@@ -57,16 +66,30 @@ def test_train_takes_every_dpo_flag(folder, capsys):
         "--use_cpu",
         "true",
     ]
-    assert commands.main([*arguments, *flags]) == 0
+    assert cli.main([*arguments, *flags]) == 0
     log = json.loads((folder / "model" / "training.json").read_text())
     assert log[-1]["step"] == 2
     assert (folder / "model" / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--learning_rate", "fast"], "argument --learning_rate/--learning-rate: invalid float value: 'fast'"),
+        (["--lerning_rate", "1e-4"], "['--lerning_rate', '1e-4']"),
+    ],
+)
+def test_what_trl_refuses_of_its_flags_is_one_line(folder, flags, message, capsys):
+    arguments = ["train", "--model", MODEL, "--tokens", str(folder / "tokens"), "--output", str(folder / "no-model")]
+    assert cli.main([*arguments, *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert not (folder / "no-model").exists()
+
+
 def test_evaluate_prints_figures_with_intervals(folder, capsys):
     test = [str(folder / "test.jsonl"), "--context", "context", "--kind", "context", "--negatives", "3"]
     how = ["--model", MODEL, "--temperature", "1", "--max-new-tokens", "16", "--output", str(folder / "side.json")]
-    assert commands.main(["evaluate", *test, *how, "--held-out", str(folder / "tokens")]) == 0
+    assert cli.main(["evaluate", *test, *how, "--held-out", str(folder / "tokens")]) == 0
     printed = capsys.readouterr().out
     side = json.loads((folder / "side.json").read_text())
     for name in ("infonce", "leave_one_out", "margin"):
@@ -75,14 +98,14 @@ def test_evaluate_prints_figures_with_intervals(folder, capsys):
 
 
 def test_export(folder):
-    assert commands.main(["export", str(folder / "pairs.parquet"), "--output", str(folder / "pairs.jsonl")]) == 0
+    assert cli.main(["export", str(folder / "pairs.parquet"), "--output", str(folder / "pairs.jsonl")]) == 0
     first = json.loads((folder / "pairs.jsonl").read_text().splitlines()[0])
     assert first.keys() == {"prompt", "chosen", "rejected"}
     assert first["chosen"][0]["role"] == "assistant"
 
 
 def test_doctor_names_what_is_there(capsys):
-    assert commands.main(["doctor"]) == 0
+    assert cli.main(["doctor"]) == 0
     printed = capsys.readouterr().out
     assert "mipo 0.1.0" in printed
     assert "torch" in printed
@@ -108,7 +131,7 @@ def test_doctor_names_what_is_there(capsys):
 )
 def test_what_is_wrong_is_one_line_and_exit_code_2(folder, arguments, message, capsys):
     arguments = [word.replace("{train}", str(folder / "train.jsonl")) for word in arguments]
-    assert commands.main(arguments) == 2
+    assert cli.main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith(f"mipo {arguments[0]}: error: ")
@@ -132,22 +155,10 @@ def test_a_full_disk_leaves_nothing_that_a_later_run_would_trust(folder, tmp_pat
 
 def test_a_missing_library_is_named_with_its_extra(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "peft", None)  # as where mipo was installed without [train]
-    assert commands.main(["run", str(demo.HERE / "recipe.yaml"), "--dry-run"]) == 2
+    assert cli.main(["run", str(demo.HERE / "recipe.yaml"), "--dry-run"]) == 2
     assert "peft is not installed; this command needs `pip install 'mipo[train]'`" in capsys.readouterr().err
 
 
-def test_no_command_prints_the_help(capsys):
-    with pytest.raises(SystemExit):
-        commands.main([])
-    assert "from a recipe to a trained model" in capsys.readouterr().out
-
-
-def test_the_version(capsys):
-    with pytest.raises(SystemExit):
-        commands.main(["--version"])
-    assert capsys.readouterr().out.startswith("mipo 0.")
-
-
 def test_a_table_that_is_not_there_is_said_and_not_looked_for_elsewhere(tmp_path, capsys):
-    assert commands.main(["export", str(tmp_path / "pairs"), "--output", str(tmp_path / "out.jsonl")]) == 2
+    assert cli.main(["export", str(tmp_path / "pairs"), "--output", str(tmp_path / "out.jsonl")]) == 2
     assert f"{tmp_path / 'pairs'}: no such file" in capsys.readouterr().err

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 import mipo
-from mipo.cli import commands
+from mipo import cli
+from mipo.cli.app import COMMANDS
 
 OPTIONS = {
     "run": "--beside --control --dry-run --output --reuse --seed --until",
@@ -25,6 +26,7 @@ OPTIONS = {
     "report": "--beside --sample",
     "export": "--batch-rows --format --output",
     "doctor": "",
+    "completion": "--output --shell",
 }
 
 
@@ -37,12 +39,32 @@ def test_exported_names():
     assert all(hasattr(mipo, name) for name in mipo.__all__)
 
 
-@pytest.mark.parametrize("module", ["mipo", "mipo.cli"])
-def test_an_import_loads_nothing_heavy(module):
-    """The figure behind it, `import mipo` in under 0.3 s, is in LOG.md: a test never times."""
-    heavy = {"torch", "polars", "numpy", "pyarrow", "transformers", "trl", "datasets"}
-    loaded = python(f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}})").split()
-    assert not heavy & set(loaded)
+HEAVY = {"torch", "polars", "numpy", "pyarrow", "transformers", "trl", "datasets"}
+SHOW_LOADED = "\nimport sys\nprint('loaded:', *{name.split('.')[0] for name in sys.modules})"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import mipo",
+        "from mipo.cli import main",
+        "from mipo.cli import main; main(['--help'])",
+        "from mipo.cli import main; main(['contrst'])",
+        "from mipo.cli import main; main(['contrast', '--help'])",
+        "from mipo.cli import main; main(['train', '--help'])",
+    ],
+)
+def test_a_start_loads_nothing_heavy(code):
+    """The figure behind it, `import mipo` and `mipo --help` in under 0.3 s, is in LOG.md: a test never times."""
+    loaded = python(code + SHOW_LOADED).split("loaded:")[1].split()
+    assert "mipo" in loaded
+    assert not HEAVY & set(loaded)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_needs_no_torch(command):
+    loaded = python(f"from mipo.cli import main; main(['{command}', '--help'])" + SHOW_LOADED).split("loaded:")[1]
+    assert not {"torch", "transformers", "trl", "datasets", "matplotlib"} & set(loaded.split())
 
 
 def test_the_fused_head_needs_torch_alone():
@@ -59,14 +81,16 @@ def test_the_version_is_the_installed_one():
     assert not hasattr(mipo, "__author__")
 
 
-@pytest.mark.parametrize("command", commands.COMMANDS)
-def test_command_line_options(command, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        commands.main([command, "--help"])
-    assert stopped.value.code == 0
+def test_commands():
+    assert list(COMMANDS) == list(OPTIONS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_line_options(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    assert cli.main([command, "--help"]) == 0
     shown = capsys.readouterr().out
-    options = {word.strip("[],") for word in shown.split() if word.strip("[],").startswith("--")}
-    assert options - {"--help"} == set(OPTIONS[command].split())
+    assert {word for word in shown.split() if word.startswith("--")} == set(OPTIONS[command].split())
 
 
 def test_trl_methods_that_we_override():

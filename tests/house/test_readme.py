@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mipo.cli import commands
+from mipo.cli.app import app
 from mipo.run import recipe
 
 ROOT = Path(__file__).parents[2]
@@ -36,8 +36,9 @@ def test_a_python_example_runs(example):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_parses(command):
     words = command.split("#")[0].split()[1:]
-    args = commands._parse(words)
-    assert args.command == words[0]
+    function, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+    assert function.__module__ == f"mipo.cli.commands.{words[0]}"
+    assert bound.arguments
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)

@@ -8,8 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mipo import contrast
-from mipo.cli import commands
+from mipo import cli, contrast
 from mipo.io import cluster
 from mipo.negatives import on_ray
 
@@ -111,5 +110,5 @@ def test_the_command_writes_the_same_bytes(tmp_path: Path) -> None:
     frame_of().write_parquet(tmp_path / "prompts.parquet")
     for engine in ("local", "ray"):
         drawn = ["contrast", str(tmp_path / "prompts.parquet"), "--differ", "user", "--negatives", "2"]
-        assert commands.main([*drawn, "--engine", engine, "--output", str(tmp_path / f"{engine}.parquet")]) == 0
+        assert cli.main([*drawn, "--engine", engine, "--output", str(tmp_path / f"{engine}.parquet")]) == 0
     assert (tmp_path / "ray.parquet").read_bytes() == (tmp_path / "local.parquet").read_bytes()

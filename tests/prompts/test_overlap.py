@@ -18,13 +18,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mipo import _native, contrast, demo
-from mipo.cli import commands
+from mipo import _native, cli, contrast, demo
 from mipo.demo import world
 from mipo.prompts.equal import normalised
 from mipo.prompts.overlap import EQUAL, NGRAM, OVERLAPS, clusters, overlaps
 from mipo.responses.ask import counter_prompts
 from mipo.run import walk
+from mipo.run.preview import dry_run
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "prompts" / "clinc150.jsonl.xz"
 THRESHOLDS = [0.01, 0.2, 1 / 3, 0.5, 0.6, 2 / 3, 0.75, 0.8, 0.9, 1.0]
@@ -279,7 +279,7 @@ def test_a_leaked_prompt_has_no_counterpart_and_is_none(kind: Any, negatives: in
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"near_duplicates": 0.0}, "threshold: expected a share above 0 and up to 1, got 0; give one as 0.8"),
+        ({"near_duplicates": 0.0}, "expected a share above 0 and up to 1, got 0; give a share, for example 0.8"),
         ({"near_duplicates": 1.5}, "threshold: expected a share above 0 and up to 1, got 1.5"),
         ({"near_duplicates": float("nan")}, "threshold: expected a share above 0 and up to 1, got NaN"),
         (
@@ -332,15 +332,15 @@ def test_the_commands(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "--output",
         str(folder / "o.parquet"),
     ]
-    assert commands.main(["overlap", *files]) == 0
+    assert cli.main(["overlap", *files]) == 0
     printed = capsys.readouterr().out
     assert f"5 rows in, 3 out; {EQUAL}: 1; {OVERLAPS}: 1" in printed
     assert "── prompt 1 equals a held-out prompt, 0 (100%)\nHELD OUT, b?\n── held out\nHeld out, b?" in printed
     assert pl.read_parquet(folder / "o.parquet")["prompt_id"].to_list() == [1, 3]
-    assert commands.main(["contrast", *files, "--near-duplicates", "0.95"]) == 0
+    assert cli.main(["contrast", *files, "--near-duplicates", "0.95"]) == 0
     assert f"5 rows in, 3 out; {EQUAL}: 1; {OVERLAPS}: 1" in capsys.readouterr().out
     assert pl.read_parquet(folder / "o.parquet")["counterpart_id"].null_count() == 2
-    assert commands.main(["contrast", *files[:-2], "--overlap-share", "2", "--output", "x"]) == 2
+    assert cli.main(["contrast", *files[:-2], "--overlap-share", "2", "--output", "x.parquet"]) == 2
     assert "share: expected a share above 0 and up to 1, got 2" in capsys.readouterr().err
 
 
@@ -361,7 +361,7 @@ def test_a_run_drops_what_its_held_out_rows_hold(tmp_path: Path) -> None:
     assert left["prompt_id"].to_list() == list(range(40))
     assert left["prompt"].to_list() == [row["prompt"] for row in rows[:40]]
     assert pl.read_parquet(out / "overlaps.parquet")["held_out_id"].to_list() == [0, 1, 2]
-    assert f"{EQUAL}: 3" in walk.dry_run(tmp_path / "recipe.yaml")
+    assert f"{EQUAL}: 3" in dry_run(tmp_path / "recipe.yaml")
 
 
 # The benchmark

@@ -10,8 +10,7 @@ import polars as pl
 import pytest
 from preferences import WORDS, chat, mipo_ids, text, trl_ids
 
-from mipo import demo
-from mipo.cli import commands
+from mipo import cli, demo
 from mipo.io import sources
 from mipo.tokens import parts, preparation, shards
 from mipo.tokens.groups import tokenize
@@ -251,9 +250,9 @@ def test_the_command_says_what_became_of_every_row(tmp_path: Path, capsys: pytes
     path = write_jsonl(tmp_path / "pairs.jsonl", [*rows_of(9, chat), rows_of(1, chat)[0] | {"chosen": None}])
     model = str(demo.HERE / "model")
     command = ["tokens", str(path), "--tokenizer", model, "--output", str(tmp_path / "tokens")]
-    assert commands.main(command) == 0
+    assert cli.main(command) == 0
     said = capsys.readouterr().out
     assert "10 rows in, 9 out; null chosen: 1" in said
     assert "tokenized by tokenizers, which is slow, since" in said
-    assert commands.main([*command, "--encoder", "fastokens"]) == 0, "what is there is not made again"
-    assert commands.main([*command, "--address", "auto"]) == 2
+    assert cli.main([*command, "--encoder", "fastokens"]) == 0, "what is there is not made again"
+    assert cli.main([*command, "--address", "auto"]) == 2

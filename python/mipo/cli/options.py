@@ -1,123 +1,102 @@
-"""Options: a function's keyword arguments as options of a command, and back.
+"""Options: the keyword arguments of a stage's functions as options of a command, with their types and defaults.
 
-Knows signatures and argument parsing. Knows no command, and loads a function's room only when it is asked about it.
+Knows signatures, and the text that `--help` shows for each name. Knows no command and no stage.
 """
 
-import argparse
-import importlib
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
+
+from cyclopts import Parameter
+
+from mipo.cli.values import WRITTEN
 
 HELP = {
     "batch_rows": "rows held in memory at once, of tables of any size in Parquet",
     "batch_size": "prompts generated at once",
-    "beside": "NAME=RUN: a control run whose figures stand beside this one's",
+    "beside": "a control run whose figures stand beside this one's; may be repeated",
     "context": "column with the user's context",
     "control": "train a control instead of the method: shuffled (chosen and rejected swapped at random) or sft",
-    "differ": "columns in which a counterpart differs (a user)",
-    "encoder": "what makes the ids: fastokens, tokenizers (the truth, slow), or auto, which says why it is slow",
-    "format": "trl, openrlhf or nemo-rl",
-    "kind": "what the rejected response answers: random, partial, context or dropped",
-    "match": "columns in which a counterpart equals its row (a task, a language)",
+    "differ": "columns in which a counterpart differs, for example a user",
+    "encoder": "what makes the ids: fastokens, tokenizers (the reference, slow), or auto, which says when it is slow",
+    "format": "the trainer that reads them",
+    "kind": "what the rejected response answers",
+    "match": "columns in which a counterpart equals its row, for example a task or a language",
     "max_length": "longest prompt and response, in tokens; longer pairs are dropped by name",
     "max_new_tokens": "longest response, in tokens",
-    "near": "a column, and how far a counterpart's number in it may be; of texts their characters, as prompt=50",
-    "negatives": "K, how many other prompts",
-    "near_duplicates": "rows at least so alike (Jaccard, as 0.8), or held together by such, never face each other",
+    "near": "a column, and how far a counterpart's number in it may be; of a text its length: for example prompt=50",
+    "negatives": "K, the number of other prompts",
+    "near_duplicates": "Jaccard similarity, for example 0.8; rows at least that alike, or linked by such rows, never "
+    "face each other",
     "output": "where the result goes",
-    "overlap_share": "share of a held-out prompt's words that makes a prompt leave, where both have them in runs",
-    "overlap_words": "words in a run that counts as shared with a held-out prompt",
+    "overlap_share": "a prompt drops out that has this share of a held-out prompt's words, in runs",
+    "overlap_words": "how many words in a row make a run that both prompts have",
     "prompt": "column with the prompt: text or chat messages",
     "reuse": "another run folder, whose stages with the same inputs are taken over",
-    "rows": "how many rows are shown or scored",
+    "rows": "how many prompts are scored",
     "sample": "how many pairs the page shows",
     "seed": "the same seed gives the same result",
-    "share": "share of a held-out prompt's words that lies in runs of words which the prompt has too",
+    "share": "share of a held-out prompt's words that an overlapping prompt has, in runs",
     "shard_rows": "rows that make one shard",
     "split": "split of a Hugging Face dataset",
     "temperature": "sampling temperature; 0 is greedy",
     "top_p": "nucleus sampling",
-    "trust_remote_code": "run code that comes with the model",
-    "until": "the last stage to do",
-    "words": "words in a run that counts as shared with a held-out prompt",
+    "until": "the last stage to run",
+    "words": "how many words in a row make a run that both prompts have",
 }
 
+Address = Annotated[
+    str | None, Parameter(help="a Ray cluster's: auto, or ray://HOST:10001; without it one is started on this machine")
+]
+Counterparts = Annotated[Path, Parameter(help="what `mipo contrast` wrote")]
+Engine = Annotated[Literal["local", "ray"], Parameter(help="where the work is done: here, or on Ray")]
+HeldOut = Annotated[
+    str | Path, Parameter(metavar="PATH", help="a file of prompts, with the same columns, that must not be trained on")
+]
+ModelName = Annotated[str | Path, Parameter(metavar="MODEL", help="a folder or a hub name")]  # shells complete a path
+Output = Annotated[Path, Parameter(help=HELP["output"])]
+Prompts = Annotated[str | Path, Parameter(help="JSONL, Parquet or CSV file, or a Hugging Face dataset")]
+TrustRemoteCode = Annotated[bool, Parameter(show_default=False, help="run code that comes with the model")]
 
-def add_options(
-    command: argparse.ArgumentParser, functions: tuple[str, ...], own: tuple[tuple[str, dict[str, Any]], ...]
-) -> None:
-    """Gives a command its own arguments, and for each plain keyword argument of its functions an option."""
-    for name, how in own:
-        command.add_argument(name, **how)
-    taken = {action.dest for action in command._actions}
-    for function in functions:
-        for parameter in inspect.signature(_load(function)).parameters.values():
-            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in taken and _plain(parameter):
-                taken.add(parameter.name)
-                command.add_argument(f"--{parameter.name.replace('_', '-')}", **_option(parameter))
-
-
-def _load(function: str) -> Callable[..., Any]:
-    module, _, name = function.partition(":")
-    loaded: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return loaded
+Command = TypeVar("Command", bound=Callable[..., None])
 
 
-def _plain(parameter: inspect.Parameter) -> bool:
-    """Whether an option can say it: text, numbers, paths and lists of names."""
-    if parameter.name in ("progress", "folder"):  # the name of a progress bar; --output says the folder
-        return False
-    words = {"bool", "str", "int", "float", "Path", "Kind", "Format", "Choice", "None"}
-    words |= {"Sequence[str]", "Mapping[str, Path]", "tuple[str, float]"}
-    return all(part in words for part in _annotation(parameter).split(" | "))
+def mirrors(*functions: Callable[..., Any], without: Collection[str] = ()) -> Callable[[Command], Command]:
+    """Puts the keyword arguments of `functions` into a command's signature, in the place of its `**options`.
+
+    Not those that the command has itself, nor those in `without`. The command gets what its user wrote, and the
+    functions have the defaults. Raises KeyError for a name without a text in `HELP`.
+    """
+
+    def mirror(command: Command) -> Command:
+        own = inspect.signature(command, eval_str=True).parameters.values()
+        parameters = {parameter.name: parameter for parameter in own if parameter.kind is not parameter.VAR_KEYWORD}
+        for function in functions:
+            for name, parameter in _keyword_only(function).items():
+                if name not in parameters and name not in without:
+                    parameters[name] = parameter.replace(annotation=_option(parameter, function))
+        command.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+        command.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
+        return command
+
+    return mirror
 
 
-def _annotation(parameter: inspect.Parameter) -> str:
+def keywords(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a command's options that are keyword arguments of `function`."""
+    return {name: options[name] for name in _keyword_only(function) if name in options}
+
+
+def _keyword_only(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(function).parameters
+    return {name: parameter for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
+
+
+def _option(parameter: inspect.Parameter, function: Callable[..., Any]) -> Any:
+    """The parameter's type, with how it is written and what `--help` says of it."""
     kind = parameter.annotation
-    return kind if isinstance(kind, str) else inspect.formatannotation(kind).replace("pathlib.", "")
-
-
-def _option(parameter: inspect.Parameter) -> dict[str, Any]:
-    about, kind, default = HELP.get(parameter.name), _annotation(parameter), parameter.default
-    if kind == "bool":
-        return {"action": "store_true", "help": about}
-    if kind.startswith("Mapping"):
-        return {"action": "append", "type": _named_path, "metavar": "NAME=RUN", "help": about}
-    if kind.startswith("tuple"):
-        return {"type": _column_and_number, "metavar": "COLUMN=NUMBER", "help": about}
-    if kind.startswith("Sequence"):
-        return {"nargs": "*", "default": list(default), "metavar": "COLUMN", "help": about}
-    shown = f"{about} (default {default})" if about and default is not None else about
-    choices = {
-        "Kind": ("random", "partial", "context", "dropped"),
-        "Format": ("trl", "openrlhf", "nemo-rl"),
-        "Choice": ("auto", "fastokens", "tokenizers"),
-    }.get(kind)
-    number: Any = {"int": int, "float": float}.get(kind.split(" | ")[0], str)
-    return {"default": default, "type": number, "choices": choices, "help": shown}
-
-
-def _named_path(text: str) -> tuple[str, Path]:
-    name, equals, path = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"expected NAME=RUN, came {text!r}")
-    return name, Path(path)
-
-
-def _column_and_number(text: str) -> tuple[str, float]:
-    column, _, number = text.rpartition("=")
-    try:
-        return column, float(number)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected COLUMN=NUMBER, came {text!r}") from None
-
-
-def given(args: argparse.Namespace, function: Callable[..., Any]) -> dict[str, Any]:
-    """The options that are keyword arguments of `function`."""
-    names = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    found = {name: getattr(args, name) for name in names if hasattr(args, name)}
-    if "beside" in found:
-        found["beside"] = dict(found["beside"] or [])
-    return {name: value for name, value in found.items() if name not in ("folder", "tokenizer")}
+    if isinstance(kind, str):  # postponed; and only this one is evaluated, since others may name what is not loaded
+        kind = eval(kind, vars(sys.modules[function.__module__]))
+    return Annotated[WRITTEN.get(kind, kind), Parameter(help=HELP[parameter.name])]

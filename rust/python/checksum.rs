@@ -1,0 +1,28 @@
+//! The bindings of `checksum`.
+
+use std::path::PathBuf;
+
+use pyo3::prelude::*;
+
+use super::arrays::{array, slice};
+
+/// XXH3 of buffers, as 32 hexadecimal digits.
+#[pyfunction]
+pub(super) fn checksum(py: Python<'_>, buffers: Vec<Bound<'_, PyAny>>) -> PyResult<String> {
+    let arrays: Vec<_> = buffers
+        .iter()
+        .map(|buffer| array::<u8>("buffers", buffer))
+        .collect::<PyResult<_>>()?;
+    let bytes: Vec<&[u8]> = arrays
+        .iter()
+        .map(|bytes| slice("buffers", bytes))
+        .collect::<PyResult<_>>()?;
+    Ok(format!("{:032x}", py.detach(|| crate::checksum::checksum(&bytes))))
+}
+
+/// XXH3 of a file, the bytes `start..stop` read as zeros, as 32 hexadecimal digits.
+#[pyfunction]
+pub(super) fn checksum_file(py: Python<'_>, path: PathBuf, start: u64, stop: u64) -> PyResult<String> {
+    let checksum = py.detach(|| crate::checksum::checksum_file(&path, start..stop))?;
+    Ok(format!("{checksum:032x}"))
+}

@@ -1,0 +1,25 @@
+//! The Python module `mipo._native`: a file for each folder beside this one. Checks types and hands over; no algorithm.
+
+mod arrays;
+mod arrow;
+mod checksum;
+mod negatives;
+mod prompts;
+mod tokenizer;
+mod tokens;
+
+use pyo3::pymodule;
+
+#[pymodule]
+mod _native {
+    #[pymodule_export]
+    use super::checksum::{checksum, checksum_file};
+    #[pymodule_export]
+    use super::negatives::{counterparts, counterparts_within};
+    #[pymodule_export]
+    use super::prompts::{clusters, overlaps};
+    #[pymodule_export]
+    use super::tokenizer::{Encoder, Template};
+    #[pymodule_export]
+    use super::tokens::GroupBuilder;
+}

@@ -1,0 +1,5 @@
+mod draw;
+mod fairness;
+mod within;
+
+pub(crate) use draw::sizes;

@@ -1,0 +1,5 @@
+mod encoder;
+mod engine;
+mod pytext;
+pub(crate) mod seams;
+mod template;
