@@ -393,7 +393,7 @@ def test_another_version_with_the_same_contract_is_welcome(monkeypatch: pytest.M
         assert trl_utils._ChunkedLogProbFunction is patch.head
 
 
-def test_under_zero3_trl_s_own_function_is_called_and_this_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zero3_calls_trl_s_own_function_and_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
     values = arguments(outputs=("entropy",))
     assert deepspeed.is_deepspeed_zero3_enabled() is False
     trl_head._warn_of_zero3.cache_clear()

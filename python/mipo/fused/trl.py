@@ -71,28 +71,17 @@ class TRLHead:
         """
         if is_deepspeed_zero3_enabled():
             _warn_of_zero3()
-            options = (temperature, chunk_size, final_logit_softcapping, logit_scale, outputs)
-            scores: Scores = self.theirs.apply(hidden, weight, bias, targets, *options)
+            rest = (temperature, chunk_size, final_logit_softcapping, logit_scale, outputs)
+            scores: Scores = self.theirs.apply(hidden, weight, bias, targets, *rest)
             return scores
-        return self._apply(hidden, weight, bias, targets, temperature, final_logit_softcapping, logit_scale, outputs)
-
-    def _apply(
-        self,
-        hidden: Float[Tensor, "T D"],
-        weight: Float[Tensor, "V D"],
-        bias: Float[Tensor, " V"] | None,
-        targets: Int64[Tensor, " T"],
-        temperature: float,
-        softcap: float | None,
-        scale: float,
-        outputs: tuple[str, ...],
-    ) -> Scores:
-        dtype = _dtype(hidden)
-        if not torch.is_autocast_enabled(hidden.device.type):  # linear_logps handles autocast itself
+        device, dtype = hidden.device.type, hidden.dtype
+        if torch.is_autocast_enabled(device):  # linear_logps casts
+            dtype = torch.get_autocast_dtype(device)
+        else:
             weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         options: dict[str, Any] = {
-            "softcap": softcap, "scale": scale, "temperature": temperature, "chunk_bytes": self.chunk_bytes,
-            "logits_dtype": self.logits_dtype or dtype,
+            "softcap": final_logit_softcapping, "scale": logit_scale, "temperature": temperature,
+            "chunk_bytes": self.chunk_bytes, "logits_dtype": self.logits_dtype or dtype,
         }  # fmt: skip
         if not set(outputs) & set(OUTPUTS[1:]):
             return linear_logps(hidden, weight, targets, bias, **options), None, None, None, None
@@ -160,11 +149,6 @@ def patch_trl(*, chunk_bytes: int | None = None, logits_dtype: torch.dtype | Non
     return Patch(TRLHead(theirs, chunk_bytes, logits_dtype))
 
 
-def _dtype(hidden: Float[Tensor, "T D"]) -> torch.dtype:
-    device = hidden.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-
-
 @functools.cache
 def _warn_of_zero3() -> None:
     warnings.warn("DeepSpeed ZeRO-3 shards the LM head: TRL's own function scores the tokens, not mipo's", stacklevel=3)
@@ -209,7 +193,7 @@ def _check_numbers(theirs: Any) -> None:
     targets = torch.tensor([0, 6, 3], device="cpu")
     head = TRLHead(theirs, 1 << 20, None)
     with torch.autocast("cpu", enabled=False):
-        ours = head._apply(hidden, weight, bias, targets, 0.7, 3.0, 0.6, OUTPUTS[1:])
+        ours = head.apply(hidden, weight, bias, targets, 0.7, 4, 3.0, 0.6, OUTPUTS[1:])
         expected = theirs.apply(hidden, weight, bias, targets, 0.7, 4, 3.0, 0.6, OUTPUTS[1:])
     for name, own, other in zip(OUTPUTS, ours, expected, strict=True):
         # Two orders of float32 sums over seven words.
