@@ -1,6 +1,6 @@
 """Checksums: whether something is as it was written, or equal to something else. One kind for files, values and stores.
 
-XXH3 in 128 bits, as 32 hexadecimal digits, read at the speed of memory. It finds broken disks, cut files and changed
+Of XXH3, 128 bits as 32 hexadecimal digits, at the speed of memory (rust/checksum.rs). It finds broken disks, cut files and changed
 inputs; it is no defence against somebody who wants two files to have one checksum.
 """
 
