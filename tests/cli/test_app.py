@@ -79,7 +79,7 @@ def test_help_is_ascii_where_the_terminal_is():
         ([*CONTRAST, "--negatives", "2.7"], "Invalid value for --negatives: expected a whole number, got '2.7'."),
         ([*CONTRAST, "--near-duplicates", "much"], '--near-duplicates: unable to convert "much" into float.'),
         ([*CONTRAST, "--near", "prompt"], "Invalid value for --near: expected COLUMN=NUMBER, got 'prompt'."),
-        (["report", "runs/a", "--beside", "b"], "Invalid value for --beside: expected NAME=RUN, got 'b'."),
+        (["report", "runs/a", "--beside", "b"], "--beside: expected NAME=RUN, got 'b'"),
         ([*CONTRAST, "--address", "auto"], "--address is that of a Ray cluster; give --engine ray with it"),
         (
             [*CONTRAST, "--engine", "ray", "--near-duplicates", "0.8", "--held-out", "test.jsonl"],

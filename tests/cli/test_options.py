@@ -1,6 +1,9 @@
 """Options are keyword arguments of the stages' functions: what is written reaches them, what is not stays theirs."""
 
 import inspect
+import subprocess
+import sys
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ import pytest
 
 from mipo.cli.app import COMMANDS, app
 from mipo.cli.options import HELP, keywords, mirrors
+from mipo.cli.values import paths_by_name
 from mipo.negatives.draw import contrast
 from mipo.prompts.rows import read
 
@@ -43,9 +47,20 @@ def test_values(words, name, value):
     assert (kwargs[name], type(kwargs[name])) == (value, type(value))
 
 
+def test_values_are_the_same_where_pydantic_is_loaded():
+    """Ray and others load it, and cyclopts then checks each value against its option's type."""
+    code = "import pydantic; from mipo.cli.app import app\n" + (
+        f"_, bound, _ = app.parse_args({[*CONTRAST, '--near', 'prompt=50', '--match', 'task']!r})\n"
+        "assert bound.kwargs['near'] == ('prompt', 50.0) and bound.kwargs['match'] == ['task'], bound.kwargs\n"
+        "_, bound, _ = app.parse_args(['run', 'r.yaml', '--beside', 'a=b', '--seed', '3'])\n"
+        "assert bound.kwargs['beside'] == ['a=b'], bound.kwargs"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_control_runs_are_named_paths():
     kwargs = written("run", "recipe.yaml", "--beside", "sft=runs/sft", "--beside", "shuffled=runs/a=b")
-    assert kwargs == {"beside": {"sft": Path("runs/sft"), "shuffled": Path("runs/a=b")}}
+    assert paths_by_name(kwargs["beside"]) == {"sft": Path("runs/sft"), "shuffled": Path("runs/a=b")}
 
 
 def test_what_is_not_written_is_not_handed_over():
@@ -65,11 +80,13 @@ def test_flags_of_trl_pass_through_as_they_are():
     assert bound.kwargs == {"model": "m", "tokens": Path("t"), "output": Path("o"), "lora_r": 8}
 
 
-def test_every_text_is_shown_by_some_command(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "400")
+def test_every_text_is_shown_by_some_command():
+    from rich.console import Console
+
+    lines = Console(file=StringIO(), width=400)
     for command in COMMANDS:
-        app.help_print([command])
-    printed = capsys.readouterr().out
+        app.help_print([command], console=lines)
+    printed = lines.file.getvalue()
     assert [name for name, text in HELP.items() if text not in printed] == []
 
 

@@ -18,9 +18,9 @@ import mipo.demo
 from mipo.demo import world
 from mipo.evaluation import measurement, scoring
 from mipo.evaluation.bounds import information, row_bounds
-from mipo.evaluation.figures import change, mean, share
+from mipo.evaluation.figures import change
 from mipo.evaluation.measurement import evaluate
-from mipo.evaluation.rule import judge
+from mipo.evaluation.rule import Rule, judge
 from mipo.evaluation.scoring import sequence_logps
 from mipo.models.loading import load_model, load_tokenizer
 from mipo.models.model import Model
@@ -157,50 +157,6 @@ def test_what_is_not_finite_is_refused() -> None:
         information(np.array([[0.0, -np.inf]]))
 
 
-# Intervals
-
-
-def test_bootstrap_intervals_cover() -> None:
-    random = np.random.default_rng(0)
-    figures = [mean(random.exponential(1.0, 100)) for _ in range(60)]
-    inside = sum(figure.low <= 1.0 <= figure.high for figure in figures)
-    # 95 % of 60 is 57; binomial draws of less than 50 come once in 10,000.
-    assert 50 <= inside <= 60
-    width = np.mean([figure.high - figure.low for figure in figures])
-    assert width == pytest.approx(2 * 1.96 / 10, rel=0.1)
-
-
-def test_a_bootstrap_repeats_and_has_no_width_without_spread() -> None:
-    values = np.random.default_rng(0).normal(size=30)
-    assert mean(values) == mean(values)
-    assert mean(values) != mean(values, seed=1)
-    flat = mean([2, 2, 2])
-    assert (flat.value, flat.low, flat.high, flat.rows) == (2, 2, 2, 3)
-
-
-@given(st.integers(0, 40), st.integers(1, 40))
-@law
-def test_wilson_solves_its_equation(hits: int, misses: int) -> None:
-    n = hits + misses
-    figure = share([True] * hits + [False] * misses)
-    assert 0 <= figure.low <= figure.value <= figure.high <= 1
-    for bound in {figure.low, figure.high} - {0.0, 1.0}:
-        # The bounds are where the observed share lies 1.96 standard errors away.
-        assert abs(figure.value - bound) == pytest.approx(1.959964 * math.sqrt(bound * (1 - bound) / n), abs=1e-9)
-
-
-def test_wilson_by_hand() -> None:
-    ten = share([True] * 8 + [False] * 2)
-    assert (ten.low, ten.high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    assert share([False] * 10).high == pytest.approx(0.2775, abs=1e-4)
-
-
-@pytest.mark.parametrize("measure", [mean, share])
-def test_no_row_has_no_interval(measure: Any) -> None:
-    with pytest.raises(ValueError, match="at least one row"):
-        measure([])
-
-
 # The judge
 
 
@@ -267,8 +223,8 @@ def test_an_optional_group_that_matched_nothing_is_malformed() -> None:
     ("answers", "pattern", "said"),
     [
         (["18", None], PATTERN, "row 2: no answer"),
-        (["18", "18"], r"####\s*(.+)", r"row 1: pattern .* has no group `answer`"),
-        (["18", "18"], r"(?P<answer>", "row 1: pattern .* is no regular expression"),
+        (["18", "18"], r"####\s*(.+)", r"row 1: pattern: expected a group `answer`"),
+        (["18", "18"], r"(?P<answer>", "row 1: pattern: expected a regular expression, got .*"),
     ],
 )
 def test_a_rule_that_cannot_judge_is_named(answers: list[Any], pattern: str, said: str) -> None:
@@ -327,7 +283,7 @@ def test_batches_hold_every_row_once_within_their_bounds(
 def test_a_side_is_json_and_says_what_it_rests_on(
     prompts: pl.DataFrame, whole: Model, answers: pl.DataFrame, held_out: PairStore
 ) -> None:
-    rule = {"answer": "answer", "pattern_column": "pattern"}
+    rule = Rule(answer="answer", pattern_column="pattern")
     side, table = evaluate(whole, prompts, held_out, kind="context", negatives=3, rule=rule, rows=10,
                            answers=answers, **SAMPLED)  # fmt: skip
     assert json.loads(json.dumps(side, allow_nan=False)) == side
@@ -364,8 +320,38 @@ def test_margins_are_of_groups(model: Any, held_out: PairStore) -> None:
     rejected = iter(sequence_logps(model, *held_out.rows("rejected")))
     sizes = held_out.pairs["rejected"].list.len()
     margins = [c - np.mean([next(rejected) for _ in range(size)]) for c, size in zip(chosen, sizes, strict=True)]
-    assert measurement._margins(model, held_out, 0, "")["margin"].value == pytest.approx(np.mean(margins))
+    assert measurement._margins(model, held_out, "")["margin"].to_list() == pytest.approx(margins)
     assert next(rejected, None) is None
+
+
+def test_held_out_pairs_stand_in_the_row_of_their_prompt(
+    prompts: pl.DataFrame, whole: Model, answers: pl.DataFrame, held_out: PairStore
+) -> None:
+    shuffled = prompts.sample(fraction=1, shuffle=True, seed=3)
+    names = ["logps_chosen", "logps_rejected", "margin"]
+    groups = measurement._margins(whole.weights, held_out, "")
+    for asked, table in (
+        (prompts, evaluate(whole, prompts, held_out, negatives=1, answers=answers, **SAMPLED)[1]),
+        (shuffled, evaluate(whole, shuffled, held_out, negatives=1, **SAMPLED)[1]),
+    ):
+        rows = pl.concat([asked.select("prompt_id"), table.select(names)], how="horizontal").drop_nulls()
+        assert rows.sort("prompt_id").equals(groups.sort("prompt_id"))
+    assert change(table, table)["margin"].rows == len(held_out)
+
+
+def test_pairs_of_other_prompts_stand_in_no_row(
+    prompts: pl.DataFrame, whole: Model, answers: pl.DataFrame, held_out: PairStore
+) -> None:
+    few = prompts.filter(pl.col("prompt_id") != held_out.pairs["prompt_id"][0])
+    few = few.with_columns(prompt_id=pl.int_range(pl.len(), dtype=pl.UInt64))
+    side, table = evaluate(whole, few, held_out, negatives=1, **SAMPLED)
+    missing = held_out.pairs["prompt_id"].max() == prompts.height - 1
+    assert missing == ("margin" not in table.columns)
+    assert side["margin"]["rows"] == len(held_out)
+    twice = PairStore(held_out.prompts, held_out.responses, held_out.pieces * 2, 0, held_out.fingerprint)
+    side, table = evaluate(whole, prompts, twice, negatives=1, answers=answers, **SAMPLED)
+    assert "margin" not in table.columns
+    assert side["margin"]["rows"] == 2 * len(held_out)
 
 
 def test_candidate_logps_are_a_plain_loop_s(
@@ -435,7 +421,7 @@ def test_a_missing_answer_or_column_is_named(prompts: pl.DataFrame, whole: Model
     with pytest.raises(ValueError, match="none to 2 of 24 prompts, first in row 23"):
         evaluate(whole, prompts, answers=answers[:-2], **SAMPLED)
     with pytest.raises(ValueError, match="rule: answer: no column 'key'"):
-        evaluate(whole, prompts, rule={"answer": "key", "pattern": PATTERN}, **SAMPLED)
+        evaluate(whole, prompts, rule=Rule(answer="key", pattern=PATTERN), **SAMPLED)
 
 
 def test_prompts_need_no_number(prompts: pl.DataFrame, whole: Model, answers: pl.DataFrame) -> None:
@@ -447,7 +433,9 @@ def test_change_is_paired(prompts: pl.DataFrame, whole: Model, answers: pl.DataF
     _, before = evaluate(whole, prompts, negatives=2, answers=answers, **SAMPLED)
     after = before.with_columns(pl.col("infonce") + 0.1)
     moved = change(before, after)
-    assert set(moved) == {"infonce", "leave_one_out", "response_tokens", "truncated"}
+    assert set(moved) == {
+        "infonce", "leave_one_out", "response_tokens", "truncated", "information_at_least", "information_at_most",
+    }  # fmt: skip
     assert (moved["infonce"].low, moved["infonce"].high) == pytest.approx((0.1, 0.1))
     assert moved["leave_one_out"].value == 0
     fewer = after.with_columns(pl.when(pl.int_range(pl.len()) > 3).then("infonce").alias("infonce"))

@@ -12,6 +12,7 @@ from mipo.cli.app import COMMANDS
 
 OPTIONS = {
     "run": "--beside --control --dry-run --output --reuse --seed --until",
+    "recipe": "--schema",
     "demo": "--control --output --seed",
     "overlap": "--context --held-out --output --prompt --share --split --words",
     "contrast": "--address --context --differ --engine --held-out --kind --match --near --near-duplicates --negatives "

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter, Token
 
+from mipo.errors import InputError
+
 
 def column_and_number(_: Any, tokens: Sequence[Token]) -> tuple[str, float]:
     """`prompt=50` as ("prompt", 50.0)."""
@@ -19,13 +21,13 @@ def column_and_number(_: Any, tokens: Sequence[Token]) -> tuple[str, float]:
         raise ValueError(f"expected COLUMN=NUMBER, got {tokens[0].value!r}.") from None
 
 
-def paths_by_name(_: Any, tokens: Sequence[Token]) -> dict[str, Path]:
-    """`a=runs/a` and `b=runs/b`, each from an option of its own, as a dictionary."""
+def paths_by_name(words: Sequence[str]) -> dict[str, Path]:
+    """`a=runs/a` and `b=runs/b` as a dictionary; a command calls it, since cyclopts has no converter of repeats."""
     paths = {}
-    for token in tokens:
-        name, _, path = token.value.partition("=")
+    for word in words:
+        name, _, path = word.partition("=")
         if not name or not path:
-            raise ValueError(f"expected NAME=RUN, got {token.value!r}.")
+            raise InputError(f"--beside: expected NAME=RUN, got {word!r}; for example --beside shuffled=runs/shuffled")
         paths[name] = Path(path)
     return paths
 
@@ -48,6 +50,8 @@ WRITTEN: dict[Any, Any] = {
     int: WholeNumber,
     int | None: Annotated[int | None, Parameter(converter=whole_number)],
     Sequence[str]: Annotated[Sequence[str], Parameter(consume_multiple=True, metavar="COLUMN ...", show_default=False)],
-    tuple[str, float] | None: Annotated[str | None, Parameter(converter=column_and_number, metavar="COLUMN=NUMBER")],
-    Mapping[str, Path] | None: Annotated[list[str] | None, Parameter(converter=paths_by_name, metavar="NAME=RUN")],
+    tuple[str, float] | None: Annotated[
+        tuple[str, float] | None, Parameter(converter=column_and_number, n_tokens=1, metavar="COLUMN=NUMBER")
+    ],
+    Mapping[str, Path] | None: Annotated[list[str] | None, Parameter(metavar="NAME=RUN")],
 }

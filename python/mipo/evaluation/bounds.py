@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mipo.errors import InputError
 from mipo.evaluation.figures import Figure, mean
+from mipo.io.lazy import lazy
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
+else:
+    np = lazy("numpy")
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ def row_bounds(logps: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], N
     """Each row's term of InfoNCE and of leave-one-out, [n]."""
     logps = np.asarray(logps, dtype=np.float64)
     if logps.ndim != 2 or logps.shape[1] < 2 or not len(logps):
-        raise InputError(f"logps: expected [n, K+1] with n ≥ 1 rows and K ≥ 1 other prompts, came {logps.shape}")
+        raise InputError(f"logps: expected [n, K+1] with n ≥ 1 rows and K ≥ 1 other prompts, got {logps.shape}")
     if not np.isfinite(logps).all():
         raise InputError("logps: expected finite log-probabilities; a masked or empty response gives none")
     own, negatives = logps[:, 0], logps.shape[1] - 1

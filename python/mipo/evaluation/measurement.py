@@ -13,11 +13,12 @@ import polars as pl
 
 from mipo.errors import InputError
 from mipo.evaluation.bounds import information, row_bounds
-from mipo.evaluation.figures import Figure, mean, share
-from mipo.evaluation.rule import compile_rule, judge
+from mipo.evaluation.figures import mean, share
+from mipo.evaluation.rule import Rule, judge
 from mipo.evaluation.scoring import sequence_logps
 from mipo.models.model import Model
 from mipo.negatives.draw import Kind, contrast
+from mipo.prompts.rows import numbered
 from mipo.responses.ask import Asked, ask, counter_prompts
 from mipo.responses.generation import generate
 from mipo.tokenizer.chat import encode_prompts
@@ -38,7 +39,7 @@ def evaluate(
     kind: Kind = "random",
     negatives: int = 31,
     rows: int | None = None,
-    rule: dict[str, str] | None = None,
+    rule: Rule | None = None,
     answers: pl.DataFrame | None = None,
     seed: int = 0,
     temperature: float = 0.1,
@@ -52,12 +53,13 @@ def evaluate(
     The model answers every prompt as in training; `information` scores its answers to the first `rows` prompts under
     `negatives` other prompts of the `kind`, passing over those that are empty or do not fit the model's context with
     every one of these prompts; the figure tells how many it rests on. `held_out` are fixed pairs of the reference
-    model, of which a group counts as one row. With a `rule` ({"answer": column, "pattern": regex, or "pattern_column":
-    column}) answers are judged, sampled and greedy. `answers`, where given, are the model's sampled responses to what
-    `mipo.responses.ask.ask` makes of these prompts, or of these and more.
+    model, of which a group counts as one row. With a `rule` answers are judged, sampled and greedy. `answers`, where
+    given, are the model's sampled responses to what `mipo.responses.ask.ask` makes of these prompts, or of these and
+    more.
 
     The table holds prompt, response, response_tokens, truncated, and infonce, leave_one_out, accuracy, malformed,
-    accuracy_greedy of the row, where they are known: see `change`.
+    accuracy_greedy of the row, where they are known: see `change`. It also holds logps_chosen, logps_rejected and
+    margin, where every group of `held_out` is of another one of these prompts, by prompt_id.
     """
     _check_rule(rule, prompts)
     asked = ask(prompts, chat=model.is_chat)
@@ -72,7 +74,9 @@ def evaluate(
     for name, values in zip(figures, row_bounds(logps), strict=True):
         table = table.with_columns(pl.Series(name, [None] * table.height, dtype=pl.Float64).scatter(scored, values))
     if held_out is not None:
-        figures |= _margins(model.weights, held_out, seed, progress)
+        margins = _margins(model.weights, held_out, progress)
+        figures |= {name: mean(margins[name], seed=seed) for name in margins.columns[1:]}
+        table = _beside(table, prompts, margins)
     figures["response_tokens"] = mean(table["response_tokens"], seed=seed)
     figures["truncated"] = share(table["truncated"])
     if rule:
@@ -98,21 +102,26 @@ def _answered(asked: Asked, answers: pl.DataFrame) -> pl.DataFrame:
     return table.drop("response_id")
 
 
-def _margins(model: PreTrainedModel, held_out: PairStore, seed: int, progress: str) -> dict[str, Figure]:
-    """Log-probs of fixed pairs, and each chosen response against its group's rejected ones; a group is a row."""
+def _margins(model: PreTrainedModel, held_out: PairStore, progress: str) -> pl.DataFrame:
+    """Log-probs of fixed pairs, and each chosen response against its group's rejected ones; a row a group."""
     scored = {s: sequence_logps(model, *held_out.rows(s), progress=f"{progress} {s}") for s in ("chosen", "rejected")}
     sizes = held_out.pairs["rejected"].list.len().cast(pl.Int64).to_numpy()
     rejected = np.add.reduceat(scored["rejected"], np.cumsum(sizes) - sizes) / sizes
-    return {
-        "logps_chosen": mean(scored["chosen"], seed=seed),
-        "logps_rejected": mean(rejected, seed=seed),
-        "margin": mean(scored["chosen"] - rejected, seed=seed),
-    }
+    figures = {"logps_chosen": scored["chosen"], "logps_rejected": rejected, "margin": scored["chosen"] - rejected}
+    return pl.DataFrame({"prompt_id": held_out.pairs["prompt_id"], **figures})
 
 
-def _judged(answers: pl.DataFrame, prompts: pl.DataFrame, rule: dict[str, str]) -> tuple[list[bool], list[bool]]:
-    patterns = prompts[rule["pattern_column"]].to_list() if "pattern_column" in rule else rule["pattern"]
-    return judge(answers["response"].to_list(), prompts[rule["answer"]].cast(pl.String).to_list(), patterns)
+def _beside(table: pl.DataFrame, prompts: pl.DataFrame, margins: pl.DataFrame) -> pl.DataFrame:
+    """The table with each group's figures in the row of its prompt, if every group has a row of its own there."""
+    ids = numbered(prompts).select("prompt_id")
+    rows = ids.join(margins, on="prompt_id", how="left", maintain_order="left").drop("prompt_id")
+    complete = rows.height == table.height and rows["margin"].count() == margins.height
+    return table.hstack(rows) if complete else table
+
+
+def _judged(answers: pl.DataFrame, prompts: pl.DataFrame, rule: Rule) -> tuple[list[bool], list[bool]]:
+    patterns = rule.pattern or prompts[str(rule.pattern_column)].to_list()
+    return judge(answers["response"].to_list(), prompts[rule.answer].cast(pl.String).to_list(), patterns)
 
 
 def _candidate_logps(
@@ -163,20 +172,18 @@ def _encode_candidates(
     return list(prompts), list(responses)
 
 
-def check(prompts: pl.DataFrame, *, negatives: int | None, rule: dict[str, str] | None) -> None:
+def check(prompts: pl.DataFrame, *, negatives: int | None, rule: Rule | None) -> None:
     """Raises ValueError for what `evaluate` could not do on these prompts, before anything is generated."""
     if negatives is not None and not 1 <= negatives < prompts.height:
         raise InputError(
             f"evaluation.negatives: expected 1 to {prompts.height - 1} ({prompts.height} held-out prompts), "
-            f"came {negatives}"
+            f"got {negatives}"
         )
     _check_rule(rule, prompts)
-    if rule and "pattern" in rule:
-        compile_rule(rule["pattern"], 1)
 
 
-def _check_rule(rule: dict[str, str] | None, prompts: pl.DataFrame) -> None:
+def _check_rule(rule: Rule | None, prompts: pl.DataFrame) -> None:
     for setting in ("answer", "pattern_column"):
-        column = (rule or {}).get(setting)
+        column = getattr(rule, setting, None)
         if column is not None and column not in prompts.columns:
             raise InputError(f"rule: {setting}: no column {column!r}; the prompts have {', '.join(prompts.columns)}")

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from mipo.cli.options import keywords, mirrors
+from mipo.cli.values import paths_by_name
 from mipo.run.preview import dry_run as preview
 from mipo.run.walk import run_recipe
 
@@ -22,4 +23,4 @@ def command(
     if dry_run:
         print(preview(recipe, **keywords(preview, options)))
     else:
-        run_recipe(recipe, **options)
+        run_recipe(recipe, **options | {"beside": paths_by_name(options.get("beside", ()))})
