@@ -1,4 +1,4 @@
-# One entry for people and CI. Needs Python 3.11 or newer, cargo and a C compiler; everything else comes into .venv.
+# One entry for people and CI. Needs Python 3.11 or newer, cargo and a C compiler; .venv holds everything else.
 PYTHON ?= python3
 BIN := .venv/bin
 export VIRTUAL_ENV := $(CURDIR)/.venv
