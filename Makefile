@@ -1,4 +1,4 @@
-# One entry for people and CI. Needs Python 3.11 or newer, cargo and a C compiler; everything else comes into .venv.
+# One entry for people and CI. Needs Python 3.11 or newer, cargo and a C compiler; .venv holds everything else.
 PYTHON ?= python3
 # Processes that run tests side by side; each takes up to 4 GiB.
 WORKERS ?= 2
