@@ -35,7 +35,7 @@ class Engine(NamedTuple):
 def open_mipo(folder: Path) -> Engine:
     """Arrow in, a `TokenTable` out; the tokenizer is the one of transformers, as most people have it."""
     import mipo
-    from mipo.responses import load_tokenizer
+    from mipo.models.loading import load_tokenizer
 
     tokenizer = load_tokenizer(str(folder))
     return Engine(

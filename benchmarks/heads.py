@@ -19,7 +19,7 @@ from stopwatch import Contender
 from torch import Tensor
 from torch.nn import functional
 
-from mipo import fused
+from mipo.fused import operators
 
 # How TRL's trainers call their head, and the statistics its DPO trainer asks for.
 TRL_VOCABULARY_CHUNK = 32768
@@ -110,13 +110,13 @@ def _ours() -> list[Head]:
 def _preference(**options: Any) -> Loss:
     def loss(batch: Batch, hidden: Tensor, weight: Tensor) -> Tensor:
         arguments = (hidden, weight, batch.targets, batch.lengths, batch.ref_logps)
-        return fused.linear_preference_loss(*arguments, beta=BETA, **options).loss
+        return operators.linear_preference_loss(*arguments, beta=BETA, **options).loss
 
     return loss
 
 
-def _logps(mode: fused.Mode) -> Loss:
-    return lambda batch, hidden, weight: batch.loss_of(fused.linear_logps(hidden, weight, batch.targets, mode=mode))
+def _logps(mode: operators.Mode) -> Loss:
+    return lambda batch, hidden, weight: batch.loss_of(operators.linear_logps(hidden, weight, batch.targets, mode=mode))
 
 
 def _naive(batch: Batch, hidden: Tensor, weight: Tensor) -> Tensor:

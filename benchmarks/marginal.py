@@ -32,13 +32,13 @@ def measure(*, prompts: int = 1_024, seeds: int = 400, signal: float = 4.0, nois
 def estimates(scores: Any, k: int, seeds: int, balanced: bool) -> Any:
     """The leave-one-out estimate of each seed, as `mipo.evaluation.information` has it, without its interval."""
     import mipo
-    from mipo.evaluation import _bounds
+    from mipo.evaluation.bounds import row_bounds
 
     n, found = len(scores), []
     own = np.arange(n)[:, None]
     for seed in range(seeds):
         others = mipo.counterparts(n, negatives=k, seed=seed, balanced=balanced).astype(np.int64)
-        found.append(_bounds(scores[own, np.concatenate([own, others], axis=1)])[1].mean())
+        found.append(row_bounds(scores[own, np.concatenate([own, others], axis=1)])[1].mean())
     return np.array(found)
 
 

@@ -33,7 +33,7 @@ from typing import Any
 
 import polars as pl
 
-from mipo.overlap import NGRAM, clusters, overlaps
+from mipo.prompts.overlap import NGRAM, clusters, overlaps
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SOURCES = {"short": ("prompts/clinc150.jsonl.xz", "text"), "long": ("math/gsm8k_train.jsonl", "question")}

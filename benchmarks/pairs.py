@@ -1,12 +1,14 @@
-"""Ten million prompts with text, to counterparts.parquet and to exported pairs: time and peak memory beside polars.
+"""Ten million prompts with text, to counterparts.parquet, to pairs, to tokens: time and peak memory beside polars.
 
     python benchmarks/pairs.py --data ../shared/data --folder /tmp/pairs [--rows 10_000_000] [--into benchmarks/results]
     python benchmarks/pairs.py --small
 
-Made: prompts of real data whose numbers are varied, `task` and `user`, and a response to each. Drawn: another prompt of
-the same task from another user. Each contender is a process of its own, whose wall time and largest resident memory
-the kernel tells; one that passes `--limit` GiB is stopped, and the same is tried with half the rows. The polars ways
-are given our counterparts, so that all write the same pairs, which is checked, row by row.
+`pairs` are row numbers with a reason, from prompts and responses that are texts; `store` makes token ids of them, and
+`export` JSON lines. `pairs_text` joins texts instead, as the ways of polars do. Made: prompts of real data whose
+numbers are varied, `task` and `user`, and a response to each. Drawn: other prompts of the same task from other users.
+Each contender is a process of its own, whose wall time and largest resident memory the kernel tells; one that passes
+`--limit` GiB is stopped, and the same is tried with half the rows. The polars ways are given our counterparts, so that
+all write the same pairs, which is checked, row by row.
 """
 
 import argparse
@@ -23,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+RESPONSES = "responses/part-00000.parquet"
 SMALL = [
     f"{name}: how many {unit} are {n} and 7 of them?" for n in range(9) for name, unit in zip("abc", "xyz", strict=True)
 ]
@@ -36,15 +39,15 @@ SPARED = 2  # GiB that are left to the rest of the machine
 EVERY = 0.05  # seconds between two looks at a contender's memory
 
 
-# What is compared: each runs in a process of its own, in the folder with prompts.parquet and responses.parquet.
+# What is compared: each runs in a process of its own, in the folder with prompts.parquet and responses.
 
 
 def draw() -> None:
     """`mipo contrast`, as called on the command line."""
-    from mipo import cli
+    from mipo.cli import main as mipo_main
 
-    constraints = ["--match", "task", "--differ", "user", "--seed", "1"]
-    assert cli.main(["contrast", "prompts.parquet", *constraints, "--output", "counterparts.parquet"]) == 0
+    constraints = ["--match", "task", "--differ", "user", "--seed", "1", "--negatives", os.environ["NEGATIVES"]]
+    assert mipo_main(["contrast", "prompts.parquet", *constraints, "--output", "counterparts.parquet"]) == 0
 
 
 def draw_polars() -> None:
@@ -57,22 +60,33 @@ def draw_polars() -> None:
 
 
 def pairs(batch_rows: int | None) -> None:
-    """`mipo.pairs.join`, from files to a file."""
+    """`mipo.pairing.join.judge_tables`, from files to a file: pairs as row numbers, and why the others are none."""
+    from mipo.io import tables
+    from mipo.pairing.join import judge_tables
+
+    judged = judge_tables(*_tables(), **({"batch_rows": batch_rows} if batch_rows else {}))
+    tables.write(judged, Path("pairs.parquet"))
+
+
+def pairs_text(batch_rows: int | None) -> None:
+    """`mipo.pairing.join.join`, from files to a file of texts."""
+    from mipo.pairing.join import join
+
+    print(join(*_tables(), Path("pairs-text.parquet"), **({"batch_rows": batch_rows} if batch_rows else {})))
+
+
+def _tables() -> list[Any]:
     import polars as pl
 
-    from mipo.pairs import join
-
-    tables = [pl.scan_parquet(f"{name}.parquet") for name in ("prompts", "counterparts", "responses")]
-    print(join(*tables, Path("pairs.parquet"), **({"batch_rows": batch_rows} if batch_rows else {})))
+    return [pl.scan_parquet(name) for name in ("prompts.parquet", "counterparts.parquet", RESPONSES)]
 
 
 def pairs_in_memory() -> None:
     """`mipo.pairs` on frames, and its result written."""
-    import polars as pl
 
     import mipo
 
-    tables = [pl.read_parquet(f"{name}.parquet") for name in ("prompts", "counterparts", "responses")]
+    tables = [table.collect() for table in _tables()]
     mipo.pairs(*tables).write_parquet("pairs-in-memory.parquet", compression="zstd")
 
 
@@ -93,35 +107,38 @@ def join_polars(prompts: Any, counterparts: Any, responses: Any) -> Any:
 
 
 def pairs_polars() -> None:
-    import polars as pl
-
-    tables = [pl.read_parquet(f"{name}.parquet") for name in ("prompts", "counterparts", "responses")]
+    tables = [table.collect() for table in _tables()]
     join_polars(*tables).write_parquet("pairs-polars.parquet", compression="zstd")
 
 
 def pairs_polars_streaming() -> None:
-    import polars as pl
-
-    tables = [pl.scan_parquet(f"{name}.parquet") for name in ("prompts", "counterparts", "responses")]
-    join_polars(*tables).sink_parquet("pairs-polars-streaming.parquet", compression="zstd")
+    join_polars(*_tables()).sink_parquet("pairs-polars-streaming.parquet", compression="zstd")
 
 
 def export() -> None:
-    """`mipo export` of the pairs as JSON lines."""
-    from mipo import cli
+    """`mipo export` of the pairs, which are row numbers, as JSON lines."""
+    from mipo.cli import main as mipo_main
 
-    assert cli.main(["export", "pairs.parquet", "--output", "pairs.jsonl"]) == 0
+    assert mipo_main(["export", "pairs.parquet", "--output", "pairs.jsonl"]) == 0
+
+
+def store() -> None:
+    """`mipo tokens` of the same pairs: token ids, with no file of texts in between."""
+    from mipo.cli import main as mipo_main
+
+    assert mipo_main(["tokens", ".", "--tokenizer", os.environ["TOKENIZER"], "--output", "tokens"]) == 0
 
 
 def export_polars() -> None:
     import polars as pl
 
-    pl.read_parquet("pairs.parquet").select("prompt", "chosen", "rejected").write_ndjson("pairs-polars.jsonl")
+    pl.read_parquet("pairs-text.parquet").select("prompt", "chosen", "rejected").write_ndjson("pairs-polars.jsonl")
 
 
 CONTENDERS = {
     "draw": (draw, draw_polars),
-    "pairs": (pairs, pairs_in_memory, pairs_polars, pairs_polars_streaming),
+    "pairs": (pairs, pairs_text, pairs_in_memory, pairs_polars, pairs_polars_streaming),
+    "store": (store,),
     "export": (export, export_polars),
 }
 
@@ -130,10 +147,10 @@ CONTENDERS = {
 
 
 def make(folder: Path, number: str, data: str = "") -> dict[str, float]:
-    """Writes prompts.parquet (prompt_id, prompt, task, user) and responses.parquet (prompt, response); GiB of each."""
+    """Writes prompts.parquet (prompt_id, prompt, task, user) and responses (prompt, response); GiB of each."""
     import polars as pl
 
-    from mipo import tables
+    from mipo.io import tables
 
     rows, bases = int(number), _bases(Path(data) if data else None)
     answers = bases.get_column("answer").drop_nulls()
@@ -157,8 +174,10 @@ def make(folder: Path, number: str, data: str = "") -> dict[str, float]:
     tables.write(parts("prompt_id", "prompt", "task", "user"), folder / "prompts.parquet")
     # As an engine gives them back: in no order.
     order = (frame.sample(fraction=1, shuffle=True, seed=2) for frame in parts("prompt", "response"))
-    tables.write(order, folder / "responses.parquet")
-    return {name: round((folder / f"{name}.parquet").stat().st_size / GIB, 3) for name in ("prompts", "responses")}
+    (folder / "responses").mkdir()
+    tables.write(order, folder / RESPONSES)
+    sizes = {"prompts": folder / "prompts.parquet", "responses": folder / RESPONSES}
+    return {name: round(path.stat().st_size / GIB, 3) for name, path in sizes.items()}
 
 
 def _bases(data: Path | None) -> Any:
@@ -236,7 +255,7 @@ def _available() -> int:
 
 def _spilled(folder: Path) -> int:
     total = 0
-    for path in folder.glob(".pairs.*.tmp/**/*"):
+    for path in folder.glob(".rows.*.tmp/**/*"):
         try:
             total += path.stat().st_size if path.is_file() else 0
         except FileNotFoundError:
@@ -263,31 +282,34 @@ def judge(folder: Path) -> dict[str, int]:
     frame = pl.read_parquet(folder / "prompts.parquet", columns=["prompt_id", "task", "user"])
     broken = {}
     for name, file in (("draw", "counterparts"), ("draw_polars", "counterparts-polars")):
-        ids = pl.read_parquet(folder / f"{file}.parquet", columns=["counterpart_id"]).to_series()
-        other = frame[ids.fill_null(0)]
-        wrong = (other["task"] != frame["task"]) | (other["user"] == frame["user"])
-        broken[name] = int((wrong & ids.is_not_null()).sum())
+        drawn = pl.read_parquet(folder / f"{file}.parquet", columns=["prompt_id", "counterpart_id"]).drop_nulls()
+        own, other = (frame[drawn[column]] for column in ("prompt_id", "counterpart_id"))
+        broken[name] = int(((other["task"] != own["task"]) | (other["user"] == own["user"])).sum())
     return broken
 
 
 QUESTIONS: dict[str, Any] = {"make": make, "same": same, "judge": judge}
 
 
-def benchmark(rows: int, folder: Path, data: Path | None, limit: float, batch_rows: int | None) -> dict[str, Any]:
+def benchmark(
+    rows: int, folder: Path, data: Path | None, limit: float, batch_rows: int | None, only: list[str] | None
+) -> dict[str, Any]:
     """All contenders on `rows` rows; what each took, beside the first of its kind."""
     folder.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"rows": rows, "files_gib": ask(folder, "make", str(rows), *([str(data)] if data else []))}
     for kind, contenders in CONTENDERS.items():
+        if only and kind not in only:
+            continue
         readings = []
         for contender in contenders:
             readings.append(measure(contender.__name__, folder, limit, batch_rows))
             made = folder / f"{contender.__name__.replace('_', '-')}.parquet"
-            if kind == "pairs" and contender is not pairs and "failure" not in readings[-1]:
-                readings[-1]["same_rows"] = ask(folder, "same", "pairs.parquet", made.name)
+            if kind == "pairs" and contender not in (pairs, pairs_text) and "failure" not in readings[-1]:
+                readings[-1]["same_rows"] = ask(folder, "same", "pairs-text.parquet", made.name)
                 made.unlink()
             print(_line(readings[-1], readings[0]), flush=True)
         result[kind] = readings
-    if all("failure" not in reading for reading in result["draw"]):
+    if all("failure" not in reading for reading in result.get("draw", [{"failure": ""}])):
         result["rows_that_break_the_rule"] = ask(folder, "judge")
         print(f"rows that break the rule: {result['rows_that_break_the_rule']}")
     return result
@@ -314,7 +336,10 @@ def main() -> int:
     parser.add_argument("--data", type=Path, help="shared/data; without it the texts are a few made-up ones")
     parser.add_argument("--folder", type=Path, help="an empty folder with 40 GB of room")
     parser.add_argument("--limit", type=float, default=14, help="GiB at which a contender is stopped")
-    parser.add_argument("--batch-rows", type=int, help="as of mipo.pairs.join")
+    parser.add_argument("--negatives", type=int, default=1, help="K, counter-prompts of each prompt")
+    parser.add_argument("--tokenizer", default="python/mipo/demo/model", help="of the token ids: a model's folder")
+    parser.add_argument("--only", nargs="*", choices=CONTENDERS, help="kinds of contenders; the others are left out")
+    parser.add_argument("--batch-rows", type=int, help="as of mipo.pairing.join.join")
     parser.add_argument("--into", type=Path, help="folder for <date>-pairs.json")
     parser.add_argument("--small", action="store_true", help="a self-check of seconds; its times mean nothing")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -326,24 +351,29 @@ def main() -> int:
     if arguments.child:
         os.chdir(arguments.folder)
         work = {work.__name__: work for works in CONTENDERS.values() for work in works}[arguments.child]
-        work(arguments.batch_rows) if work is pairs else work()
+        work(arguments.batch_rows) if work in (pairs, pairs_text) else work()
         return 0
+    os.environ |= {"NEGATIVES": str(arguments.negatives), "TOKENIZER": str(Path(arguments.tokenizer).absolute())}
     rows, batch_rows = (3000, 500) if arguments.small else (arguments.rows, arguments.batch_rows)
+    how = (arguments.data, arguments.limit, batch_rows, arguments.only)
     with tempfile.TemporaryDirectory(prefix="mipo-pairs-", dir=arguments.folder) as name:
-        points = [benchmark(rows, Path(name) / str(rows), arguments.data, arguments.limit, batch_rows)]
-        while rows > 1000 and any("failure" in one for one in points[-1]["pairs"]):
+        points = [benchmark(rows, Path(name) / str(rows), *how)]
+        while rows > 1000 and any("failure" in one for one in points[-1].get("pairs", [])):
             shutil.rmtree(Path(name) / str(rows))
             rows //= 2
             print(f"again with {rows:,} rows")
-            points.append(benchmark(rows, Path(name) / str(rows), arguments.data, arguments.limit, batch_rows))
+            points.append(
+                benchmark(rows, Path(name) / str(rows), arguments.data, arguments.limit, batch_rows, arguments.only)
+            )
     now = datetime.datetime.now(datetime.UTC)
     record = {"made": now.isoformat(timespec="seconds"), "self_check": arguments.small, "machine": _machine()}
-    text = json.dumps(record | {"batch_rows": batch_rows, "points": points}, indent=1)
+    text = json.dumps(record | {"batch_rows": batch_rows, "negatives": arguments.negatives, "points": points}, indent=1)
     if arguments.into:
         arguments.into.mkdir(parents=True, exist_ok=True)
-        (arguments.into / f"{now:%Y-%m-%d}-pairs.json").write_text(text + "\n")
-    wrong = [one for point in points for one in point["pairs"] if not one.get("same_rows", True)]
-    return 1 if wrong or any("failure" in one for one in points[-1]["pairs"]) else 0
+        name = f"{now:%Y-%m-%d}-pairs" + (f"-k{arguments.negatives}" if arguments.negatives > 1 else "")
+        (arguments.into / f"{name}.json").write_text(text + "\n")
+    wrong = [one for point in points for one in point.get("pairs", []) if not one.get("same_rows", True)]
+    return 1 if wrong or any("failure" in one for one in points[-1].get("pairs", [])) else 0
 
 
 def _machine() -> dict[str, Any]:

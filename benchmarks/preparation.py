@@ -109,7 +109,7 @@ def trl(pairs: Path, tokenizer_folder: Path, use_fastokens: bool, ids: Path | No
     from datasets import load_dataset
     from trl import DPOTrainer
 
-    from mipo.responses import load_tokenizer
+    from mipo.models.loading import load_tokenizer
 
     tokenizer = load_tokenizer(str(tokenizer_folder))
     backend = type(tokenizer.backend_tokenizer).__module__
@@ -129,9 +129,9 @@ def trl(pairs: Path, tokenizer_folder: Path, use_fastokens: bool, ids: Path | No
 
 def prepare(pairs: Path, folder: Path, tokenizer_folder: Path) -> Row:
     """Our store, from the file to its own; the engine is opened before, as TRL's with its tokenizer, and told apart."""
-    from mipo.preparation import prepare
-    from mipo.responses import load_tokenizer
-    from mipo.tokens import open_encoder
+    from mipo.models.loading import load_tokenizer
+    from mipo.tokenizer.encoder import open_encoder
+    from mipo.tokens.preparation import prepare
 
     tokenizer = load_tokenizer(str(tokenizer_folder))
     started = time.perf_counter()
@@ -161,7 +161,7 @@ def mipo(folder: Path, ids: Path | None) -> Row:
 
 def tokenizer(folder: Path) -> Row:
     """Loads the tokenizer as `mipo tokens` does, and nothing else."""
-    from mipo.responses import load_tokenizer
+    from mipo.models.loading import load_tokenizer
 
     return {"words": len(load_tokenizer(str(folder)))}
 

@@ -10,7 +10,7 @@ PEERS is an environment of its own for what is not in our lock; without it these
 Encoding: each engine is a process that holds the texts in the form that it likes best. All take turns, one at a time,
 from either end; the first call of a process is cold, the next ones are warm, the median of all rounds counts. The slow
 one, tokenizers, gets a part of the rows, and its speed is that of these. Opening the tokenizer, told apart, takes in a
-first text of one letter. Preparing: `mipo.preparation.prepare`, which is `mipo tokens`, against TRL's
+first text of one letter. Preparing: `mipo.tokens.preparation.prepare`, which is `mipo tokens`, against TRL's
 `_prepare_dataset` with two processes, from the same Parquet file, each with its tokenizer loaded; also after
 `fastokens.patch_transformers()`. Start, imports and tokenizers stand in seconds of the process. Our engine is opened
 before as TRL's is; beside plain TRL, which opens none, its time is ours. TRL runs on the first number of pairs, and its

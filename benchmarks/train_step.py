@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from mipo.fused import linear_logps
+from mipo.fused.operators import linear_logps
 
 # Against naive logits of every position. Nats: in bf16 log-probs of 200 tokens are off by up to 0.35, times beta = 0.1;
 # in fp32 by some units of 6e-8 of a few hundred nats, times beta.

@@ -7,8 +7,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import mipo.demo
-from mipo.fused import linear_logps, linear_preference_loss
-from mipo.heads import Head, response_states
+from mipo.fused.heads import Head, response_states
+from mipo.fused.operators import linear_logps, linear_preference_loss
 
 name = sys.argv[1] if len(sys.argv) > 1 else str(mipo.demo.HERE / "model")
 model, tokenizer = AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)

@@ -224,15 +224,23 @@ pub enum Error {
     },
 }
 
+/// The Python classes of these errors: also a `ValueError` and a `TypeError`, and what the command line shows in a line.
+#[cfg(feature = "python")]
+pub(crate) mod python {
+    pyo3::import_exception!(mipo.errors, InputError);
+    pyo3::import_exception!(mipo.errors, InputTypeError);
+}
+
 #[cfg(feature = "python")]
 impl From<Error> for pyo3::PyErr {
     fn from(error: Error) -> Self {
-        use pyo3::exceptions::{PyMemoryError, PyTypeError, PyValueError};
+        use pyo3::exceptions::PyMemoryError;
+        use python::{InputError, InputTypeError};
         let message = error.to_string();
         match error {
             Error::Memory { .. } => PyMemoryError::new_err(message),
-            Error::NotText { .. } | Error::NotMessages { .. } => PyTypeError::new_err(message),
-            _ => PyValueError::new_err(message),
+            Error::NotText { .. } | Error::NotMessages { .. } => InputTypeError::new_err(message),
+            _ => InputError::new_err(message),
         }
     }
 }

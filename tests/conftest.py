@@ -19,7 +19,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 def demo_tokenizer() -> Any:
     """The demo's word-level tokenizer, with its chat template."""
     from mipo import demo
-    from mipo.responses import load_tokenizer
+    from mipo.models.loading import load_tokenizer
 
     return load_tokenizer(str(demo.HERE / "model"))
 
@@ -28,7 +28,7 @@ def demo_tokenizer() -> Any:
 def tokenizer() -> Any:
     """The same, for a module's tests to change."""
     from mipo import demo
-    from mipo.responses import load_tokenizer
+    from mipo.models.loading import load_tokenizer
 
     return load_tokenizer(str(demo.HERE / "model"))
 
@@ -37,7 +37,7 @@ def tokenizer() -> Any:
 def model() -> Any:
     """The demo's model."""
     from mipo import demo
-    from mipo.responses import load_model
+    from mipo.models.loading import load_model
 
     return load_model(str(demo.HERE / "model"))
 

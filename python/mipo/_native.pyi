@@ -172,7 +172,7 @@ class GroupBuilder:
 
 @final
 class Template:
-    """A chat template in the normal form of `mipo.jinja`."""
+    """A chat template in the normal form of `mipo.tokenizer.jinja`."""
 
     def __new__(cls, source: str, absent: Sequence[str]) -> Template:
         """The template; it leaves messages with a field out of `absent` to transformers. ValueError for no template."""

@@ -2,10 +2,11 @@
 
 use numpy::ndarray::Array2;
 use numpy::{Element, IntoPyArray, PyArray2, PyReadonlyArray1, dtype};
-use pyo3::exceptions::{PyMemoryError, PyTypeError, PyValueError};
+use pyo3::exceptions::PyMemoryError;
 use pyo3::prelude::*;
 
 use crate::error::Error;
+use crate::error::python::{InputError, InputTypeError};
 
 /// An array in NumPy's own memory, with nothing written into it yet.
 pub(super) fn empty(py: Python<'_>, rows: u64, columns: u64) -> PyResult<Bound<'_, PyArray2<u64>>> {
@@ -25,7 +26,7 @@ pub(super) fn empty(py: Python<'_>, rows: u64, columns: u64) -> PyResult<Bound<'
 pub(super) fn matrix(py: Python<'_>, flat: Vec<u64>, rows: u64, columns: u64) -> PyResult<Bound<'_, PyArray2<u64>>> {
     let shaped = Array2::from_shape_vec((rows as usize, columns as usize), flat);
     Ok(shaped
-        .map_err(|error| PyValueError::new_err(error.to_string()))?
+        .map_err(|error| InputError::new_err(error.to_string()))?
         .into_pyarray(py))
 }
 
@@ -34,9 +35,9 @@ pub(super) fn natural(name: &str, value: &Bound<'_, PyAny>) -> PyResult<u64> {
     value.extract().map_err(|_| {
         let message = format!("{name}: expected an integer from 0 to 2^64 - 1, got {value}; give one in that range");
         if value.hasattr("__index__").unwrap_or(false) {
-            PyValueError::new_err(message)
+            InputError::new_err(message)
         } else {
-            PyTypeError::new_err(message)
+            InputTypeError::new_err(message)
         }
     })
 }
@@ -49,7 +50,7 @@ pub(super) fn array<'py, T: Element>(name: &str, value: &Bound<'py, PyAny>) -> P
             (Ok(dtype), Ok(dimensions)) => format!("{dtype} with {dimensions} dimension(s)"),
             _ => value.get_type().to_string(),
         };
-        PyTypeError::new_err(format!(
+        InputTypeError::new_err(format!(
             "{name}: expected a one-dimensional NumPy array of {expected}, got {got}; \
              convert it with numpy.ascontiguousarray(…, dtype=numpy.{expected})"
         ))
@@ -59,7 +60,7 @@ pub(super) fn array<'py, T: Element>(name: &str, value: &Bound<'py, PyAny>) -> P
 /// The array's memory as it lies.
 pub(super) fn slice<'a, T: Element>(name: &str, array: &'a PyReadonlyArray1<'_, T>) -> PyResult<&'a [T]> {
     array.as_slice().map_err(|_| {
-        PyValueError::new_err(format!(
+        InputError::new_err(format!(
             "{name}: expected a contiguous array, got one with gaps; convert it with numpy.ascontiguousarray"
         ))
     })

@@ -4,18 +4,18 @@ use std::ops::Range;
 
 use arrow_array::cast::AsArray;
 use arrow_array::{Array, ArrayRef, OffsetSizeTrait, StructArray};
-use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3_arrow::input::AnyArray;
 use rayon::prelude::*;
 
 use crate::error::Error;
+use crate::error::python::InputTypeError;
 use crate::tokenizer::Conversations;
 
 /// The chunks of an object with Arrow's PyCapsule interface.
 pub(super) fn chunks(texts: &Bound<'_, PyAny>) -> PyResult<Vec<ArrayRef>> {
     if !(texts.hasattr("__arrow_c_array__")? || texts.hasattr("__arrow_c_stream__")?) {
-        return Err(PyTypeError::new_err(format!(
+        return Err(InputTypeError::new_err(format!(
             "texts: expected an Arrow array of strings (a polars Series, a pyarrow array), got {}; \
              wrap it with polars.Series or pyarrow.array",
             texts.get_type()

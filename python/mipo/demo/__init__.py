@@ -6,14 +6,14 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 
-def demo(*, seed: int = 0, output: str | Path = "runs/demo", control: str | None = None) -> Path:
+def run_demo(*, seed: int = 0, output: str | Path = "runs/demo", control: str | None = None) -> Path:
     """Runs the demo's recipe in the folder `output`, its inputs in `output/inputs`; returns the run folder.
 
     Without a `control`, the same is done once more on shuffled pairs, in `output/control-shuffled`, and its figures
     stand in the report beside MIPO's.
     """
-    from mipo import run
     from mipo.demo import world
+    from mipo.run import walk
 
     output = Path(output)
     inputs = output / "inputs"
@@ -22,7 +22,7 @@ def demo(*, seed: int = 0, output: str | Path = "runs/demo", control: str | None
     shutil.copyfile(HERE / "recipe.yaml", inputs / "recipe.yaml")
     recipe = inputs / "recipe.yaml"
     if control:
-        return run.run(recipe, output=output, seed=seed, control=control)
-    run.run(recipe, output=output, seed=seed, until="evaluate")
-    beside = run.run(recipe, output=output / "control-shuffled", seed=seed, control="shuffled", reuse=output)
-    return run.run(recipe, output=output, seed=seed, beside={"shuffled": beside})
+        return walk.run_recipe(recipe, output=output, seed=seed, control=control)
+    walk.run_recipe(recipe, output=output, seed=seed, until="evaluate")
+    beside = walk.run_recipe(recipe, output=output / "control-shuffled", seed=seed, control="shuffled", reuse=output)
+    return walk.run_recipe(recipe, output=output, seed=seed, beside={"shuffled": beside})

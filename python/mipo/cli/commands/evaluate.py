@@ -1,0 +1,41 @@
+"""`mipo evaluate`: a model's information interval, and what else is measured, on prompts."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from mipo.cli.console import read_prompts
+from mipo.cli.options import ModelName, Prompts, TrustRemoteCode, keywords, mirrors
+from mipo.evaluation.measurement import evaluate
+from mipo.io import files
+from mipo.models.model import Model
+from mipo.prompts.rows import read
+from mipo.tokens.store import PairStore
+
+
+@mirrors(read, evaluate, without=("answers", "rule", "progress"))
+def command(
+    prompts: Prompts,
+    /,
+    *,
+    model: ModelName,
+    held_out: Annotated[Path | None, Parameter(help="tokenized pairs whose log-probs are measured")] = None,
+    answer: Annotated[str | None, Parameter(help="column with the right answer")] = None,
+    pattern: Annotated[
+        str | None, Parameter(help="regular expression with a group `answer` that a response must match")
+    ] = None,
+    output: Annotated[Path | None, Parameter(help="a JSON file")] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    **options: Any,
+) -> None:
+    """Prints each figure with its interval, and writes them to `output`."""
+    rule = {name: value for name, value in (("answer", answer), ("pattern", pattern)) if value}
+    store = PairStore.open(held_out) if held_out is not None else None
+    measured = Model(str(model), trust_remote_code=trust_remote_code)
+    table = read_prompts(prompts, options)
+    figures, _ = evaluate(measured, table, store, rule=rule or None, **keywords(evaluate, options))
+    for name, figure in figures.items():
+        print(f"{name:16} {figure['value']:9.3f}  [{figure['low']:.3f}, {figure['high']:.3f}]")
+    if output is not None:
+        files.write_json(output, figures)

@@ -1,0 +1,29 @@
+"""`mipo generate`: a model's responses to prompts and counter-prompts."""
+
+from typing import Any
+
+from mipo.cli.console import read_prompts, read_table
+from mipo.cli.options import Counterparts, ModelName, Output, Prompts, TrustRemoteCode, keywords, mirrors
+from mipo.models.model import Model
+from mipo.prompts.rows import read
+from mipo.responses.ask import ask
+from mipo.responses.generation import generate
+
+
+@mirrors(read, generate, without=("folder", "progress"))
+def command(
+    prompts: Prompts,
+    /,
+    *,
+    model: ModelName,
+    output: Output,
+    counterparts: Counterparts | None = None,
+    trust_remote_code: TrustRemoteCode = False,
+    **options: Any,
+) -> None:
+    """Writes one response for each distinct prompt, in parts that a later call goes on from."""
+    answering = Model(str(model), trust_remote_code=trust_remote_code)
+    drawn = read_table(counterparts) if counterparts is not None else None
+    asked = ask(read_prompts(prompts, options), drawn, chat=answering.is_chat)
+    generate(asked.prompts, answering, folder=output, **keywords(generate, options))
+    print(f"responses in {output}")

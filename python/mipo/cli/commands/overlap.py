@@ -1,0 +1,25 @@
+"""`mipo overlap`: the prompts that occur in a held-out set."""
+
+from typing import Any
+
+from mipo.cli.console import print_rows, read_prompts
+from mipo.cli.options import HeldOut, Output, Prompts, keywords, mirrors
+from mipo.io import tables
+from mipo.pairing.judge import dropped
+from mipo.prompts.overlap import overlaps
+from mipo.prompts.rows import read
+
+SHOWN = 3  # overlaps that are printed; all of them are in the file
+
+
+@mirrors(read, overlaps)
+def command(prompts: Prompts, /, *, held_out: HeldOut, output: Output, **options: Any) -> None:
+    """Writes the overlaps, and prints the first of them with what they overlap."""
+    tables.check_name(output)
+    table = read_prompts(prompts, options)
+    overlapping = overlaps(table, read(held_out, **keywords(read, options)).frame, **keywords(overlaps, options))
+    tables.write_frame(overlapping, output)
+    for row in overlapping.head(SHOWN).iter_rows(named=True):
+        print(f"── prompt {row['prompt_id']} {row['reason']}, {row['held_out_id']} ({row['share']:.0%})")
+        print(f"{row['prompt']}\n── held out\n{row['held_out']}\n")
+    print_rows(output, table.height, dropped(overlapping))

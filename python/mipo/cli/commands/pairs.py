@@ -1,0 +1,65 @@
+"""`mipo pairs`: prompts, counterparts and responses become preference pairs."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from mipo.cli.console import print_rows, scan_table
+from mipo.cli.options import HELP, Counterparts, Output, Prompts, keywords, mirrors
+from mipo.cli.values import WholeNumber
+from mipo.io import tables
+from mipo.io.lazy import lazy
+from mipo.pairing.join import join
+from mipo.pairing.judge import BATCH_ROWS
+from mipo.prompts.rows import read, read_batches
+
+if TYPE_CHECKING:
+    import polars as pl
+else:
+    pl = lazy("polars")
+
+
+@mirrors(read)
+def command(
+    prompts: Prompts,
+    /,
+    *,
+    counterparts: Counterparts,
+    responses: Annotated[Path, Parameter(help="what `mipo generate` wrote")],
+    output: Output,
+    batch_rows: Annotated[WholeNumber, Parameter(help=HELP["batch_rows"])] = BATCH_ROWS,
+    **options: Any,
+) -> None:
+    """Writes the pairs of tables of any size."""
+    with _on_disk(prompts, output, batch_rows, options) as table:
+        answered = scan_table(counterparts), scan_table(responses)
+        rows_in, _, dropped = join(table, *answered, output, batch_rows=batch_rows)
+    print_rows(output, rows_in, dropped)
+
+
+@contextmanager
+def _on_disk(source: str | Path, output: Path, batch_rows: int, options: Mapping[str, Any]) -> Iterator[pl.LazyFrame]:
+    """The prompts, with `batch_rows` rows of a Parquet file in memory: beside the output lies what was read."""
+    dropped, rows_in = Counter[str](), 0
+
+    def frames() -> Iterator[pl.DataFrame]:
+        nonlocal rows_in
+        for prompts in read_batches(source, batch_rows, **keywords(read_batches, options)):
+            dropped.update(prompts.dropped)
+            rows_in += prompts.rows_in
+            yield prompts.frame.select(c for c in prompts.frame.columns if c in ("prompt_id", "prompt", "context"))
+
+    path = output.with_name(f".{output.name}.prompts.{os.getpid()}.parquet")
+    try:
+        tables.write(frames(), path)
+        print_rows(source, rows_in, dropped)
+        yield pl.scan_parquet(path)
+    finally:
+        path.unlink(missing_ok=True)

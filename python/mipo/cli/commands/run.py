@@ -1,0 +1,26 @@
+"""`mipo run`: from a recipe to a trained model and a report."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from mipo.cli.options import keywords, mirrors
+from mipo.cli.values import paths_by_name
+from mipo.run.preview import dry_run as preview
+from mipo.run.walk import run_recipe
+
+
+@mirrors(run_recipe)
+def command(
+    recipe: Annotated[Path, Parameter(help="a YAML file")],
+    /,
+    *,
+    dry_run: Annotated[bool, Parameter(help="show three pairs and stop", show_default=False)] = False,
+    **options: Any,
+) -> None:
+    """Runs a recipe, or with `dry_run` shows its first pairs."""
+    if dry_run:
+        print(preview(recipe, **keywords(preview, options)))
+    else:
+        run_recipe(recipe, **options | {"beside": paths_by_name(options.get("beside", ()))})

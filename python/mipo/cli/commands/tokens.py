@@ -1,0 +1,61 @@
+"""`mipo tokens`: preference pairs become token ids."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from mipo.cli.console import print_rows
+from mipo.cli.engine import check_engine, connected
+from mipo.cli.options import Address, Engine, ModelName, Output, mirrors
+from mipo.io import cluster, sources
+from mipo.models.loading import load_tokenizer
+from mipo.tokens.preparation import prepare
+
+
+@mirrors(prepare, without=("progress", "each"))
+def command(
+    pairs: Annotated[
+        list[str | Path],
+        Parameter(name="PAIRS", help="runs, or preference pairs (prompt, chosen, rejected): files or datasets"),
+    ],
+    /,
+    *,
+    tokenizer: ModelName,
+    output: Output,
+    engine: Engine = "local",
+    address: Address = None,
+    own_process: Annotated[bool, Parameter(parse=False)],
+    **options: Any,
+) -> None:
+    """Writes a store of token ids, in shards that a later call goes on from."""
+    check_engine(engine, address)
+    for source in pairs:
+        sources.check(source)
+    with _no_torch() if own_process else nullcontext():
+        opened = load_tokenizer(str(tokenizer))
+    with connected(engine, address):
+        manifest = prepare(pairs, opened, output, each=cluster.perform if engine == "ray" else None, **options)
+    print_rows(output, manifest["rows_in"], manifest["dropped"])
+    for reason in {shard["why"] for shard in manifest["shards"] if shard["encoder"] == "tokenizers"}:
+        print(f"{output}: tokenized by tokenizers, which is slow, since {reason}")
+    if manifest["merged"]:
+        print(f"{output}: in {manifest['merged']:,} groups prompt and response share a token, or more, as in TRL")
+
+
+@contextmanager
+def _no_torch() -> Iterator[None]:
+    """transformers loads torch, which takes as long as to tokenize 100,000 pairs; here nothing needs it."""
+    if "torch" in sys.modules:
+        yield
+        return
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no torch
+    sys.modules["torch"] = None  # type: ignore[assignment]  # Python's way to say that there is none
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]

@@ -1,0 +1,102 @@
+"""Options: the keyword arguments of a stage's functions as options of a command, with their types and defaults.
+
+Knows signatures, and the text that `--help` shows for each name. Knows no command and no stage.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from cyclopts import Parameter
+
+from mipo.cli.values import WRITTEN
+
+HELP = {
+    "batch_rows": "rows held in memory at once, of tables of any size in Parquet",
+    "batch_size": "prompts generated at once",
+    "beside": "a control run whose figures stand beside this one's; may be repeated",
+    "context": "column with the user's context",
+    "control": "train a control instead of the method: shuffled (chosen and rejected swapped at random) or sft",
+    "differ": "columns in which a counterpart differs, for example a user",
+    "encoder": "what makes the ids: fastokens, tokenizers (the reference, slow), or auto, which says when it is slow",
+    "format": "the trainer that reads them",
+    "kind": "what the rejected response answers",
+    "match": "columns in which a counterpart equals its row, for example a task or a language",
+    "max_length": "longest prompt and response, in tokens; longer pairs are dropped by name",
+    "max_new_tokens": "longest response, in tokens",
+    "near": "a column, and how far a counterpart's number in it may be; of a text its length: for example prompt=50",
+    "negatives": "K, the number of other prompts",
+    "near_duplicates": "Jaccard similarity, for example 0.8; rows at least that alike, or linked by such rows, never "
+    "face each other",
+    "output": "where the result goes",
+    "overlap_share": "a prompt drops out that has this share of a held-out prompt's words, in runs",
+    "overlap_words": "how many words in a row make a run that both prompts have",
+    "prompt": "column with the prompt: text or chat messages",
+    "reuse": "another run folder, whose stages with the same inputs are taken over",
+    "rows": "how many prompts are scored",
+    "sample": "how many pairs the page shows",
+    "seed": "the same seed gives the same result",
+    "share": "share of a held-out prompt's words that an overlapping prompt has, in runs",
+    "shard_rows": "rows that make one shard",
+    "split": "split of a Hugging Face dataset",
+    "temperature": "sampling temperature; 0 is greedy",
+    "top_p": "nucleus sampling",
+    "until": "the last stage to run",
+    "words": "how many words in a row make a run that both prompts have",
+}
+
+Address = Annotated[
+    str | None, Parameter(help="a Ray cluster's: auto, or ray://HOST:10001; without it one is started on this machine")
+]
+Counterparts = Annotated[Path, Parameter(help="what `mipo contrast` wrote")]
+Engine = Annotated[Literal["local", "ray"], Parameter(help="where the work is done: here, or on Ray")]
+HeldOut = Annotated[
+    str | Path, Parameter(metavar="PATH", help="a file of prompts, with the same columns, that must not be trained on")
+]
+ModelName = Annotated[str | Path, Parameter(metavar="MODEL", help="a folder or a hub name")]  # shells complete a path
+Output = Annotated[Path, Parameter(help=HELP["output"])]
+Prompts = Annotated[str | Path, Parameter(help="JSONL, Parquet or CSV file, or a Hugging Face dataset")]
+TrustRemoteCode = Annotated[bool, Parameter(show_default=False, help="run code that comes with the model")]
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def mirrors(*functions: Callable[..., Any], without: Collection[str] = ()) -> Callable[[Command], Command]:
+    """Puts the keyword arguments of `functions` into a command's signature, in the place of its `**options`.
+
+    Not those that the command has itself, nor those in `without`. The command gets what its user wrote, and the
+    functions have the defaults. Raises KeyError for a name without a text in `HELP`.
+    """
+
+    def mirror(command: Command) -> Command:
+        own = inspect.signature(command, eval_str=True).parameters.values()
+        parameters = {parameter.name: parameter for parameter in own if parameter.kind is not parameter.VAR_KEYWORD}
+        for function in functions:
+            for name, parameter in _keyword_only(function).items():
+                if name not in parameters and name not in without:
+                    parameters[name] = parameter.replace(annotation=_option(parameter, function))
+        command.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+        command.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
+        return command
+
+    return mirror
+
+
+def keywords(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a command's options that are keyword arguments of `function`."""
+    return {name: options[name] for name in _keyword_only(function) if name in options}
+
+
+def _keyword_only(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(function).parameters
+    return {name: parameter for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
+
+
+def _option(parameter: inspect.Parameter, function: Callable[..., Any]) -> Any:
+    """The parameter's type, with how it is written and what `--help` says of it."""
+    kind = parameter.annotation
+    if isinstance(kind, str):  # postponed; and only this one is evaluated, since others may name what is not loaded
+        kind = eval(kind, vars(sys.modules[function.__module__]))
+    return Annotated[WRITTEN.get(kind, kind), Parameter(help=HELP[parameter.name])]

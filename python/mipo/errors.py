@@ -1,0 +1,32 @@
+"""mipo's own errors: what a caller can mend. The command line shows these in one line; anything else is a bug.
+
+Each is also the built-in exception that a Python caller expects, so `except ValueError` catches an `InputError`.
+"""
+
+
+class MipoError(Exception):
+    """The base of mipo's own errors; its message says what was expected, what it got, and what to do."""
+
+
+class InputError(MipoError, ValueError):
+    """A value, a table or a file that mipo cannot work with."""
+
+
+class InputTypeError(MipoError, TypeError):
+    """An argument of a type that mipo cannot work with."""
+
+
+class NotThereError(MipoError, FileNotFoundError):
+    """A file, a folder, a model or a data set that is not there."""
+
+
+class WriteError(MipoError, OSError):
+    """A file that could not be written."""
+
+
+class LibraryError(MipoError, ImportError):
+    """A library that is not installed, and the extra that brings it."""
+
+
+class UnsupportedError(MipoError, NotImplementedError):
+    """A model or a setting that mipo knows and does not support."""

@@ -1,0 +1,191 @@
+"""Evaluation: how much a model's responses tell of their prompts, and what training moved, each with its interval.
+
+Knows a model, token ids and a rule that judges answers. Knows nothing of training or run folders.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from mipo.errors import InputError
+from mipo.evaluation.bounds import information, row_bounds
+from mipo.evaluation.figures import mean, share
+from mipo.evaluation.rule import compile_rule, judge
+from mipo.evaluation.scoring import sequence_logps
+from mipo.models.model import Model
+from mipo.negatives.draw import Kind, contrast
+from mipo.prompts.rows import numbered
+from mipo.responses.ask import Asked, ask, counter_prompts
+from mipo.responses.generation import generate
+from mipo.tokenizer.chat import encode_prompts
+from mipo.tokenizer.messages import key
+from mipo.tokens.groups import encode_responses
+from mipo.tokens.store import PairStore
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def evaluate(
+    model: Model,
+    prompts: pl.DataFrame,
+    held_out: PairStore | None = None,
+    *,
+    kind: Kind = "random",
+    negatives: int = 31,
+    rows: int | None = None,
+    rule: dict[str, str] | None = None,
+    answers: pl.DataFrame | None = None,
+    seed: int = 0,
+    temperature: float = 0.1,
+    top_p: float = 0.9,
+    max_new_tokens: int = 512,
+    batch_size: int = 64,
+    progress: str = "",
+) -> tuple[dict[str, Any], pl.DataFrame]:
+    """One side (before or after) of `evaluation.json`, as {name: figure}, and what it rests on, a row a prompt.
+
+    The model answers every prompt as in training; `information` scores its answers to the first `rows` prompts under
+    `negatives` other prompts of the `kind`, passing over those that are empty or do not fit the model's context with
+    every one of these prompts; the figure tells how many it rests on. `held_out` are fixed pairs of the reference
+    model, of which a group counts as one row. With a `rule` ({"answer": column, "pattern": regex, or "pattern_column":
+    column}) answers are judged, sampled and greedy. `answers`, where given, are the model's sampled responses to what
+    `mipo.responses.ask.ask` makes of these prompts, or of these and more.
+
+    The table holds prompt, response, response_tokens, truncated, and infonce, leave_one_out, accuracy, malformed,
+    accuracy_greedy of the row, where they are known: see `change`. It also holds logps_chosen, logps_rejected and
+    margin, where every group of `held_out` is of another one of these prompts, by prompt_id.
+    """
+    _check_rule(rule, prompts)
+    asked = ask(prompts, chat=model.is_chat)
+    how: dict[str, Any] = {"top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed, "batch_size": batch_size}
+    how["progress"] = f"{progress} answers".strip()
+    if answers is None:
+        answers = generate(asked.prompts, model, temperature=temperature, **how)
+    table = _answered(asked, answers)
+    scored, logps = _candidate_logps(model, prompts, table, kind, negatives, rows, seed, progress)
+    bounds = information(logps, seed=seed)
+    figures = {"infonce": bounds.infonce, "leave_one_out": bounds.leave_one_out}
+    for name, values in zip(figures, row_bounds(logps), strict=True):
+        table = table.with_columns(pl.Series(name, [None] * table.height, dtype=pl.Float64).scatter(scored, values))
+    if held_out is not None:
+        margins = _margins(model.weights, held_out, progress)
+        figures |= {name: mean(margins[name], seed=seed) for name in margins.columns[1:]}
+        table = _beside(table, prompts, margins)
+    figures["response_tokens"] = mean(table["response_tokens"], seed=seed)
+    figures["truncated"] = share(table["truncated"])
+    if rule:
+        right, malformed = _judged(table, prompts, rule)
+        greedy, _ = _judged(_answered(asked, generate(asked.prompts, model, temperature=0.0, **how)), prompts, rule)
+        judged = {"accuracy": right, "malformed": malformed, "accuracy_greedy": greedy}
+        table = table.with_columns(pl.Series(name, flags) for name, flags in judged.items())
+        figures |= {name: share(flags) for name, flags in judged.items()}
+    return {name: asdict(figure) for name, figure in figures.items()}, table
+
+
+def _answered(asked: Asked, answers: pl.DataFrame) -> pl.DataFrame:
+    """The response to each prompt: prompt, response, response_tokens, truncated."""
+    columns = ["response_id", "prompt", "response", "response_tokens", "truncated"]
+    own = asked.own.alias("response_id").to_frame()
+    table = own.join(answers.select(columns), on="response_id", how="left", maintain_order="left")
+    if missing := table["response"].null_count():
+        first = table["response"].is_null().arg_true()[0] + 1
+        raise InputError(f"answers: none to {missing} of {table.height} prompts, first in row {first}; answer them all")
+    prompts = own.join(asked.prompts, on="response_id", how="left", maintain_order="left")["prompt"]
+    if not key(prompts).equals(key(table["prompt"])):
+        raise InputError("answers: they answer other prompts than these; give the responses to what is asked here")
+    return table.drop("response_id")
+
+
+def _margins(model: PreTrainedModel, held_out: PairStore, progress: str) -> pl.DataFrame:
+    """Log-probs of fixed pairs, and each chosen response against its group's rejected ones; a row a group."""
+    scored = {s: sequence_logps(model, *held_out.rows(s), progress=f"{progress} {s}") for s in ("chosen", "rejected")}
+    sizes = held_out.pairs["rejected"].list.len().cast(pl.Int64).to_numpy()
+    rejected = np.add.reduceat(scored["rejected"], np.cumsum(sizes) - sizes) / sizes
+    figures = {"logps_chosen": scored["chosen"], "logps_rejected": rejected, "margin": scored["chosen"] - rejected}
+    return pl.DataFrame({"prompt_id": held_out.pairs["prompt_id"], **figures})
+
+
+def _beside(table: pl.DataFrame, prompts: pl.DataFrame, margins: pl.DataFrame) -> pl.DataFrame:
+    """The table with each group's figures in the row of its prompt, if every group has a row of its own there."""
+    ids = numbered(prompts).select("prompt_id")
+    rows = ids.join(margins, on="prompt_id", how="left", maintain_order="left").drop("prompt_id")
+    complete = rows.height == table.height and rows["margin"].count() == margins.height
+    return table.hstack(rows) if complete else table
+
+
+def _judged(answers: pl.DataFrame, prompts: pl.DataFrame, rule: dict[str, str]) -> tuple[list[bool], list[bool]]:
+    patterns = prompts[rule["pattern_column"]].to_list() if "pattern_column" in rule else rule["pattern"]
+    return judge(answers["response"].to_list(), prompts[rule["answer"]].cast(pl.String).to_list(), patterns)
+
+
+def _candidate_logps(
+    model: Model, prompts: pl.DataFrame, table: pl.DataFrame, kind: Kind, negatives: int, rows: int | None, seed: int,
+    progress: str,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:  # fmt: skip
+    """Which rows were scored, [n], and log-probs [n, K+1] of their responses under their own prompt and K others."""
+    drawn = contrast(
+        prompts, kind="context" if kind in ("context", "dropped") else "random", negatives=negatives, seed=seed
+    )
+    own, others = table["prompt"], counter_prompts(prompts, drawn, chat=model.is_chat)
+    usable = drawn["reason"].is_null().to_numpy().reshape(-1, negatives).all(axis=1)
+    usable &= (table["response"].str.strip_chars() != "").to_numpy()
+    kept = np.flatnonzero(usable)[:rows]
+    columns = kept[:, None] * negatives + np.arange(negatives) + len(own)
+    candidates = np.concatenate([kept[:, None], columns], axis=1)  # rows of own and others, [n, K+1]
+    asked = pl.concat([own.alias("p"), others.alias("p")]).gather(candidates.ravel())
+    said = table[np.repeat(kept, negatives + 1)]
+    prompt_ids, response_ids = (
+        _encode_candidates(asked, said, model.tokenizer, negatives + 1) if len(kept) else ([], [])
+    )
+    room = model.context_length
+    longest = np.array([len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)], dtype=np.int64)
+    fits = (longest.reshape(-1, negatives + 1) <= (room or np.inf)).all(axis=1)
+    if not fits.any():
+        raise InputError(
+            "no held-out row has a response and enough other prompts; give more held-out rows or fewer negatives"
+        )
+    where = np.flatnonzero(np.repeat(fits, negatives + 1))
+    scored = sequence_logps(
+        model.weights, [prompt_ids[i] for i in where], [response_ids[i] for i in where],
+        progress=f"{progress} information".strip(),
+    )  # fmt: skip
+    return kept[fits], scored.reshape(-1, negatives + 1)
+
+
+def _encode_candidates(
+    asked: pl.Series, said: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, each: int
+) -> tuple[list[NDArray[np.uint32]], list[NDArray[np.uint32]]]:
+    """Ids of each prompt and response, separated as in training; every `each`-th prompt is the response's own."""
+    own, first = asked.gather_every(each), said.gather_every(each)
+    whole = encode_prompts(asked, tokenizer)
+    prompts, responses = encode_responses(own, first["response"], tokenizer, unfinished=first["truncated"])
+    if (prompts.lengths() == whole.lengths()[::each]).all():
+        # Prompts end where responses begin, so the response has the same ids after every prompt.
+        return list(whole), [ids for ids in responses for _ in range(each)]
+    prompts, responses = encode_responses(asked, said["response"], tokenizer, unfinished=said["truncated"])
+    return list(prompts), list(responses)
+
+
+def check(prompts: pl.DataFrame, *, negatives: int | None, rule: dict[str, str] | None) -> None:
+    """Raises ValueError for what `evaluate` could not do on these prompts, before anything is generated."""
+    if negatives is not None and not 1 <= negatives < prompts.height:
+        raise InputError(
+            f"evaluation.negatives: expected 1 to {prompts.height - 1} ({prompts.height} held-out prompts), "
+            f"got {negatives}"
+        )
+    _check_rule(rule, prompts)
+    if rule and "pattern" in rule:
+        compile_rule(rule["pattern"], 1)
+
+
+def _check_rule(rule: dict[str, str] | None, prompts: pl.DataFrame) -> None:
+    for setting in ("answer", "pattern_column"):
+        column = (rule or {}).get(setting)
+        if column is not None and column not in prompts.columns:
+            raise InputError(f"rule: {setting}: no column {column!r}; the prompts have {', '.join(prompts.columns)}")

@@ -1,0 +1,392 @@
+"""LM heads in pieces: log-probs and losses straight from hidden states, in as few FLOPs as stored logits take.
+
+This room knows the arguments and the choice of a mode; `kernels/` does the work and `mipo.loss` says what it must be.
+It does not know models or trainers: select the hidden states of the response tokens before you come here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor, nn
+
+from mipo.errors import InputError, InputTypeError
+from mipo.kernels import linear_logps as logps_kernel  # type: ignore[attr-defined, unused-ignore]
+from mipo.kernels import linear_preference_loss as loss_kernel  # type: ignore[attr-defined, unused-ignore]
+from mipo.kernels.rows import Transform  # type: ignore[import-not-found, unused-ignore]
+from mipo.loss.logps import TokenStatistics, check_head
+from mipo.loss.preference import BATCH_LOSSES, check_losses, preference_loss
+
+TILE_BYTES = 256 << 20
+Lora = tuple[Tensor, Tensor]
+Mode = Literal["M0", "M1", "M2", "M3", "M4"]
+
+
+@overload
+def linear_logps(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = ...,
+    softcap: float | None = ...,
+    scale: float = ...,
+    temperature: float = ...,
+    *,
+    lora: Lora | None = ...,
+    statistics: Literal[False] = ...,
+    mode: Mode | None = ...,
+    chunk_bytes: int | None = ...,
+    logits_dtype: torch.dtype | None = ...,
+) -> Tensor: ...
+@overload
+def linear_logps(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = ...,
+    softcap: float | None = ...,
+    scale: float = ...,
+    temperature: float = ...,
+    *,
+    lora: Lora | None = ...,
+    statistics: Literal[True],
+    mode: Mode | None = ...,
+    chunk_bytes: int | None = ...,
+    logits_dtype: torch.dtype | None = ...,
+) -> TokenStatistics: ...
+def linear_logps(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    temperature: float = 1.0,
+    *,
+    lora: Lora | None = None,
+    statistics: bool = False,
+    mode: Mode | None = None,
+    chunk_bytes: int | None = None,
+    logits_dtype: torch.dtype | None = None,
+) -> Tensor | TokenStatistics:
+    """Log-prob of each target token under an LM head, in chunks; equals `mipo.loss.token_logps`.
+
+    a = scale (hidden weight^T + bias),  z = softcap tanh(a / softcap) / temperature,  result = z_target - logsumexp(z).
+
+    With T tokens and F = 2 T D V, the FLOPs of one product with the head, and bytes for bf16:
+
+    | mode | what requires a gradient         | forward + backward | bytes beside inputs and gradients           |
+    |------|----------------------------------|--------------------|---------------------------------------------|
+    | M0   | nothing                          | F                  | `chunk_bytes`                               |
+    | M1   | hidden: the head is frozen       | 2F + 0             | `chunk_bytes`, 2 T D until the backward     |
+    | M3   | also the head; 2 T V fit         | F + 2F             | 2 T V until the backward, 2 T D             |
+    | M4   | also the head; 2 T V do not fit  | F + 3F             | `chunk_bytes`, 6 T D in the backward        |
+
+    Args:
+        hidden: [..., D], floating: final hidden states, position t already aligned with the token it predicts.
+        weight: [V, D], the dtype of `hidden`, or any under autocast; its gradient is never rounded to a narrower one.
+        targets: [...], int64, in [0, V). On a CPU others raise; on a GPU, where looking would wait, they give NaN.
+        bias: [V], the dtype of `weight`.
+        softcap: > 0, logits; `None` means none.
+        scale: multiplies the logits, not 0.
+        temperature: divides them, > 0.
+        lora: (down [..., r], up [V, r]) adds down up^T to hidden weight^T: LoRA on the head, where `up` is B and down =
+            scaling dropout(hidden) A^T is yours to compute, so that A and hidden have their gradients of it.
+        statistics: return all of `mipo.loss.TokenStatistics` instead of the log-probs alone. The gradient of the
+            entropy, if it is ever asked for, projects once more: 4F in all.
+        mode: named here, or `None` to have it chosen as the table says. M1 needs a frozen head.
+        chunk_bytes: budget for the logits held at any one time; more means fewer, larger products. `None` means 256 MiB
+            and 4 T D, with a trained head (bias or LoRA, too) also 2 V D: what TRL 1.16's head takes for one tile and
+            what it casts.
+        logits_dtype: dtype in which a chunk's logits wait for their log-sum-exp, which itself is always at least
+            float32. `None` means float32 without gradients, where accuracy is nearly free, and the dtype of `hidden`
+            with them. bfloat16 logits cost 0.02 to 0.6 nats on the sum of 200 tokens; for a policy that starts as its
+            reference to the bit, name one dtype for both.
+
+    Returns:
+        [...], nats, float32 (float64 for float64 inputs). Differentiable once in hidden, weight, bias and lora.
+
+    Raises:
+        TypeError, ValueError: on shapes, dtypes or options other than these.
+    """
+    head = _head(hidden, weight, targets, bias, lora, Transform(scale, softcap, temperature), chunk_bytes, logits_dtype)
+    logps, entropy, others = head.score(mode, statistics)
+    if not statistics:
+        return logps.reshape(targets.shape)
+    return _statistics(logps, entropy, others, targets.shape)
+
+
+class PreferenceOutput(NamedTuple):
+    """What `linear_preference_loss` returns; only `loss` has a gradient."""
+
+    loss: Tensor
+    """[], the mean over the groups."""
+    losses: Tensor
+    """[G]."""
+    logps: Tensor
+    """[G, K+1], nats: log-probs of whole responses, 0 where a group has no such response."""
+    statistics: TokenStatistics | None
+    """[T] each, if asked for."""
+
+
+def linear_preference_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    lengths: Tensor,
+    ref_logps: Tensor,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    temperature: float = 1.0,
+    *,
+    beta: float = 0.1,
+    loss_type: str | Sequence[str] = "sigmoid",
+    loss_weights: Sequence[float] | None = None,
+    label_smoothing: float = 0.0,
+    discopop_tau: float = 0.05,
+    lora: Lora | None = None,
+    statistics: bool = False,
+    mode: Mode | None = None,
+    chunk_bytes: int | None = None,
+    logits_dtype: torch.dtype | None = None,
+) -> PreferenceOutput:
+    """The preference loss of packed groups of responses from their hidden states, 3F with a trained head.
+
+    Equals the mean of `mipo.loss.preference_loss` over the sums of `mipo.loss.token_logps`. In mode M2 every gradient
+    is made in the forward, chunk by chunk of whole groups, so that nothing is projected twice; a group that does not
+    fit `chunk_bytes` by itself is, by slices of words, F more for its tokens.
+
+    | mode | when                                                  | FLOPs | bytes beside inputs and gradients, bf16  |
+    |------|-------------------------------------------------------|-------|------------------------------------------|
+    | M0   | nothing requires a gradient                           | F     | `chunk_bytes`                            |
+    | M1   | the head is frozen                                    | 2F    | `chunk_bytes`, 2 T D                     |
+    | M3   | the head is trained, its logits fit                   | 3F    | 2 T V until the backward, 2 T D          |
+    | M2   | they do not fit                                       | 3F    | `chunk_bytes`, 4 V D                     |
+    | M4   | they do not fit, and a loss needs the batch, or float16 | 4F  | `chunk_bytes`, 6 T D                     |
+
+    Args:
+        hidden: [T, D]: final hidden states of the response tokens alone, no padding, each aligned with the token it
+            predicts; all tokens of the first group's chosen response, then of its rejected ones, then the next group's.
+        weight: [V, D], the dtype of `hidden`, or any under autocast.
+        targets: [T], int64: the response tokens.
+        lengths: [G, K+1], int64: how many tokens each response has, chosen first; 0 where a group has fewer than K
+            rejected ones. Kept on the CPU: elsewhere, reading it waits for the device.
+        ref_logps: [G, K+1], nats, at least float32: log-probs of the responses under the reference; anything where
+            there is none.
+        bias, softcap, scale, temperature, lora, chunk_bytes, logits_dtype: see `linear_logps`.
+        beta, loss_type, loss_weights, label_smoothing, discopop_tau: see `mipo.loss.preference_loss`.
+        statistics: also return those of every token, detached.
+        mode: named here, or `None` to have it chosen as the table says.
+
+    Raises:
+        TypeError, ValueError: on shapes, dtypes or options other than these.
+    """
+    head = _head(hidden, weight, targets, bias, lora, Transform(scale, softcap, temperature), chunk_bytes, logits_dtype)
+    lengths = _checked_lengths(lengths, ref_logps, targets)
+    options = {"beta": beta, "label_smoothing": label_smoothing, "discopop_tau": discopop_tau}
+    names, weights = check_losses(loss_type, loss_weights, **options, negatives=lengths.shape[1] - 1)
+    ref_logps = ref_logps.to(torch.promote_types(head.logits_dtype, torch.float32))
+    if mode == "M2" and not torch.is_grad_enabled():
+        mode = None  # as named for training, in evaluation
+    if _is_inside(mode, names, head):
+        loss, losses, sums, logps, entropy, others = loss_kernel.linear_preference_loss(
+            head.hidden, head.weight, targets, lengths, ref_logps, head.bias, head.lora, head.transform, **options,
+            loss_types=names, loss_weights=weights, logits_dtype=head.logits_dtype, chunk_bytes=head.budget,
+            statistics=statistics,
+        )  # fmt: skip
+    else:
+        logps, entropy, others = head.score(mode, statistics)
+        on_device = lengths.to(logps.device, non_blocking=True)
+        # Unlike an index_add, in the same order every time, so with the same bits.
+        sums = torch.segment_reduce(logps, "sum", lengths=on_device.flatten(), unsafe=True).view_as(lengths)
+        losses = preference_loss(
+            sums, ref_logps, mask=on_device > 0, loss_type=names, loss_weights=weights, lengths=on_device, **options
+        )
+        loss = losses.mean()
+    found = _statistics(logps.detach(), entropy.detach(), others, targets.shape) if statistics else None
+    return PreferenceOutput(loss, losses.detach(), sums.detach(), found)
+
+
+class FusedPreferenceLoss(nn.Module):
+    """`linear_preference_loss` with its options, all but `mode`, set once; the arguments are described there.
+
+    It has no parameters: the head's weight comes in with every call, so that it may be sharded, tied or wrapped.
+    """
+
+    def __init__(
+        self,
+        *,
+        beta: float = 0.1,
+        loss_type: str | Sequence[str] = "sigmoid",
+        loss_weights: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
+        discopop_tau: float = 0.05,
+        softcap: float | None = None,
+        scale: float = 1.0,
+        temperature: float = 1.0,
+        statistics: bool = False,
+        chunk_bytes: int | None = None,
+        logits_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_losses(loss_type, loss_weights, beta=beta, label_smoothing=label_smoothing, discopop_tau=discopop_tau)
+        self.options: dict[str, Any] = {
+            "beta": beta, "loss_type": loss_type, "loss_weights": loss_weights, "label_smoothing": label_smoothing,
+            "discopop_tau": discopop_tau, "softcap": softcap, "scale": scale, "temperature": temperature,
+            "statistics": statistics, "chunk_bytes": chunk_bytes, "logits_dtype": logits_dtype,
+        }  # fmt: skip
+
+    def forward(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        lengths: Tensor,
+        ref_logps: Tensor,
+        bias: Tensor | None = None,
+        lora: Lora | None = None,
+    ) -> PreferenceOutput:
+        """Hidden [T, D], weight [V, D], targets [T], lengths and ref_logps [G, K+1], bias [V]."""
+        return linear_preference_loss(hidden, weight, targets, lengths, ref_logps, bias, lora=lora, **self.options)
+
+    def extra_repr(self) -> str:
+        """The options, for `print`."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items() if value is not None)
+
+
+@dataclass(frozen=True)
+class _Head:
+    """A checked problem: what the kernels take. They compute in the dtype of hidden."""
+
+    hidden: Tensor  # [T, D]
+    weight: Tensor  # [V, D]
+    targets: Tensor  # [T]
+    bias: Tensor | None  # [V]
+    lora: Lora | None  # [T, r], [V, r]
+    transform: Transform
+    logits_dtype: torch.dtype
+    budget: int  # bytes of logits
+
+    @property
+    def trained(self) -> bool:
+        """Whether the head requires a gradient, and not only what comes into it."""
+        return _trained(self.weight, self.bias, self.lora[1] if self.lora else None)
+
+    @property
+    def fits(self) -> bool:
+        """Whether G of all tokens fits the budget, with the logits where they are another buffer."""
+        separate = self.logits_dtype != self.hidden.dtype
+        logit_bytes = self.logits_dtype.itemsize + separate * self.hidden.itemsize
+        return self.hidden.shape[0] * self.weight.shape[0] * logit_bytes <= self.budget
+
+    def score(self, mode: Mode | None, statistics: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probs [T], entropy [T] and [3, T] other statistics."""
+        scored: tuple[Tensor, Tensor, Tensor] = logps_kernel.linear_logps(
+            self.hidden, self.weight, self.targets, self.bias, self.lora, self.transform,
+            logits_dtype=self.logits_dtype, chunk_bytes=self.budget, mode=self._mode(mode), statistics=statistics,
+        )  # fmt: skip
+        return scored
+
+    def _mode(self, mode: Mode | None) -> Mode:
+        """The named mode, or the cheapest that gives what is trained its gradient."""
+        able: tuple[Mode, ...]
+        if self.trained:
+            able, what = ("M3", "M4") if self.fits else ("M4", "M3"), "the head requires"
+        elif _trained(self.hidden, self.lora[0] if self.lora else None):
+            able, what = ("M1", "M3", "M4"), "hidden requires"
+        else:
+            able, what = ("M0", "M1", "M3", "M4"), "nothing requires"
+        if mode is not None and mode not in able:
+            raise InputError(f"expected mode None or one of {', '.join(sorted(able))}, got {mode!r}: {what} a gradient")
+        return mode or able[0]
+
+
+def _head(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    lora: Lora | None,
+    transform: Transform,
+    chunk_bytes: int | None,
+    logits_dtype: torch.dtype | None,
+) -> _Head:
+    devices = {str(x.device) for x in (hidden, weight, targets, bias, *(lora or ())) if x is not None}
+    if len(devices) > 1:
+        raise InputError(f"expected hidden, head and targets on one device, got them on {', '.join(sorted(devices))}")
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden, bias = hidden.to(dtype), None if bias is None else bias.to(dtype)
+        lora = None if lora is None else (lora[0].to(dtype), lora[1].to(dtype))
+        # The weight stays as it is: cast by the kernel, its gradient is not rounded to autocast's dtype on the way.
+        cast = torch.empty_like(weight, dtype=dtype, device="meta")
+    else:
+        cast = weight
+    scale, softcap, temperature = transform
+    check_head(hidden, cast, targets, bias=bias, softcap=softcap, scale=scale, temperature=temperature, lora=lora)
+    if chunk_bytes is not None and (chunk_bytes < 1 or not isinstance(chunk_bytes, int | torch.SymInt)):
+        raise InputError(f"expected a positive whole chunk_bytes, got {chunk_bytes}; leave it out to have it chosen")
+    if chunk_bytes is None:
+        head_trained = _trained(weight, bias, lora[1] if lora else None)
+        chunk_bytes = TILE_BYTES + 4 * hidden.numel() + head_trained * weight.numel() * hidden.itemsize
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    if logits_dtype is None:
+        logits_dtype = hidden.dtype if _trained(hidden, weight, bias, *(lora or ())) else wide
+    if logits_dtype not in (hidden.dtype, wide):
+        raise InputTypeError(
+            f"expected logits_dtype to be {hidden.dtype}, the dtype of hidden, or float32, got {logits_dtype}; "
+            "leave it out to have it chosen"
+        )
+    flat = None if lora is None else (lora[0].reshape(-1, lora[0].shape[-1]), lora[1])
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    return _Head(rows, weight, targets.reshape(-1), bias, flat, transform, logits_dtype, chunk_bytes)
+
+
+def _trained(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def _is_inside(mode: Mode | None, names: Sequence[str], head: _Head) -> bool:
+    """Whether the loss is computed by the operator that also makes the gradients: M2."""
+    of_a_batch = sorted(BATCH_LOSSES.intersection(names))
+    if mode == "M2" and (of_a_batch or not head.trained):
+        why = f"{', '.join(of_a_batch)} need the whole batch" if of_a_batch else "the head requires no gradient"
+        raise InputError(f"expected another mode than M2, or None to have it chosen: {why}")
+    # G of all tokens, where it fits, costs no more FLOPs, and no second copy of the gradients in the backward. And
+    # float16 wants its gradients made after the loss has been scaled.
+    chosen = head.trained and not of_a_batch and not head.fits and head.hidden.dtype != torch.float16
+    return mode == "M2" or (mode is None and chosen)
+
+
+def _checked_lengths(lengths: Tensor, ref_logps: Tensor, targets: Tensor) -> Tensor:
+    if lengths.ndim != 2 or lengths.shape[0] < 1 or lengths.shape[1] < 2 or ref_logps.shape != lengths.shape:
+        raise InputError(
+            "expected lengths and ref_logps [groups, 1 + negatives] with at least one group and one negative, got "
+            f"{list(lengths.shape)} and {list(ref_logps.shape)}; one row a group, the chosen response in column 0"
+        )
+    if lengths.dtype != torch.int64:
+        raise InputTypeError(f"expected int64 lengths, got {lengths.dtype}; call .long() on them")
+    if ref_logps.dtype not in (torch.float32, torch.float64):
+        raise InputTypeError(
+            f"expected ref_logps in float32 or float64, got {ref_logps.dtype}; sum the log-probs in float32"
+        )
+    if ref_logps.device != targets.device:
+        raise InputTypeError(
+            f"expected ref_logps on {targets.device}, got them on {ref_logps.device}; move them there first"
+        )
+    if ref_logps.requires_grad:
+        raise InputError("expected ref_logps without a gradient: the reference is not trained; call .detach() on them")
+    if targets.ndim != 1:
+        raise InputError(
+            f"expected packed targets [tokens], got {list(targets.shape)}; select the response tokens first"
+        )
+    checked: Tensor = loss_kernel.checked_lengths_op(lengths.cpu(), targets.shape[0])
+    return checked
+
+
+def _statistics(logps: Tensor, entropy: Tensor, others: Tensor, shape: torch.Size) -> TokenStatistics:
+    mean_logits, log_sum_sq_probs, is_top1 = others
+    return TokenStatistics(*(x.reshape(shape) for x in (logps, entropy, mean_logits, log_sum_sq_probs, is_top1 != 0)))

@@ -1,0 +1,104 @@
+"""Arrow: IPC files that are written batch by batch and carry their own checksum; what is broken is refused when opened.
+
+Knows columns of numbers and of lists of numbers, without nulls. Knows nothing of what they mean.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mipo.errors import InputError, NotThereError
+from mipo.io.lazy import lazy
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from mipo import _native
+else:
+    _native = lazy("mipo._native")
+    pa = lazy("pyarrow")
+
+# Stands in the metadata of the schema, which is at the head of a file and, untouched, in its footer. The digits at the
+# head become the checksum of all the file's bytes, those digits read as NUL: so not a byte of a broken file reaches
+# Arrow's reader, which checks little of what it is given.
+MARK, DIGITS = b"mipo.xxh3:", 32
+HEAD = 4096  # bytes of a file in which the mark stands
+
+
+class Writer:
+    """Writes an Arrow IPC file, a batch at a time."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._path, self._schema = path, schema.with_metadata({b"checksum": MARK + b"0" * DIGITS})
+        self._writer = pa.ipc.new_file(str(path), self._schema)
+
+    def put(self, *columns: Any) -> None:
+        """Adds a batch: an Arrow array a column."""
+        assert not any(column.null_count for column in columns)
+        self._writer.write_batch(pa.record_batch(list(columns), schema=self._schema))
+
+    def flush(self) -> None:
+        """Waits until the disk has what was added, so that at the end little is left to wait for."""
+        with self._path.open("rb") as file:
+            os.fsync(file.fileno())
+
+    def close(self) -> str:
+        """Ends the file, and returns its checksum."""
+        self._writer.close()
+        place, _ = _told(self._path)
+        checksum = _native.checksum_file(self._path, place, place + DIGITS)
+        with self._path.open("rb+") as file:
+            file.seek(place)
+            file.write(checksum.encode())
+        return checksum
+
+
+def read(path: Path, schema: pa.Schema, *, trusted: bool = False) -> tuple[list[pa.RecordBatch], str]:
+    """The batches of a file that `Writer` wrote, memory-mapped, and its checksum.
+
+    Every byte of the file is read first, on all threads, unless it is `trusted`, since that was done. FileNotFoundError
+    for no file, ValueError for one that was cut off, or is not as it was written, or has other columns.
+    """
+    if not path.is_file():
+        raise NotThereError(f"{path}: no such file; it was not written, or not to its end")
+    place, checksum = _told(path)
+    if not trusted and _native.checksum_file(path, place, place + DIGITS) != checksum:
+        raise InputError(f"{path}: is not as it was written, or was cut off; make it again")
+    # The descriptor may be closed then: the mapping stays as long as a batch is in use.
+    reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    if not reader.schema.equals(schema):
+        expected, came = (
+            ", ".join(f"{field.name}: {field.type}" for field in each) for each in (schema, reader.schema)
+        )
+        raise InputError(f"{path}: expected the columns {expected}; came {came}; name another file")
+    return [reader.get_batch(number) for number in range(reader.num_record_batches)], checksum
+
+
+def lists(offsets: NDArray[np.int64], values: NDArray[Any]) -> pa.LargeListArray:
+    """Lists `values[offsets[i]:offsets[i + 1]]`, on the same memory."""
+    return pa.LargeListArray.from_arrays(numbers(offsets), numbers(values))
+
+
+def numbers(values: NDArray[Any]) -> pa.Array:
+    """A contiguous NumPy array as an Arrow array on the same memory; `pyarrow.array` would import pandas first."""
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
+
+
+def parts(column: pa.LargeListArray) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Offsets and values of lists, on the same memory."""
+    return column.offsets.to_numpy(), column.values.to_numpy()
+
+
+def _told(path: Path) -> tuple[int, str]:
+    """Where a file tells its checksum, and that."""
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    place = head.find(MARK) + len(MARK)
+    digits = head[place : place + DIGITS]
+    if MARK not in head or len(digits) < DIGITS:
+        raise InputError(f"{path}: no Arrow file that mipo wrote, or its head is broken; make it again")
+    return place, digits.decode("latin-1")

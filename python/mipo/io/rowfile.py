@@ -1,0 +1,99 @@
+"""Row files: the rows of a table by their numbers, in any order, for a table that need not fit in memory.
+
+Knows rows and files. Knows nothing of what the columns mean.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mipo.io import tables
+from mipo.io.lazy import lazy
+
+if TYPE_CHECKING:
+    import numpy as np
+    import polars as pl
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from mipo.io.tables import Table
+else:
+    np = lazy("numpy")
+    pa = lazy("pyarrow")
+    pl = lazy("polars")
+
+
+class Rows(Protocol):
+    """What gives the rows of a table by their numbers."""
+
+    def take(self, rows: NDArray[np.int64]) -> pl.DataFrame:
+        """The rows of these numbers, in their order; nulls for a number below 0."""
+
+
+@contextmanager
+def open_rows(table: Table, batch_rows: int, *, folder: Path | None = None) -> Iterator[Rows]:
+    """The rows of `table` by number. A LazyFrame of more than `batch_rows` rows goes to a temporary Arrow file first.
+
+    The file lies in `folder` (default: the system's), uncompressed. What `take` reads of it is memory of the system's
+    that is given back with the next call.
+    """
+    if isinstance(table, pl.DataFrame) or tables.height(table) <= batch_rows:
+        yield _Frame(table.lazy().collect())
+        return
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".rows.", suffix=f".{os.getpid()}.tmp", dir=folder) as name:
+        yield _File(Path(name) / "rows.arrow", table, batch_rows)
+
+
+class _Frame:
+    def __init__(self, frame: pl.DataFrame) -> None:
+        self._frame = frame
+
+    def take(self, rows: NDArray[np.int64]) -> pl.DataFrame:
+        return _gather(self._frame, rows)
+
+
+class _File:
+    """An Arrow file, mapped into memory anew for each call: pages that were read are let go in between."""
+
+    def __init__(self, path: Path, table: Table, batch_rows: int) -> None:
+        self._path, heights = path, list[int]()
+        writer: Any = None
+        for frame in tables.batches(table, batch_rows):
+            whole = tables.to_arrow(frame).combine_chunks()
+            writer = writer or pa.ipc.new_file(str(path), whole.schema)
+            writer.write_table(whole)
+            heights.append(len(whole))
+        writer.close()
+        self._starts = np.array(list(accumulate(heights, initial=0)))
+
+    def take(self, rows: NDArray[np.int64]) -> pl.DataFrame:
+        there = rows[rows >= 0]
+        order = np.argsort(there, kind="stable")
+        sorted_rows = there[order]
+        borders = np.searchsorted(sorted_rows, self._starts)
+        with pa.memory_map(str(self._path)) as mapped, pa.ipc.open_file(mapped) as file:
+            pieces = [
+                file.get_batch(number).take(pa.array(sorted_rows[start:stop] - self._starts[number]))
+                for number, (start, stop) in enumerate(pairwise(borders))
+                if start < stop
+            ]
+            frame = pl.from_arrow(pa.Table.from_batches(pieces, file.schema))
+        assert isinstance(frame, pl.DataFrame)
+        places = np.full(len(rows), -1)
+        places[np.flatnonzero(rows >= 0)[order]] = np.arange(len(there))
+        return _gather(frame, places)
+
+
+def _gather(frame: pl.DataFrame, rows: NDArray[np.int64]) -> pl.DataFrame:
+    places = pl.Series(rows)
+    if (rows < 0).any():
+        places = places.set(places < 0, None)
+    return frame.select(pl.all().gather(places))

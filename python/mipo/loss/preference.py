@@ -1,0 +1,317 @@
+"""Preference losses, in plain PyTorch: the definition, the CPU path, the kernels' oracle.
+
+This room knows tensors of log-probs. It does not know models, tokenizers, trainers, or how to be fast. What log-probs
+are is in `mipo.loss.logps`, and to be had here, too.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import BoolTensor, Tensor
+from torch.nn import functional
+
+from mipo.errors import InputError, InputTypeError
+from mipo.loss.logps import TokenStatistics, check_wide, may_read, sequence_logps, token_logps, token_statistics
+
+__all__ = [
+    "BATCH_LOSSES", "LENGTH_LOSSES", "LOSS_TYPES", "TokenStatistics", "check_losses", "implicit_rewards",
+    "preference_loss", "sequence_logps", "token_logps", "token_statistics",
+]  # fmt: skip
+
+# TRL 1.16's names.
+LOSS_TYPES = (
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+)  # fmt: skip
+# Sorted over the whole batch: what one group pays depends on all others.
+BATCH_LOSSES = frozenset({"aot", "aot_unpaired"})
+# Divided by numbers of tokens. In sft that is the number of the whole batch.
+LENGTH_LOSSES = frozenset({"ipo", "sft", "sigmoid_norm"})
+_SMOOTHED_LOSSES = frozenset({"aot", "aot_unpaired", "exo_pair", "robust"})
+
+
+def preference_loss(
+    logps: Tensor,
+    ref_logps: Tensor,
+    *,
+    beta: float = 0.1,
+    mask: BoolTensor | Tensor | None = None,
+    loss_type: str | Sequence[str] = "sigmoid",
+    loss_weights: Sequence[float] | None = None,
+    label_smoothing: float = 0.0,
+    discopop_tau: float = 0.05,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy of the chosen response against K rejected ones, by implicit reward, or another loss of TRL's.
+
+    s_k = beta (logps_k - ref_logps_k),  loss = -log softmax(s)_0,  d loss / d logps_k = beta (softmax(s)_k - [k = 0]).
+
+    With one rejected response this is DPO's -logsigmoid(s_0 - s_1) to the bit, forward and backward. The loss bounds
+    the mutual information from below: I >= log(K + 1) - loss (method.md).
+
+    The other types want K = 1 and have the names and, averaged over groups, the values of TRL 1.16's `DPOTrainer` with
+    its default divergence. With m = s_0 - s_1, l(x) = -logsigmoid(x), o = sigmoid, e = `label_smoothing` and n_k the
+    number of tokens of a response:
+
+    | type         | loss of a group                                                                             |
+    |--------------|---------------------------------------------------------------------------------------------|
+    | sigmoid      | l(m)                                                                                        |
+    | sigmoid_norm | l(s_0 / n_0 - s_1 / n_1)                                                                    |
+    | hinge        | max(0, 1 - m)                                                                               |
+    | ipo          | (s_0 / n_0 - s_1 / n_1 - 1/2)^2 / beta^2                                                    |
+    | robust       | ((1 - e) l(m) - e l(-m)) / (1 - 2e)                                                         |
+    | exo_pair     | KL((o(m), o(-m)), (1 - e, e))                                                               |
+    | nca_pair     | l(s_0) + l(-s_0) / 2 + l(-s_1) / 2                                                          |
+    | bco_pair     | l(s_0) + l(-s_1)                                                                            |
+    | sppo_hard    | ((s_0 - 1/2)^2 + (s_1 + 1/2)^2) / beta^2                                                    |
+    | apo_zero     | o(-s_0) + o(s_1)                                                                            |
+    | apo_down     | o(s_0) + o(-m)                                                                              |
+    | discopop     | o(-m / tau) l(m) + o(m / tau) exp(-m)                                                       |
+    | sft          | -logps_0 groups / (sum of n_0 over groups): its mean is that over the chosen tokens         |
+    | aot          | (1 - e) l(d) + e l(-d), d = beta (sort(logps_0 - logps_1) - sort(ref_logps_0 - ref_logps_1))|
+    | aot_unpaired | the same with d = sort(s_0) - sort(s_1)                                                     |
+
+    The sorts go over the batch, so row i of `aot` and `aot_unpaired` belongs to the i-th smallest, not to group i.
+    In float32 every loss and gradient is finite for s and m up to 1e4, except discopop's with tau > 1, which grows as
+    exp(-m (1 - 1 / tau)). TRL computes exp(-m) by itself, so that its discopop is infinite or NaN from m = -89 on.
+
+    Args:
+        logps: [G, K+1], float32 or float64, nats: log-probs of whole responses (sums over response tokens) under the
+            policy. Column 0 is the chosen response of a group, the others are its rejected ones.
+        ref_logps: [G, K+1], the same under the reference policy.
+        beta: inverse temperature of the implicit reward, > 0.
+        mask: [G, K+1], bool; False means that this group has no such rejected response, and what stands there is
+            ignored. Column 0 and at least one other column of every group must be True.
+        loss_type: one of `LOSS_TYPES`, or several to be added up.
+        loss_weights: factor of each type, as many as there are types; `None` means 1.0 each.
+        label_smoothing: chance that the two responses are the wrong way round; read by robust (in [0, 0.5)), exo_pair
+            (in (0, 1)), aot and aot_unpaired (in [0, 1)), and refused where no type reads it.
+        discopop_tau: > 0, how gradually discopop goes from one of its terms to the other; nothing else reads it.
+        lengths: [G, K+1], integer, tokens per response; read by the types in `LENGTH_LOSSES`, which need it. As in
+            TRL, a response without tokens is divided by 1.
+
+    Returns:
+        [G], nats for the logistic types, one loss per group; not averaged.
+
+    Raises:
+        TypeError, ValueError: on other dtypes, shapes, options or an impossible mask. Reading a mask on an accelerator
+            would wait for it, so there the loss of a group whose mask is impossible is NaN instead.
+    """
+    _check_logps(logps, ref_logps, beta)
+    if logps.ndim != 2 or logps.shape[1] < 2:
+        raise InputError(
+            f"expected logps of shape [groups, 1 + negatives] with at least one negative, got {list(logps.shape)}; "
+            "put the chosen response in column 0 and the rejected ones beside it"
+        )
+    names, weights = check_losses(
+        loss_type,
+        loss_weights,
+        beta=beta,
+        label_smoothing=label_smoothing,
+        discopop_tau=discopop_tau,
+        negatives=logps.shape[1] - 1,
+    )
+    _check_lengths(lengths, logps, names)
+    possible = None if mask is None else _check_mask(mask, logps)
+    terms = []
+    for name, weight in zip(names, weights, strict=True):
+        if name == "sigmoid":
+            loss = _softmax_loss(logps, ref_logps, beta, mask)
+        else:
+            loss = _pair_loss(name, logps, ref_logps, beta, label_smoothing, discopop_tau, lengths)
+        terms.append(weight * loss)
+    losses = torch.stack(terms).sum(0)
+    return losses if possible is None else losses.masked_fill(~possible, math.nan)
+
+
+def check_losses(
+    loss_type: str | Sequence[str],
+    loss_weights: Sequence[float] | None = None,
+    *,
+    beta: float = 0.1,
+    label_smoothing: float = 0.0,
+    discopop_tau: float = 0.05,
+    negatives: int = 1,
+) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Names and weights of the losses that `preference_loss` would add up; ValueError unless its options go together.
+
+    Takes the options of `preference_loss` and the number of rejected responses per group, before there are log-probs.
+    """
+    names = (loss_type,) if isinstance(loss_type, str) else tuple(loss_type)
+    unknown = [name for name in names if name not in LOSS_TYPES]
+    if unknown or not names:
+        raise InputError(
+            f"expected loss types among {', '.join(LOSS_TYPES)}, got {', '.join(map(repr, unknown)) or 'none'}"
+        )
+    weights = (1.0,) * len(names) if loss_weights is None else tuple(map(float, loss_weights))
+    if len(weights) != len(names) or not all(map(math.isfinite, weights)):
+        raise InputError(
+            f"expected one finite weight for each of the loss types {', '.join(names)}, got {list(weights)}; leave "
+            "loss_weights out for 1.0 each"
+        )
+    pairwise = [name for name in names if name != "sigmoid"]
+    if negatives > 1 and pairwise:
+        raise InputError(
+            f"expected one rejected response per group for {', '.join(pairwise)}, got {negatives}; only 'sigmoid' is "
+            "defined for more, as the softmax over the group"
+        )
+    _check_beta(beta)
+    _check_smoothing(label_smoothing, names)
+    if not 0 < discopop_tau < math.inf:
+        raise InputError(f"expected a positive, finite discopop_tau, got {discopop_tau}; TRL's is 0.05")
+    return names, weights
+
+
+def implicit_rewards(logps: Tensor, ref_logps: Tensor, *, beta: float = 0.1) -> Tensor:
+    """Reward that the policy assigns without saying so: r = beta (logps - ref_logps), up to a constant per prompt.
+
+    Takes and returns tensors of one shape, float32 or float64, nats; see `preference_loss` for the arguments.
+    """
+    _check_logps(logps, ref_logps, beta)
+    return beta * (logps - ref_logps)
+
+
+def _softmax_loss(logps: Tensor, ref_logps: Tensor, beta: float, mask: Tensor | None) -> Tensor:
+    ratios = logps - ref_logps
+    # Rejected minus chosen, scaled after the subtraction: the order of DPO, so that K = 1 gives its bits.
+    deficits = -(beta * (ratios[:, :1] - ratios[:, 1:]))
+    if mask is not None:
+        deficits = deficits.masked_fill(~mask[:, 1:], -math.inf)
+    return _logistic(-_logsumexp(deficits))
+
+
+def _pair_loss(
+    name: str, logps: Tensor, ref_logps: Tensor, beta: float, flipped: float, tau: float, lengths: Tensor | None
+) -> Tensor:
+    ratios = logps - ref_logps
+    chosen, rejected = ratios.unbind(1)
+    s_0, s_1, margin = beta * chosen, beta * rejected, beta * (chosen - rejected)
+    match name:
+        case "hinge":
+            return (1 - margin).relu()
+        case "ipo":
+            return (_mean_difference(ratios, lengths) - 1 / (2 * beta)) ** 2
+        case "sigmoid_norm":
+            return _logistic(beta * _mean_difference(ratios, lengths))
+        case "robust":
+            return ((1 - flipped) * _logistic(margin) - flipped * _logistic(-margin)) / (1 - 2 * flipped)
+        case "exo_pair":
+            won = _sigmoid(margin) * (functional.logsigmoid(margin) - math.log1p(-flipped))
+            return won + _sigmoid(-margin) * (functional.logsigmoid(-margin) - math.log(flipped))
+        case "nca_pair":
+            return _logistic(s_0) + (_logistic(-s_0) + _logistic(-s_1)) / 2
+        case "bco_pair":
+            return _logistic(s_0) + _logistic(-s_1)
+        case "sppo_hard":
+            return (chosen - 0.5 / beta) ** 2 + (rejected + 0.5 / beta) ** 2
+        case "apo_zero":
+            return _sigmoid(-s_0) + _sigmoid(s_1)
+        case "apo_down":
+            return _sigmoid(s_0) + _sigmoid(-margin)
+        case "discopop":
+            # The exponential gets its share as a logarithm: alone it overflows where the product vanishes.
+            exponential = (functional.logsigmoid(margin / tau) - margin).exp()
+            return _sigmoid(-margin / tau) * _logistic(margin) + exponential
+        case "sft":
+            assert lengths is not None
+            return -logps[:, 0] * (len(logps) / lengths[:, 0].sum().clamp(min=1).to(logps))
+        case "aot":
+            return _transport_loss(logps[:, 0] - logps[:, 1], ref_logps[:, 0] - ref_logps[:, 1], beta, flipped)
+        case "aot_unpaired":
+            return _transport_loss(chosen, rejected, beta, flipped)
+    raise AssertionError(name)
+
+
+def _transport_loss(high: Tensor, low: Tensor, beta: float, flipped: float) -> Tensor:
+    # In one dimension, sorting both sides is the optimal transport of one onto the other.
+    margin = beta * (high.sort().values - low.sort().values)
+    return (1 - flipped) * _logistic(margin) + flipped * _logistic(-margin)
+
+
+def _mean_difference(ratios: Tensor, lengths: Tensor | None) -> Tensor:
+    assert lengths is not None
+    chosen, rejected = (ratios / lengths.to(ratios).clamp(min=1)).unbind(1)
+    return chosen - rejected
+
+
+def _logistic(x: Tensor) -> Tensor:
+    return -functional.logsigmoid(x)
+
+
+def _sigmoid(x: Tensor) -> Tensor:
+    # The backward of torch.sigmoid is y (1 - y): nothing is left of the gradient where y rounds to 1, from x = 17 on.
+    return functional.logsigmoid(x).exp()
+
+
+def _logsumexp(rows: Tensor) -> Tensor:
+    # torch.logsumexp takes its gradient as exp(x - result), and at a result of 1e4 in fp32 the rounding of the result
+    # alone is worth 5e-4. Here x - peak is small where it matters, and one column still gives itself to the bit.
+    peak = rows.detach().amax(1, keepdim=True)
+    return peak.squeeze(1) + (rows - peak).exp().sum(1).log()
+
+
+def _check_logps(logps: Tensor, ref_logps: Tensor, beta: float) -> None:
+    check_wide("logps", logps)
+    check_wide("ref_logps", ref_logps)
+    if logps.shape != ref_logps.shape:
+        raise InputError(
+            f"expected logps and ref_logps of one shape, got {list(logps.shape)} and {list(ref_logps.shape)}; "
+            "score the same responses under both policies"
+        )
+    if logps.dtype != ref_logps.dtype or logps.device != ref_logps.device:
+        raise InputTypeError(
+            f"expected logps and ref_logps of one dtype on one device, got {logps.dtype} on {logps.device} and "
+            f"{ref_logps.dtype} on {ref_logps.device}; pass ref_logps.to(logps)"
+        )
+    _check_beta(beta)
+
+
+def _check_beta(beta: float) -> None:
+    if not 0 < beta < math.inf:
+        raise InputError(f"expected a positive, finite beta, got {beta}; the paper's value is 0.1")
+
+
+def _check_smoothing(smoothing: float, names: tuple[str, ...]) -> None:
+    if smoothing and not _SMOOTHED_LOSSES.intersection(names):
+        raise InputError(
+            f"expected label_smoothing 0 for {', '.join(names)}, got {smoothing}; only "
+            f"{', '.join(sorted(_SMOOTHED_LOSSES))} read it, and robust is sigmoid with smoothing"
+        )
+    # At these ends of the range robust divides by zero and exo_pair is infinite.
+    high, zero = (0.5 if "robust" in names else 1), "exo_pair" not in names
+    if not 0 <= smoothing < high or not (smoothing or zero):
+        raise InputError(
+            f"expected label_smoothing in {'[' if zero else '('}0, {high}) for {', '.join(names)}, got {smoothing}; "
+            "the papers' values are 0.1 for robust and 1e-3 for exo_pair"
+        )
+
+
+def _check_lengths(lengths: Tensor | None, logps: Tensor, names: tuple[str, ...]) -> None:
+    if lengths is None:
+        if readers := ", ".join(sorted(LENGTH_LOSSES.intersection(names))):
+            raise InputError(f"expected lengths for {readers}, got none; pass the number of tokens of each response")
+        return
+    if lengths.shape != logps.shape:
+        raise InputError(f"expected one length per entry of logps, {list(logps.shape)}, got {list(lengths.shape)}")
+    if lengths.dtype not in (torch.int32, torch.int64):
+        raise InputTypeError(f"expected int64 or int32 lengths, got {lengths.dtype}; call .long() on them")
+    if may_read(lengths) and int(lengths.min()) < 0:
+        raise InputError(f"expected lengths of 0 or more tokens, got {int(lengths.min())}; count the response tokens")
+
+
+def _check_mask(mask: Tensor, logps: Tensor) -> Tensor:
+    if mask.dtype != torch.bool:
+        raise InputTypeError(f"expected a bool mask, got {mask.dtype}; call .bool() on it")
+    if mask.shape != logps.shape:
+        raise InputError(
+            f"expected a mask of the shape of logps, {list(logps.shape)}, got {list(mask.shape)}; "
+            "True where a response exists"
+        )
+    possible = mask[:, 0] & mask[:, 1:].any(1)
+    if may_read(mask) and not bool(possible.all()):
+        raise InputError(
+            "expected a chosen response (column 0) and at least one rejected one in every group, missing in groups "
+            f"{(~possible).nonzero().flatten().tolist()[:10]}; drop these groups"
+        )
+    return possible

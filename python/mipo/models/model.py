@@ -1,0 +1,104 @@
+"""The model: all that is known of one, looked up once: its name, content, tokenizer, config, context and weights."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mipo.errors import InputError
+from mipo.io import files
+from mipo.io.lazy import lazy
+from mipo.models.loading import load_config, load_model, load_tokenizer
+from mipo.tokenizer.chat import is_chat
+from mipo.tokenizer.encoder import fingerprint
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+else:
+    torch = lazy("torch")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A causal language model by its folder or hub name; what is asked of it is loaded at that moment, and kept.
+
+    `dtype` is a torch dtype's name or `auto`: as saved on an accelerator, float32 on a CPU.
+    """
+
+    name: str
+    trust_remote_code: bool = False
+    dtype: str = "auto"
+
+    @classmethod
+    def of(cls, weights: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Model:
+        """A model that is in memory."""
+        model = cls(weights.name_or_path)
+        model.__dict__.update(weights=weights, tokenizer=tokenizer, config=weights.config)
+        return model
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, padding on the left; NotThereError where there is none."""
+        return load_tokenizer(self.name, trust_remote_code=self.trust_remote_code)
+
+    @cached_property
+    def config(self) -> Any:
+        """The model's config; NotThereError where there is none."""
+        return load_config(self.name, trust_remote_code=self.trust_remote_code)
+
+    @cached_property
+    def weights(self) -> PreTrainedModel:
+        """The model itself, in evaluation mode on the accelerator, if any."""
+        return load_model(self.name, dtype=self.dtype, trust_remote_code=self.trust_remote_code)
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether prompts are rendered through a chat template."""
+        return is_chat(self.tokenizer)
+
+    @property
+    def context_length(self) -> int | None:
+        """How many tokens the model can see at once; None where its config does not say."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
+    def room(self, max_new_tokens: int) -> int | None:
+        """How many tokens a prompt may have; InputError where a response alone would fill the context."""
+        if self.context_length is None:
+            return None
+        if max_new_tokens >= self.context_length:
+            raise InputError(
+                f"responses.max_new_tokens is {max_new_tokens}, but the model's whole context is "
+                f"{self.context_length} tokens; lower it"
+            )
+        return self.context_length - max_new_tokens
+
+    @cached_property
+    def content(self) -> dict[str, str | None]:
+        """What a model of this name holds: the SHA-256 of a folder's files, or the revision on the hub."""
+        if Path(self.name).is_dir():
+            return {"sha256": folder_sha256(Path(self.name))}
+        return {"revision": getattr(self.config, "_commit_hash", None)}
+
+    @cached_property
+    def tokenizer_fingerprint(self) -> str:
+        """Equal for tokenizers that make equal ids, and render chats alike."""
+        return fingerprint(self.tokenizer)
+
+    @property
+    def saved_dtype(self) -> str:
+        """The dtype of the saved weights on an accelerator, `auto` elsewhere."""
+        known = torch.accelerator.is_available() and self.config.dtype is not None
+        return str(self.config.dtype).removeprefix("torch.") if known else "auto"
+
+
+def folder_sha256(folder: Path) -> str:
+    """The SHA-256 of the names and contents of all files in a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            digest.update(f"{path.relative_to(folder)} {files.sha256(path)}\n".encode())
+    return digest.hexdigest()

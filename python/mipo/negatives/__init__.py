@@ -1,0 +1,1 @@
+"""Negatives: which other prompt each rejected response answers. The method's one idea."""

@@ -1,0 +1,1 @@
+"""Pairing: prompts, counterparts and responses become pairs of chosen and rejected responses."""

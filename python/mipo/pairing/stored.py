@@ -1,0 +1,76 @@
+"""Stored pairs: row numbers in a folder, beside the responses whose texts they are. Texts are joined on the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mipo.io import sources, tables
+from mipo.io.keys import Ids
+from mipo.io.lazy import lazy
+from mipo.io.rowfile import open_rows
+from mipo.pairing.judge import BATCH_ROWS
+from mipo.pairing.texts import texts_of, with_texts
+
+if TYPE_CHECKING:
+    import polars as pl
+else:
+    pl = lazy("polars")
+
+PAIRS, RESPONSES = "pairs.parquet", "responses"
+
+
+@dataclass(frozen=True)
+class StoredPairs:
+    """The pairs of a run: `folder` holds `pairs.parquet` (`mipo.pairing.judge.judge`) and the folder `responses`."""
+
+    folder: Path
+
+    @classmethod
+    def find(cls, path: str | Path) -> StoredPairs | None:
+        """The stored pairs that `path` names, a run's folder or the `pairs.parquet` in it; None for anything else."""
+        path = Path(path)
+        folder = path.parent if path.name == PAIRS else path
+        if not (folder / PAIRS).is_file() or not (folder / RESPONSES).is_dir():
+            return None
+        columns = sources.scan(folder / PAIRS).lazy().collect_schema()
+        return cls(folder) if {"asked_id", "chosen_id", "rejected_id", "reason"} <= columns.keys() else None
+
+    def rows(self) -> pl.LazyFrame:
+        """All rows, pairs and others: prompt_id, negative, kind, asked_id, chosen_id, rejected_id, reason."""
+        return pl.scan_parquet(self.folder / PAIRS, glob=False)
+
+    def height(self) -> int:
+        """How many of the rows are pairs."""
+        return tables.height(self._kept())
+
+    def batches(self, rows: int, *, start: int = 0, stop: int | None = None) -> Iterator[pl.DataFrame]:
+        """The pairs of these places with their texts (`mipo.pairing.texts.COLUMNS`), at most `rows` at a time."""
+        length = None if stop is None else stop - start
+        yield from self.with_texts(tables.batches(self._kept().slice(start, length), rows))
+
+    def take(self, places: Sequence[int]) -> pl.DataFrame:
+        """The pairs at these places, counted from 0, with their texts; only their own responses are held."""
+        pairs = self._kept().with_row_index("place").filter(pl.col("place").is_in(places)).drop("place").collect()
+        wanted = pl.concat([pairs["asked_id"], pairs["chosen_id"], pairs["rejected_id"]]).unique()
+        responses = sources.scan(self.folder / RESPONSES).filter(pl.col("response_id").is_in(wanted.implode()))
+        texts = responses.lazy().collect()
+        with open_rows(texts_of(texts), BATCH_ROWS) as rows:
+            return with_texts(pairs, Ids.of(texts, "response_id"), rows)
+
+    def kinds(self) -> list[str]:
+        """The kinds of negative among the pairs."""
+        return self._kept().select(pl.col("kind").unique().sort()).collect().to_series().to_list()
+
+    def with_texts(self, batches: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+        """Batches of these pairs, with their texts."""
+        responses = sources.scan(self.folder / RESPONSES)
+        ids = Ids.of(responses, "response_id")
+        with open_rows(texts_of(responses), BATCH_ROWS) as texts:
+            for batch in batches:
+                yield with_texts(batch, ids, texts)
+
+    def _kept(self) -> pl.LazyFrame:
+        return self.rows().filter(pl.col("reason").is_null()).drop("reason")

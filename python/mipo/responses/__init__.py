@@ -1,0 +1,1 @@
+"""Responses: the model answers each distinct prompt once."""

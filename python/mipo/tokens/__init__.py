@@ -1,0 +1,1 @@
+"""Tokens: pairs become groups of token ids on disk."""

@@ -1,0 +1,180 @@
+"""Parts: which rows of a source of pairs make a shard, known again by their content.
+
+Knows files of pairs, and pairs that are row numbers. Knows nothing of how a pair is tokenized.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mipo.errors import InputError
+from mipo.io import sources
+from mipo.io.lazy import lazy
+from mipo.pairing.stored import RESPONSES, StoredPairs
+from mipo.tokens.trl import SIDES
+
+if TYPE_CHECKING:
+    import numpy as np
+    import polars as pl
+
+    from mipo import _native
+else:
+    _native = lazy("mipo._native")
+    np = lazy("numpy")
+
+BATCH_ROWS = 16_384
+BLOCK = 1 << 26  # bytes of a source that are read at once for its content
+
+
+class Source(Protocol):
+    """Pairs with their texts, from a first row to a last one."""
+
+    @property
+    def name(self) -> str:
+        """Where they are."""
+
+    @property
+    def split(self) -> str:
+        """The split of a data set that has several."""
+
+    @property
+    def content(self) -> str:
+        """Equal for equal pairs."""
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether `batches` reads little more than it is asked for."""
+
+    def height(self) -> int:
+        """How many rows there are."""
+
+    def batches(self, start: int, stop: int) -> Iterator[pl.DataFrame]:
+        """The rows start..stop, in order."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """A file, a folder of files or a data set that holds the texts of pairs."""
+
+    name: str
+    split: str
+
+    @cached_property
+    def content(self) -> str:
+        """The checksums of the files, or the data set's name."""
+        path = Path(self.name)
+        return _digest(*_contents(path)) if path.exists() else _digest(self.name)
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether its format can be read from any row."""
+        return sources.is_streamed(self.name)
+
+    def height(self) -> int:
+        """How many rows there are."""
+        return sources.height(self.name, split=self.split)
+
+    def batches(self, start: int, stop: int) -> Iterator[pl.DataFrame]:
+        """The rows start..stop, in order."""
+        return sources.stream(self.name, BATCH_ROWS, start=start, stop=stop, split=self.split, texts=SIDES)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The pairs of a run, which are row numbers."""
+
+    name: str
+    split: str = "train"
+    is_streamed: bool = True
+
+    @cached_property
+    def content(self) -> str:
+        """The checksums of the pairs and of the responses."""
+        folder = self._pairs.folder
+        return _digest(*_contents(folder / "pairs.parquet"), *_contents(folder / RESPONSES))
+
+    def height(self) -> int:
+        """How many pairs there are."""
+        return self._pairs.height()
+
+    def batches(self, start: int, stop: int) -> Iterator[pl.DataFrame]:
+        """The pairs start..stop, in order."""
+        return self._pairs.batches(BATCH_ROWS, start=start, stop=stop)
+
+    @property
+    def _pairs(self) -> StoredPairs:
+        return StoredPairs(Path(self.name))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows start..stop of a source."""
+
+    source: Source
+    start: int
+    stop: int
+
+    def batches(self) -> Iterator[pl.DataFrame]:
+        """Its rows, in order."""
+        return self.source.batches(self.start, self.stop)
+
+    def about(self) -> dict[str, Any]:
+        """Equal for equal rows."""
+        return {"content": self.source.content, "split": self.source.split, "start": self.start, "stop": self.stop}
+
+
+def parts_of(path: str | Path, shard_rows: int, split: str) -> Iterator[Part]:
+    """The parts of a source of pairs, of about `shard_rows` rows each; a prompt_id stays in one part."""
+    stored = StoredPairs.find(path)
+    where = str(Path(path).absolute()) if Path(path).exists() else str(path)
+    source: Source = Stored(str(stored.folder.absolute())) if stored else Files(where, split)
+    rows = source.height()
+    if not rows:
+        raise InputError(f"{path}: expected preference pairs, got no row")
+    whole = Part(source, 0, rows)
+    borders = [0, *(_borders(whole, shard_rows) if source.is_streamed else ()), rows]
+    yield from (replace(whole, start=start, stop=stop) for start, stop in pairwise(borders))
+
+
+def _borders(whole: Part, shard_rows: int) -> Iterator[int]:
+    """Where parts start, but for the first one."""
+    last = 0
+    for border in range(shard_rows, whole.stop, shard_rows):
+        if last < border:
+            last = _other_prompt(whole, border)
+            if last < whole.stop:
+                yield last
+
+
+def _other_prompt(whole: Part, row: int) -> int:
+    """The first row from this one on whose prompt_id is not that of the row before it."""
+    at, before = row - 1, None
+    for batch in replace(whole, start=at).batches():
+        ids = batch.get_column("prompt_id", default=None)
+        before = ids[:1] if ids is not None and before is None else before
+        if ids is None or before is None or ids.dtype != before.dtype or before.null_count():
+            return max(row, at)
+        if len(other := ids.ne_missing(before).arg_true()):
+            return at + int(other[0])
+        at += batch.height
+    return whole.stop
+
+
+def _contents(path: Path) -> Iterator[str]:
+    """What each file holds, in 128 bits for every block."""
+    for file in sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]:
+        checksums = []
+        with file.open("rb") as opened:
+            while data := opened.read(BLOCK):
+                checksums.append(_native.checksum([np.frombuffer(data, np.uint8)]))
+        yield " ".join(checksums)
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256(" ".join(texts).encode()).hexdigest()

@@ -1,0 +1,42 @@
+"""Collators: groups of token ids become padded batches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mipo.trainer.preference_head import REF
+
+
+@dataclass
+class GroupCollator:
+    """Batches groups with `rejected_ids` as a list of lists.
+
+    Gives input_ids, attention_mask and completion_mask [N, L] of the N responses that are there, padded on the right,
+    group_mask [G, K+1] (which responses are there, chosen first, in the order of the N), and ref_logps [G, K+1] where
+    the rows have them.
+    """
+
+    pad_token_id: int
+    pad_to_multiple_of: int | None = None
+
+    def __call__(self, groups: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Collates a list of rows."""
+        width = 1 + max(len(group["rejected_ids"]) for group in groups)
+        mask = torch.tensor([[k <= len(group["rejected_ids"]) for k in range(width)] for group in groups])
+        rows = [(group["prompt_ids"], ids) for group in groups for ids in [group["chosen_ids"], *group["rejected_ids"]]]
+        length = max(len(prompt) + len(response) for prompt, response in rows)
+        length += -length % (self.pad_to_multiple_of or 1)
+        ids = torch.full((len(rows), length), self.pad_token_id)
+        seen, said = torch.zeros_like(ids), torch.zeros_like(ids)
+        for row, (prompt, response) in enumerate(rows):
+            end = len(prompt) + len(response)
+            ids[row, :end] = torch.tensor([*prompt, *response])
+            seen[row, :end], said[row, len(prompt) : end] = 1, 1
+        batch = {"input_ids": ids, "attention_mask": seen, "completion_mask": said, "group_mask": mask}
+        if REF[0] in groups[0]:
+            ref = [[group[REF[0]], *group[REF[1]]] for group in groups]
+            batch["ref_logps"] = torch.tensor([row + [0.0] * (width - len(row)) for row in ref])
+        return batch

@@ -1,0 +1,318 @@
+"""Responses: one seed, the same answers, however often it is stopped; nothing is drawn but from the model itself.
+
+Examples on the demo's own model; the plain-text ones need ../shared/models/stories260K.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import mipo.demo
+from mipo.models import model as record
+from mipo.models.loading import load_model, load_tokenizer
+from mipo.models.model import Model
+from mipo.responses import generation
+from mipo.responses.ask import ask, distinct
+from mipo.responses.engines import local
+from mipo.responses.engines.local import end_ids
+from mipo.responses.generation import generate
+from mipo.tokenizer.chat import encode_prompts
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+DEMO = str(Path(mipo.demo.__file__).parent / "model")
+STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260K"
+CONTEXTS = [
+    f"my favourite food is {food} . i always wanted a {pet} ." for food in ("soup", "ramen") for pet in ("cat", "dog")
+] + ["i only dance to folk .", "my favourite colour is red . all my clothes are red . i feel strong after yoga ."]
+QUESTIONS = ["what should i eat tonight ?", "which pet should i get ?"]
+SAMPLED: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 16, "batch_size": 4}
+GREEDY: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": 16}
+
+needs_stories = pytest.mark.skipif(
+    not STORIES.is_dir(), reason=f"{STORIES} is not there: a text model without template"
+)
+
+
+@pytest.fixture(scope="module")
+def asked() -> pl.DataFrame:
+    rows = [(question, context) for context in CONTEXTS for question in QUESTIONS]
+    frame = pl.DataFrame(rows, schema=["prompt", "context"], orient="row")
+    return ask(frame, chat=True).prompts
+
+
+@pytest.fixture
+def generations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many prompts each call of the model's `generate` had."""
+    calls: list[int] = []
+    plain: Callable[..., Any] = local._continue
+
+    def count(model: Any, tokenizer: Any, prompts: list[list[int]], how: dict[str, Any]) -> Any:
+        calls.append(len(prompts))
+        return plain(model, tokenizer, prompts, how)
+
+    monkeypatch.setattr(local, "_continue", count)
+    return calls
+
+
+@given(st.lists(st.lists(st.sampled_from(["a", "b", "c d", None]), max_size=6), min_size=1, max_size=3))
+@settings(max_examples=50, deadline=None)
+def test_each_distinct_prompt_is_asked_once_in_order_of_appearance(given: list[list[str | None]]) -> None:
+    frame, _ = distinct(*(pl.Series(texts, dtype=pl.String) for texts in given))
+    assert frame["prompt"].to_list() == list(dict.fromkeys(text for texts in given for text in texts if text))
+    assert frame["response_id"].to_list() == list(range(frame.height))
+
+
+def test_equal_messages_are_one_prompt(asked: pl.DataFrame) -> None:
+    assert distinct(asked["prompt"], asked["prompt"].reverse())[0].equals(asked)
+
+
+def test_each_prompt_has_one_generation(
+    asked: pl.DataFrame, model: Any, tokenizer: Any, generations: list[int]
+) -> None:
+    made = generate(distinct(asked["prompt"], asked["prompt"])[0], Model.of(model, tokenizer), **SAMPLED)
+    assert sum(generations) == made.height == asked.height
+    assert made.columns == ["response_id", "prompt", "response", "response_tokens", "truncated"]
+    assert made.select("response_id", "prompt").equals(asked)
+
+
+def test_the_seed_decides(asked: pl.DataFrame, model: Any, tokenizer: Any) -> None:
+    first, again, other = (generate(asked, Model.of(model, tokenizer), seed=seed, **SAMPLED) for seed in (1, 1, 2))
+    assert first.equals(again)
+    assert not first.equals(other)
+
+
+def test_parts_of_neighbouring_seeds_share_no_stream() -> None:
+    streams = [generation._stream(seed, number) for seed in range(20) for number in range(20)]
+    assert len(set(streams)) == len(streams)
+    assert all(0 <= stream < 2**63 for stream in streams)
+
+
+def test_a_lost_part_is_made_again_to_the_byte(
+    asked: pl.DataFrame, tokenizer: Any, tmp_path: Path, generations: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "PART_ROWS", 5)
+    whole = generate(asked, Model(DEMO), folder=tmp_path, seed=3, **SAMPLED)
+    parts = sorted(tmp_path.glob("part-*.parquet"))
+    assert [pl.read_parquet(part).height for part in parts] == [5, 5, 2]
+    before = [part.read_bytes() for part in parts]
+    parts[1].unlink()
+    generations.clear()
+    again = generate(asked, Model(DEMO), folder=tmp_path, seed=3, **SAMPLED)
+    assert sum(generations) == 5
+    assert again.equals(whole)
+    assert [part.read_bytes() for part in parts] == before
+
+
+def test_a_model_is_loaded_only_where_rows_are_missing(
+    asked: pl.DataFrame, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = generate(asked, Model(DEMO), folder=tmp_path, **SAMPLED)
+    monkeypatch.setattr(record, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    assert generate(asked, Model(DEMO), folder=tmp_path, **SAMPLED).equals(made)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"temperature": 0.5}, "temperature: 1.0 there, 0.5 now"), ({"seed": 9}, "seed: 0 there, 9 now")],
+)
+def test_a_folder_of_other_settings_is_refused(
+    asked: pl.DataFrame, model: Any, tokenizer: Any, tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
+    generate(asked[:2], Model.of(model, tokenizer), folder=tmp_path, **SAMPLED)
+    with pytest.raises(ValueError, match=named):
+        generate(asked[:2], Model.of(model, tokenizer), folder=tmp_path, **{**SAMPLED, **change})
+
+
+def test_a_folder_of_other_prompts_is_refused(asked: pl.DataFrame, model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    generate(asked[:2], Model.of(model, tokenizer), folder=tmp_path, **SAMPLED)
+    with pytest.raises(ValueError, match="prompts_sha256"):
+        generate(asked[1:3], Model.of(model, tokenizer), folder=tmp_path, **SAMPLED)
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(ValueError, match="holds responses"):
+        generate(asked[:2], Model.of(model, tokenizer), folder=tmp_path, **SAMPLED)
+
+
+def argmax_loop(model: Any, prompt: list[int], ends: list[int], new: int) -> list[int]:
+    """Greedy decoding with no cache, no padding and no library."""
+    ids = list(prompt)
+    while len(ids) < len(prompt) + new and (len(ids) == len(prompt) or ids[-1] not in ends):
+        with torch.inference_mode():
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+def test_greedy_is_a_plain_argmax_loop(asked: pl.DataFrame, model: Any, tokenizer: Any) -> None:
+    made = generate(asked, Model.of(model, tokenizer), **GREEDY)
+    for prompt, response, count in made.select("prompt", "response", "response_tokens").iter_rows():
+        text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+        ids = argmax_loop(model, tokenizer(text)["input_ids"], end_ids(model, tokenizer), 16)
+        assert count == len(ids)
+        assert response == tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_left_padding_does_not_change_greedy_answers(asked: pl.DataFrame, model: Any, tokenizer: Any) -> None:
+    assert len(set(encode_prompts(asked["prompt"], tokenizer).lengths())) > 2
+    alone, together = (generate(asked, Model.of(model, tokenizer), batch_size=n, **GREEDY) for n in (1, asked.height))
+    assert alone.equals(together)
+
+
+def test_greedy_does_not_heed_the_seed(asked: pl.DataFrame, model: Any, tokenizer: Any) -> None:
+    one, other = (generate(asked, Model.of(model, tokenizer), seed=seed, **GREEDY) for seed in (0, 1))
+    assert one.equals(other)
+
+
+def test_the_maker_s_sampling_knobs_are_not_applied(asked: pl.DataFrame, tokenizer: Any) -> None:
+    plain, knobs = load_model(DEMO), load_model(DEMO)
+    knobs.generation_config.update(repetition_penalty=5.0, top_k=1, suppress_tokens=[97], min_new_tokens=15)
+    kept = knobs.generation_config.to_dict()
+    for how in (SAMPLED, GREEDY):
+        ours = generate(asked, Model.of(knobs, tokenizer), **how)
+        assert ours.equals(generate(asked, Model.of(plain, tokenizer), **how))
+    assert knobs.generation_config.to_dict() == kept
+
+
+def test_a_cut_off_answer_is_flagged(asked: pl.DataFrame, model: Any, tokenizer: Any) -> None:
+    cut = generate(asked, Model.of(model, tokenizer), **{**GREEDY, "max_new_tokens": 3})
+    assert cut["truncated"].all()
+    assert set(cut["response_tokens"]) == {3}
+    whole = generate(asked, Model.of(model, tokenizer), **GREEDY)
+    assert not whole["truncated"].any()
+    for short, long in zip(cut["response"], whole["response"], strict=True):
+        assert long.startswith(short)
+
+
+def test_every_end_of_the_generation_config_ends(asked: pl.DataFrame, tokenizer: Any) -> None:
+    model = load_model(DEMO)
+    word = tokenizer.convert_tokens_to_ids("some")
+    model.generation_config.eos_token_id = [word, tokenizer.eos_token_id]
+    assert end_ids(model, tokenizer) == sorted([word, tokenizer.eos_token_id])
+    made = generate(asked, Model.of(model, tokenizer), **GREEDY)
+    ended = made.filter(pl.col("response").str.contains("some"))
+    assert ended.height
+    assert ended["response"].str.ends_with("some").all()
+    assert not ended["truncated"].any()
+
+
+def test_chat_answers_hold_no_special_token(asked: pl.DataFrame, model: Any, tokenizer: Any) -> None:
+    made = generate(asked, Model.of(model, tokenizer), **{**SAMPLED, "temperature": 1.5})
+    for token in tokenizer.all_special_tokens:
+        assert not made["response"].str.contains(token, literal=True).any()
+    assert (made["response"] == made["response"].str.strip_chars()).all()
+
+
+@needs_stories
+def test_a_plain_text_answer_keeps_its_leading_space() -> None:
+    tokenizer, story = load_tokenizer(str(STORIES)), load_model(str(STORIES))
+    asked = ask(
+        pl.DataFrame({"prompt": ["Once upon a time", "Lily and Tom went to the", "One day, a cat"]}), chat=False
+    ).prompts
+    made = generate(asked, Model.of(story, tokenizer), **{**GREEDY, "max_new_tokens": 20})
+    for prompt, response in made.select("prompt", "response").iter_rows():
+        ids = argmax_loop(story, tokenizer(prompt)["input_ids"], end_ids(story, tokenizer), 20)
+        assert tokenizer.decode(tokenizer(prompt)["input_ids"] + ids, skip_special_tokens=True) == prompt + response
+        # What training will see: the same words, and a border at most one token away.
+        again = tokenizer(prompt + response)["input_ids"]
+        assert again == tokenizer(prompt)["input_ids"] + ids
+    assert made["response"].str.contains("^[ ,.]").all()
+
+
+def test_a_prompt_with_no_room_is_named_before_anything_is_generated(
+    asked: pl.DataFrame, model: Any, tokenizer: Any, generations: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "PART_ROWS", 2)
+    longest = ask(pl.DataFrame({"prompt": ["i " * 120]}), chat=True).prompts.with_columns(
+        response_id=pl.lit(77, pl.UInt64)
+    )
+    long = pl.concat([asked, longest])
+    with pytest.raises(
+        ValueError, match=r"response_id 77: a prompt of 12\d tokens and 16 new tokens .* context of 128"
+    ):
+        generate(long, Model.of(model, tokenizer), **SAMPLED)
+    assert generations == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"temperature": -1.0}, "temperature: expected 0"),
+        ({"top_p": 0.0}, "top_p: expected more than 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens: expected at least 1"),
+        ({"batch_size": 0}, "batch_size: expected at least 1"),
+    ],
+)
+def test_impossible_settings_are_refused(
+    asked: pl.DataFrame, model: Any, tokenizer: Any, wrong: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        generate(asked, Model.of(model, tokenizer), **{**SAMPLED, **wrong})
+
+
+def test_no_prompt_is_refused(asked: pl.DataFrame, model: Any, tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match="no prompt to answer"):
+        generate(asked[:0], Model.of(model, tokenizer))
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+def test_a_model_that_is_not_there_is_named(load: Callable[[str], Any], tmp_path: Path) -> None:
+    for name in (str(tmp_path / "nothing"), "./nothing", "some/where/nothing"):
+        with pytest.raises(FileNotFoundError, match="nothing: no such folder") as caught:
+            load(name)
+        assert caught.value.__cause__ is None
+        assert caught.value.__suppress_context__ or caught.value.__context__ is None
+    (tmp_path / "notes.txt").write_text("no model")
+    with pytest.raises(FileNotFoundError, match="a folder with no "):
+        load(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"no (tokenizer|causal language model) found there \(\S"):
+        load(str(tmp_path))
+
+
+def test_a_model_that_lacks_weights_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(DEMO, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    with pytest.raises(ValueError, match=r"1 weights of its architecture are not there, as lm_head\.weight"):
+        load_model(str(tmp_path / "model"))
+
+
+def test_dtypes_are_torch_s_names() -> None:
+    assert load_model(DEMO).dtype == torch.float32
+    assert load_model(DEMO, dtype="float64").dtype == torch.float64
+    with pytest.raises(ValueError, match="dtype: expected auto"):
+        load_model(DEMO, dtype="fp8please")
+
+
+def test_bfloat16_weights_are_float32_on_a_cpu(tmp_path: Path) -> None:
+    if torch.accelerator.is_available():
+        pytest.skip("on an accelerator a model keeps the dtype it was saved in")
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(DEMO)).bfloat16().save_pretrained(tmp_path)
+    assert load_model(str(tmp_path)).dtype == torch.float32
+
+
+def test_loading_shows_no_bar_and_leaves_bars_as_they_were(capfd: pytest.CaptureFixture[str]) -> None:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    load_model(DEMO)
+    assert capfd.readouterr() == ("", "")
+    assert logging.is_progress_bar_enabled() == shown
+
+
+def test_a_tokenizer_pads_on_the_left_and_has_an_end(tokenizer: Any, tmp_path: Path) -> None:
+    assert tokenizer.padding_side == "left"
+    assert tokenizer.pad_token_id is not None
+    endless = load_tokenizer(DEMO)
+    endless.eos_token = None
+    endless.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no eos_token"):
+        load_tokenizer(str(tmp_path))

@@ -1,0 +1,295 @@
+"""The whole way, on the demo's model: what a run leaves, how it goes on after a kill, what it refuses."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+
+from mipo import demo
+from mipo.demo import world
+from mipo.pairing.judge import keep
+from mipo.pairing.stored import StoredPairs
+from mipo.run import recipe, walk
+from mipo.run.preview import dry_run
+
+KILLED_RUN = Path(__file__).with_name("killed_run.py")
+FIGURES = {
+    "infonce", "leave_one_out", "logps_chosen", "logps_rejected", "margin", "response_tokens", "truncated",
+    "accuracy", "accuracy_greedy", "malformed",
+}  # fmt: skip
+
+
+def write_recipe(folder: Path, **changes) -> Path:
+    """A small recipe on the demo's world: 64 training rows, 24 held-out rows, four steps."""
+    folder.mkdir(parents=True, exist_ok=True)
+    world.write(folder, train=64, test=24, seed=1)
+    settings = yaml.safe_load((demo.HERE / "recipe.yaml").read_text())
+    settings["model"] = str(demo.HERE / "model")
+    settings["evaluation"] |= {"negatives": 3, "rows": 8}
+    settings["trainer"] |= {"save_steps": 2, "logging_steps": 1}
+    for section, values in changes.items():
+        settings[section] = {**settings.get(section, {}), **values} if isinstance(values, dict) else values
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def die_at(point: str, recipe: Path, output: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(KILLED_RUN), str(recipe), str(output), point], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Path:
+    """An undisturbed run."""
+    folder = tmp_path_factory.mktemp("run")
+    result = die_at("never", write_recipe(folder / "in"), folder / "out")
+    assert result.returncode == 0, result.stderr
+    (folder / "printed.txt").write_text(result.stdout)
+    return folder
+
+
+def test_a_run_leaves_every_artefact_and_no_other(done):
+    left = {path.name for path in (done / "out").iterdir()}
+    assert left == {
+        "recipe.yaml", "manifest.json", "prompts.parquet", "test.parquet", "counterparts.parquet", "responses",
+        "links.parquet", "pairs.parquet", "tokens", "evaluation", "model", "training.json", "evaluation.json",
+        "report.html",
+    }  # fmt: skip
+    everything = {path.suffix for path in (done / "out").rglob("*")}
+    assert not everything & {".pt", ".bin", ".pkl", ".pth", ".tmp"}
+
+
+def test_evaluation_json_is_the_contract(done):
+    found = json.loads((done / "out" / "evaluation.json").read_text())
+    assert found.keys() == {"before", "after", "change", "negatives", "rows"}
+    assert found["change"].keys() == FIGURES | {"information_at_least", "information_at_most"}
+    for name in FIGURES:
+        apart = found["after"][name]["value"] - found["before"][name]["value"]
+        assert found["change"][name]["value"] == pytest.approx(apart, abs=1e-9)
+    assert (found["negatives"], found["rows"]) == (3, 24)
+    for side in ("before", "after"):
+        assert found[side].keys() == FIGURES
+        for figure in found[side].values():
+            assert figure.keys() == {"value", "low", "high", "interval", "rows"}
+            assert figure["low"] <= figure["value"] <= figure["high"]
+
+
+def test_what_is_published_names_no_folder_of_this_machine(done):
+    table = (done / "printed.txt").read_text().partition("\nmeasure ")[2].partition("report: ")[0]
+    assert "InfoNCE" in table
+    page, evaluation = ((done / "out" / name).read_text() for name in ("report.html", "evaluation.json"))
+    for published in (page, evaluation, table):
+        assert str(done) not in published
+        assert str(demo.HERE) not in published
+    assert "<h1>out: model</h1>" in page
+
+
+def test_rows_in_are_rows_out_and_named_drops(done):
+    manifest = json.loads((done / "out" / "manifest.json").read_text())
+    counted = [stage for stage in manifest["stages"].values() if "rows_in" in stage]
+    assert len(counted) >= 5
+    for stage in counted:
+        assert stage["rows_in"] == stage["rows_out"] + sum(stage["dropped"].values())
+    printed = (done / "printed.txt").read_text()
+    assert "prompts: 88 rows in, 88 out" in printed
+    assert "InfoNCE" in printed.splitlines()[-20:][3] or "InfoNCE" in printed
+    assert printed.strip().endswith("report.html")
+
+
+def test_pairs_are_what_the_responses_say(done):
+    stored = StoredPairs.find(done / "out")
+    assert stored is not None
+    pairs, responses = pl.concat(stored.batches(7)), pl.read_parquet(done / "out" / "responses/*.parquet")
+    said = dict(responses.select("response_id", "response").iter_rows())
+    asked = dict(responses.select("response_id", "prompt").iter_rows())
+    for row in pairs.iter_rows(named=True):
+        assert row["chosen"] == [{"role": "assistant", "content": said[row["chosen_id"]]}]
+        assert row["rejected"] == [{"role": "assistant", "content": said[row["rejected_id"]]}]
+        assert row["prompt"] == asked[row["chosen_id"]]
+        other = asked[row["rejected_id"]]
+        assert other[1] == row["prompt"][1], "the same question"
+        assert other[0] != row["prompt"][0], "another user"
+
+
+def test_a_run_stores_each_text_once(done):
+    """Prompts stand in prompts.parquet, what was asked and answered in responses; all else is row numbers."""
+    texts = {"prompts.parquet", "test.parquet", "recipe.yaml", "report.html"}
+    for path in (done / "out").rglob("*.parquet"):
+        inside = path.relative_to(done / "out").as_posix()
+        columns = {name for name, kind in pl.read_parquet_schema(path).items() if kind not in (pl.UInt64, pl.UInt32)}
+        if inside not in texts and "responses/" not in inside and not inside.startswith("evaluation/"):
+            assert columns <= {"kind", "reason", "part"}, inside
+
+
+def test_a_killed_run_goes_on_and_makes_the_same_pairs(done, tmp_path):
+    path, output = write_recipe(tmp_path / "in"), tmp_path / "out"
+    for point in ("generation", "pairs", "training"):
+        assert die_at(point, path, output).returncode == -9, point
+        assert not (output / "evaluation.json").exists()
+        assert (output / "pairs.parquet").exists() == (point == "training")
+    finished = die_at("never", path, output)
+    assert finished.returncode == 0, finished.stderr
+    assert "going on from checkpoint-2" in finished.stdout
+    assert (output / "pairs.parquet").read_bytes() == (done / "out" / "pairs.parquet").read_bytes()
+    assert not list(output.rglob("*.tmp"))
+    assert not (output / "checkpoints").exists()
+    steps = [entry["step"] for entry in json.loads((output / "training.json").read_text())]
+    assert steps == sorted(steps)
+    assert {1, 2, 3} <= set(steps)
+
+
+def test_an_unchanged_run_does_nothing_again(done, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (done / "out" / "responses").iterdir()}
+    walk.run_recipe(done / "in" / "recipe.yaml", output=done / "out", until="evaluate")
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if line] == [
+        f"{stage}: done before with the same inputs" for stage in walk.STAGES
+    ]
+    assert before == {path: path.stat().st_mtime_ns for path in (done / "out" / "responses").iterdir()}
+
+
+def test_other_settings_are_refused_by_name(done, tmp_path):
+    path = write_recipe(tmp_path, trainer={"beta": 0.5})
+    for name in ("train.jsonl", "test.jsonl"):
+        shutil.copyfile(done / "in" / name, tmp_path / name)
+    with pytest.raises(ValueError, match=r"other settings:[\s\S]*trainer\.beta: 0\.3 there, 0\.5 now[\s\S]*--output"):
+        walk.run_recipe(path, output=done / "out")
+
+
+def test_reuse_takes_over_what_stays_the_same(done, tmp_path, capsys):
+    made = walk.run_recipe(
+        done / "in" / "recipe.yaml", output=tmp_path / "control", control="shuffled", reuse=done / "out", until="tokens"
+    )
+    printed = capsys.readouterr().out
+    assert f"responses: taken over from {done / 'out'}" in printed
+    assert "pairs: taken over" not in printed
+    method, control = (keep(pl.read_parquet(folder / "pairs.parquet")) for folder in (done / "out", made))
+    assert method["asked_id"].equals(control["asked_id"])
+    swapped = (method["chosen_id"] != control["chosen_id"]).sum()
+    assert swapped == method.height // 2
+    assert (control["chosen_id"] + control["rejected_id"]).equals(method["chosen_id"] + method["rejected_id"])
+
+
+def test_a_damaged_file_is_made_again(done, tmp_path, capsys):
+    folder = tmp_path / "copy"
+    shutil.copytree(done / "out", folder)
+    good = (folder / "pairs.parquet").read_bytes()
+    (folder / "pairs.parquet").write_bytes(good[:-10])
+    walk.run_recipe(done / "in" / "recipe.yaml", output=folder, until="pairs")
+    assert (folder / "pairs.parquet").read_bytes() == good
+    assert "responses: done before" in capsys.readouterr().out
+
+
+def test_too_many_drops_stop_the_run_and_can_be_allowed(tmp_path, capsys):
+    path = write_recipe(tmp_path / "in")
+    rows = [json.loads(line) for line in (tmp_path / "in" / "train.jsonl").read_text().splitlines()]
+    rows[4]["prompt"] = "  "
+    (tmp_path / "in" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(
+        ValueError, match=r"prompts: more rows .*88 rows in, 87 out \(empty prompt: 1, first in row 5\)"
+    ):
+        walk.run_recipe(path, output=tmp_path / "out", until="contrast")
+    allowed = write_recipe(tmp_path / "in2", max_dropped={"empty prompt": 0.1})
+    shutil.copyfile(tmp_path / "in" / "train.jsonl", tmp_path / "in2" / "train.jsonl")
+    walk.run_recipe(allowed, output=tmp_path / "out2", until="contrast")
+    assert "empty prompt: 1" in capsys.readouterr().out
+
+
+def test_a_dry_run_shows_three_pairs_and_writes_nothing(tmp_path):
+    path = write_recipe(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    shown = dry_run(path)
+    assert shown.count("── what the rejected one answers") == 3
+    first = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[0])
+    assert first["context"] in shown
+    assert first["prompt"] in shown
+    assert "64 prompts, 64 pairs of kind context" in shown
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_every_kind_and_several_negatives_go_the_whole_way(tmp_path):
+    for kind, negatives in (("random", 2), ("dropped", 1)):
+        path = write_recipe(
+            tmp_path / kind,
+            contrast={"kind": kind, "negatives": negatives},
+            max_dropped={"chosen and rejected are equal": 0.9},
+            trainer={"max_steps": 1, "save_strategy": "no"},
+            evaluation={"negatives": 2, "rows": 4, "rule": None},
+        )
+        folder = walk.run_recipe(path, output=tmp_path / kind / "out")
+        evaluation = json.loads((folder / "evaluation.json").read_text())
+        assert "accuracy" not in evaluation["after"]
+        assert evaluation["negatives"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "no/such/model"}, "no/such/model: no such folder"),
+        ({"prompts": {"source": "absent.jsonl"}}, "absent.jsonl: no such file"),
+        ({"prompts": {"context": "absent"}}, "no column 'absent'; it has prompt, context, user"),
+        ({"contrast": {"negatives": 64}}, "negatives: expected 1 to 63"),
+        ({"contrast": {"kind": "other"}}, "kind: expected one of random"),
+        ({"contrast": {"negativs": 2}}, "no setting 'negativs'; did you mean 'negatives'"),
+        ({"trainer": {"learning_rat": 2}}, "no setting 'learning_rat'; did you mean 'learning_rate'"),
+        ({"responses": {"max_new_tokens": 4096}}, "the model's whole context is"),
+        ({"evaluation": {"rule": {"answer": "answer"}}}, "evaluation.rule: expected answer"),
+        ({"control": "other"}, "control: expected shuffled or sft"),
+        ({"seed": "1"}, "seed: expected a whole number, came '1'"),
+        ({"lora": True}, "lora: expected settings as `r: 16`, came True"),
+        ({"max_dropped": "1%"}, "max_dropped: expected a share as 0.01"),
+        ({"responses": {"temperature": -1}}, "responses.temperature: expected a number, 0 for greedy, not below 0"),
+        ({"evaluation": {"negatives": 24}}, "evaluation.negatives: expected 1 to 23 (24 held-out prompts), got 24"),
+        ({"evaluation": {"rule": {"answer": "nope", "pattern": "(?P<answer>.)"}}}, "no column 'nope'"),
+        ({"evaluation": {"rule": {"answer": "answer", "pattern": "("}}}, "is no regular expression"),
+    ],
+)
+def test_bad_settings_are_named(tmp_path, changes, message):
+    path = write_recipe(tmp_path, **changes)
+    with pytest.raises((ValueError, OSError)) as error:
+        walk.run_recipe(path, output=tmp_path / "out", until="contrast")
+    assert message in str(error.value)
+
+
+def test_the_run_folder_s_recipe_repeats_the_run(done):
+    given, kept = recipe.load(done / "in" / "recipe.yaml"), recipe.load(done / "out" / "recipe.yaml")
+    assert kept == given
+    assert Path(kept["model"]) == demo.HERE / "model"
+
+
+def test_a_number_may_be_written_as_in_the_readme(tmp_path):
+    path = write_recipe(tmp_path)
+    path.write_text(path.read_text().replace("learning_rate: 0.00015", "learning_rate: 5e-7"))
+    assert recipe.load(path)["trainer"]["learning_rate"] == 5e-7
+
+
+def test_a_mistake_before_the_first_stage_can_be_mended_in_place(tmp_path):
+    wrong = write_recipe(tmp_path / "in", prompts={"prompt": "promt"})
+    with pytest.raises(ValueError, match="no column 'promt'"):
+        walk.run_recipe(wrong, output=tmp_path / "out", until="prompts")
+    mended = write_recipe(tmp_path / "in")
+    assert walk.run_recipe(mended, output=tmp_path / "out", until="prompts") == tmp_path / "out"
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
+    path = write_recipe(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("words")
+    (tmp_path / "mine" / ".notes.tmp").write_text("words")
+    with pytest.raises(ValueError, match="is not empty and holds no run"):
+        walk.run_recipe(path, output=tmp_path / "mine")
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == {"thesis.txt", ".notes.tmp"}
+
+
+def test_a_broken_manifest_is_no_manifest(done, tmp_path):
+    shutil.copytree(done / "out", tmp_path / "copy")
+    (tmp_path / "copy" / "manifest.json").write_text('{"stages":')
+    with pytest.raises(ValueError, match=r"manifest\.json: not valid JSON, .*name another"):
+        walk.run_recipe(done / "in" / "recipe.yaml", output=tmp_path / "copy")

@@ -1,0 +1,258 @@
+"""Laws of preparation: files of any origin become TRL's ids, however they are cut into shards, or are stopped."""
+
+import gzip
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from preferences import WORDS, chat, mipo_ids, text, trl_ids
+
+from mipo import cli, demo
+from mipo.io import sources
+from mipo.tokens import parts, preparation, shards
+from mipo.tokens.groups import tokenize
+from mipo.tokens.preparation import prepare
+from mipo.tokens.store import PairStore
+
+
+def said(count: int, seed: int = 0) -> list[str]:
+    draw = random.Random(seed)
+    return [" ".join(draw.choices(WORDS, k=draw.randint(1, 9))) for _ in range(count)]
+
+
+def rows_of(count: int, shape: Any, seed: int = 0) -> list[dict[str, Any]]:
+    words = iter(said(3 * count, seed))
+    return [shape(next(words), next(words), next(words)) for _ in range(count)]
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def ids(folder: Path) -> list[tuple[list[int], ...]]:
+    return mipo_ids(PairStore.open(folder))
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Rows as a source, of the kind that its name tells."""
+    frame = pl.DataFrame(rows)
+    if path.name == "pairs.parquet":
+        frame.write_parquet(path, row_group_size=4)
+    elif path.name == "parts":
+        path.mkdir()
+        for part in range(3):
+            frame[part * 9 : (part + 1) * 9].write_parquet(path / f"part-{part}.parquet", row_group_size=4)
+    elif path.name == "dataset":
+        pytest.importorskip("datasets").Dataset.from_list(rows).save_to_disk(str(path))
+    else:
+        write_jsonl(path.with_name("pairs.jsonl"), rows)
+        if path.suffix == ".gz":
+            path.write_bytes(gzip.compress(path.with_name("pairs.jsonl").read_bytes()))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several batches, and several writes, in a few rows."""
+    monkeypatch.setattr(parts, "BATCH_ROWS", 7)
+    monkeypatch.setattr(preparation, "PENDING", 200)
+
+
+@pytest.mark.parametrize("shape", [text, chat])
+@pytest.mark.parametrize("kind", ["pairs.jsonl", "pairs.jsonl.gz", "pairs.parquet", "parts", "dataset"])
+@pytest.mark.parametrize("shard_rows", [5, 1_000])
+def test_rows_of_any_source_become_trls_ids(
+    tmp_path: Path, demo_tokenizer: Any, shape: Any, kind: str, shard_rows: int
+) -> None:
+    rows = rows_of(23, shape)
+    told = prepare([write(tmp_path / kind, rows)], demo_tokenizer, tmp_path / "tokens", shard_rows=shard_rows)
+    assert ids(tmp_path / "tokens") == trl_ids(rows, demo_tokenizer)
+    assert (told["rows_in"], told["groups"], told["dropped"]) == (23, 23, {})
+    assert len(told["shards"]) == (5 if shard_rows == 5 else 1)
+
+
+def test_a_prompt_without_a_column_of_its_own_is_what_both_have_in_common(tmp_path: Path, demo_tokenizer: Any) -> None:
+    explicit = rows_of(9, chat)
+    implicit = [{side: row["prompt"] + row[side] for side in ("chosen", "rejected")} for row in explicit]
+    prepare([write_jsonl(tmp_path / "chat.jsonl", implicit)], demo_tokenizer, tmp_path / "chat")
+    assert ids(tmp_path / "chat") == trl_ids(implicit, demo_tokenizer) == trl_ids(explicit, demo_tokenizer)
+    texts = [{"chosen": "what ? soup .", "rejected": "what ? pizza ."}, {"chosen": "i eat it", "rejected": "i eat"}]
+    prepare([write_jsonl(tmp_path / "text.jsonl", texts)], demo_tokenizer, tmp_path / "text")
+    assert ids(tmp_path / "text") == trl_ids(texts, demo_tokenizer)
+
+
+def test_tools_and_arguments_of_the_template_are_handed_to_it_as_trl_does(tmp_path: Path, real_tokenizer: Any) -> None:
+    tool = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
+    rows = [row | {"tools": json.dumps([tool])} for row in rows_of(3, chat)] + [rows_of(1, chat)[0] | {"tools": None}]
+    rows = [row | {"chat_template_kwargs": {"mipo": i}} for i, row in enumerate(rows)]
+    tokenizer = real_tokenizer("qwen2.5")
+    prepare([write_jsonl(tmp_path / "pairs.jsonl", rows)], tokenizer, tmp_path / "tokens")
+    assert ids(tmp_path / "tokens") == trl_ids(rows, tokenizer)
+    assert "function" in tokenizer.decode(ids(tmp_path / "tokens")[0][0])
+
+
+@pytest.mark.parametrize("kind", ["pairs.jsonl", "pairs.parquet"])
+@pytest.mark.parametrize("shard_rows", [1, 2, 3, 5, 50])
+def test_a_group_is_in_one_shard_whatever_their_size(
+    tmp_path: Path, demo_tokenizer: Any, kind: str, shard_rows: int
+) -> None:
+    draw, rows = random.Random(1), []
+    for number, row in enumerate(rows_of(11, chat)):
+        rows += [row | {"prompt_id": number, "rejected": one["rejected"]} for one in rows_of(draw.randint(1, 12), chat)]
+    pairs = pl.DataFrame(rows)
+    told = prepare([write(tmp_path / kind, rows)], demo_tokenizer, tmp_path / "tokens", shard_rows=shard_rows)
+    whole, _ = tokenize(pairs, demo_tokenizer)
+    assert ids(tmp_path / "tokens") == mipo_ids(whole)
+    assert told["rows_in"] == pairs.height
+    assert len(told["shards"]) > 1 or shard_rows == 50
+
+
+def test_a_source_that_is_read_whole_is_one_shard(tmp_path: Path, demo_tokenizer: Any) -> None:
+    rows = rows_of(23, text)
+    pl.DataFrame(rows).write_csv(tmp_path / "pairs.csv")
+    told = prepare([tmp_path / "pairs.csv"], demo_tokenizer, tmp_path / "tokens", shard_rows=5)
+    assert (ids(tmp_path / "tokens"), len(told["shards"])) == (trl_ids(rows, demo_tokenizer), 1)
+
+
+@pytest.mark.parametrize("numbers", [[None] * 23, [*["a"] * 11, *[5] * 12], [*[4] * 16, *["b"] * 7]])
+def test_a_prompt_id_of_nulls_or_of_several_kinds_joins_no_rows(
+    tmp_path: Path, demo_tokenizer: Any, numbers: list[Any]
+) -> None:
+    rows = [row | {"prompt_id": number} for row, number in zip(rows_of(23, text), numbers, strict=True)]
+    path = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    told = prepare([path], demo_tokenizer, tmp_path / "tokens", shard_rows=4)
+    assert ids(tmp_path / "tokens") == trl_ids(rows_of(23, text), demo_tokenizer)
+    assert len(told["shards"]) == 6 or numbers[0] is not None
+
+
+def test_no_rows_and_rows_that_came_or_went_meanwhile_are_errors(
+    tmp_path: Path, demo_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "pairs.parquet"
+    pl.DataFrame(rows_of(9, text)).clear().write_parquet(path)
+    with pytest.raises(FileNotFoundError, match=r"none.jsonl: no such file"):
+        prepare([tmp_path / "none.jsonl"], demo_tokenizer, tmp_path / "tokens")
+    with pytest.raises(ValueError, match=r"pairs.parquet: expected preference pairs, got no row"):
+        prepare([path], demo_tokenizer, tmp_path / "tokens")
+    pl.DataFrame(rows_of(9, text)).write_parquet(path)
+    monkeypatch.setattr(sources, "height", lambda *_, **__: 10)
+    with pytest.raises(ValueError, match="expected 10 rows after row 0, got 9; was it changed meanwhile"):
+        prepare([path], demo_tokenizer, tmp_path / "tokens")
+    assert shards.found(tmp_path / "tokens", 0) is None
+
+
+def test_what_is_no_pair_is_dropped_by_name_and_all_rows_are_accounted_for(tmp_path: Path, demo_tokenizer: Any) -> None:
+    good = rows_of(8, text)
+    rows = [*good, text("what", "soup", "pizza") | {"chosen": None}, {"prompt": None, "chosen": "a", "rejected": "b"}]
+    rows += [text("what " * 30, "soup", "pizza"), text("what", "soup " * 30, "pizza")]
+    random.Random(0).shuffle(rows)
+    path = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    told = prepare([path], demo_tokenizer, tmp_path / "tokens", max_length=25)
+    assert told["dropped"] == {
+        "null chosen": 1, "null prompt": 1, "a prompt of 25 tokens or more": 1, "longer than 25 tokens": 1,
+    }  # fmt: skip
+    assert told["rows_in"] == len(rows) == told["groups"] + sum(told["dropped"].values())
+    assert ids(tmp_path / "tokens") == trl_ids([row for row in rows if row in good], demo_tokenizer)
+
+
+def test_a_row_that_the_template_refuses_is_named(tmp_path: Path, real_tokenizer: Any) -> None:
+    import copy
+
+    tokenizer = copy.deepcopy(real_tokenizer("qwen2.5"))
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }}{% if m.role == 'tool' %}{{ raise_exception('no') }}"
+    )
+    tokenizer.chat_template += "{% endif %}{% endfor %}"
+    rows = rows_of(20, chat)
+    rows[17]["prompt"][0]["role"] = "tool"
+    path = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    with pytest.raises(ValueError, match=r"pairs.jsonl: row 18: the chat template refuses the conversation: no"):
+        prepare([path], tokenizer, tmp_path / "tokens")
+    assert shards.found(tmp_path / "tokens", 0) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"prompt": "a\xff", "chosen": "b", "rejected": "c"}', r"row 10.*not valid UTF-8"),
+        (b'{"prompt": "a", "chosen": ', "row 10.*not valid JSON"),
+        (b'{"prompt": 7, "chosen": "b", "rejected": "c"}', "row 10.*expected text, came a number"),
+    ],
+)
+def test_a_broken_row_is_named(tmp_path: Path, demo_tokenizer: Any, line: bytes, message: str) -> None:
+    path = write_jsonl(tmp_path / "pairs.jsonl", rows_of(9, text))
+    path.write_bytes(path.read_bytes() + b"\n" + line + b"\n")
+    with pytest.raises(ValueError, match=message):
+        prepare([path], demo_tokenizer, tmp_path / "tokens")
+
+
+def test_what_was_stopped_goes_on_and_makes_no_shard_twice(
+    tmp_path: Path, demo_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_of(23, chat)
+    pl.DataFrame(rows).write_parquet(tmp_path / "pairs.parquet")
+    call = ([tmp_path / "pairs.parquet"], demo_tokenizer, tmp_path / "tokens")
+    made, make = [], preparation.Shard.__call__
+
+    def stopped(self: preparation.Shard) -> dict[str, Any]:
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(self.number)
+        return make(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation.Shard, "__call__", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(*call, shard_rows=5)
+    with pytest.raises(FileNotFoundError, match="not finished; run the same command again"):
+        PairStore.open(tmp_path / "tokens")
+    made.clear()
+    monkeypatch.setattr(preparation.Shard, "__call__", lambda self: (made.append(self.number), make(self))[1])
+    prepare(*call, shard_rows=5)
+    assert made == [2, 3, 4]
+    assert ids(tmp_path / "tokens") == trl_ids(rows, demo_tokenizer)
+
+
+def test_tokens_of_other_pairs_or_settings_are_refused(tmp_path: Path, demo_tokenizer: Any) -> None:
+    path, folder = write_jsonl(tmp_path / "pairs.jsonl", rows_of(9, text)), tmp_path / "tokens"
+    prepare([path], demo_tokenizer, folder)
+    before = ids(folder)
+    with pytest.raises(ValueError, match="other pairs, or of another tokenizer or max_length"):
+        prepare([path], demo_tokenizer, folder, max_length=9)
+    other = write_jsonl(tmp_path / "other.jsonl", rows_of(9, text, seed=1))
+    with pytest.raises(ValueError, match="other pairs"):
+        prepare([other], demo_tokenizer, folder)
+    prepare([path, other], demo_tokenizer, folder)
+    assert ids(folder)[:9] == before
+    with pytest.raises(ValueError, match="tokens of more pairs"):
+        prepare([path], demo_tokenizer, folder)
+
+
+def test_shards_made_elsewhere_are_the_same(tmp_path: Path, demo_tokenizer: Any) -> None:
+    """On Ray, as `mipo tokens --engine ray`."""
+    ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'mipo[ray]'")
+    from mipo.io import cluster
+
+    pl.DataFrame(rows_of(23, chat)).write_parquet(tmp_path / "pairs.parquet")
+    call = ([tmp_path / "pairs.parquet"], demo_tokenizer)
+    prepare(*call, tmp_path / "here", shard_rows=9)
+    with cluster.connected(cores=2):
+        prepare(*call, tmp_path / "there", shard_rows=9, each=cluster.perform)
+    assert not ray.is_initialized()
+    assert ids(tmp_path / "here") == ids(tmp_path / "there")
+
+
+def test_the_command_says_what_became_of_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_jsonl(tmp_path / "pairs.jsonl", [*rows_of(9, chat), rows_of(1, chat)[0] | {"chosen": None}])
+    model = str(demo.HERE / "model")
+    command = ["tokens", str(path), "--tokenizer", model, "--output", str(tmp_path / "tokens")]
+    assert cli.main(command) == 0
+    said = capsys.readouterr().out
+    assert "10 rows in, 9 out; null chosen: 1" in said
+    assert "tokenized by tokenizers, which is slow, since" in said
+    assert cli.main([*command, "--encoder", "fastokens"]) == 0, "what is there is not made again"
+    assert cli.main([*command, "--address", "auto"]) == 2
