@@ -4,8 +4,8 @@ use numpy::PyArray2;
 use numpy::PyArrayMethods;
 use pyo3::prelude::*;
 
-use super::arrays::{array, empty, matrix, natural, slice};
 use crate::negatives::{self, Draw, Near, draw};
+use crate::python::arrays::{array, empty, matrix, natural, slice};
 
 /// Counterparts of the rows `start..stop` of `n`: uint64 [stop - start, negatives].
 #[pyfunction]

@@ -3,9 +3,9 @@
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
 
-use super::arrays::{array, slice};
-use super::arrow::{chunks, strings};
 use crate::prompts;
+use crate::python::arrays::{array, slice};
+use crate::python::arrow::{chunks, strings};
 
 /// The first row of each text's cluster of near-duplicates: uint64 [texts].
 #[pyfunction]

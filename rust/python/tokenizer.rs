@@ -4,8 +4,8 @@ use arrow_array::ArrayRef;
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
 
-use super::arrow::{chunks, conversations_of_chunk, strings};
 use crate::error::Error;
+use crate::python::arrow::{chunks, conversations_of_chunk, strings};
 use crate::tokenizer::{self, EngineChoice, Rendering, Table};
 
 /// A tokenizer, without the truncation and padding that its tokenizer.json may ask for.
