@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-RUST = Path(__file__).parents[1] / "rust"
+RUST = Path(__file__).parents[2] / "rust"
 # A folder's own name stands for its mod.rs, which only exports what is in the files before it.
 ORDER = [
     "error", "random", "checksum",
