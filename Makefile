@@ -14,7 +14,7 @@ demo: .venv/ready
 	$(BIN)/mipo demo --output runs/demo
 
 test: .venv/ready
-	cargo test --release --locked --no-default-features
+	cargo test --locked --no-default-features
 	$(BIN)/python -m pytest
 
 check: test lint
@@ -22,6 +22,7 @@ check: test lint
 lint: .venv/ready
 	cargo fmt --check
 	cargo clippy --release --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --no-deps --document-private-items
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
