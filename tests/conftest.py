@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import shapes
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads, as `mipo` does it
+shapes.check_calls("mipo.loss", "mipo.fused")
 
 SHARED = Path(__file__).parents[2] / "shared"
 

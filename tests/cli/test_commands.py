@@ -11,6 +11,7 @@ import pytest
 
 from mipo import cli, demo
 from mipo.demo import world
+from mipo.run import recipe
 
 MODEL = str(demo.HERE / "model")
 
@@ -102,6 +103,14 @@ def test_export(folder):
     first = json.loads((folder / "pairs.jsonl").read_text().splitlines()[0])
     assert first.keys() == {"prompt", "chosen", "rejected"}
     assert first["chosen"][0]["role"] == "assistant"
+
+
+def test_recipe_prints_one_and_its_schema(tmp_path, capsys):
+    assert cli.main(["recipe"]) == 0
+    (tmp_path / "recipe.yaml").write_text(capsys.readouterr().out)
+    assert recipe.load(tmp_path / "recipe.yaml").contrast.kind == "random"
+    assert cli.main(["recipe", "--schema"]) == 0
+    assert json.loads(capsys.readouterr().out)["$ref"] == "#/$defs/Recipe"
 
 
 def test_doctor_names_what_is_there(capsys):

@@ -20,7 +20,7 @@ from mipo.evaluation import measurement, scoring
 from mipo.evaluation.bounds import information, row_bounds
 from mipo.evaluation.figures import change
 from mipo.evaluation.measurement import evaluate
-from mipo.evaluation.rule import judge
+from mipo.evaluation.rule import Rule, judge
 from mipo.evaluation.scoring import sequence_logps
 from mipo.models.loading import load_model, load_tokenizer
 from mipo.models.model import Model
@@ -223,8 +223,8 @@ def test_an_optional_group_that_matched_nothing_is_malformed() -> None:
     ("answers", "pattern", "said"),
     [
         (["18", None], PATTERN, "row 2: no answer"),
-        (["18", "18"], r"####\s*(.+)", r"row 1: pattern .* has no group `answer`"),
-        (["18", "18"], r"(?P<answer>", "row 1: pattern .* is no regular expression"),
+        (["18", "18"], r"####\s*(.+)", r"row 1: pattern: expected a group `answer`"),
+        (["18", "18"], r"(?P<answer>", "row 1: pattern: expected a regular expression, got .*"),
     ],
 )
 def test_a_rule_that_cannot_judge_is_named(answers: list[Any], pattern: str, said: str) -> None:
@@ -283,7 +283,7 @@ def test_batches_hold_every_row_once_within_their_bounds(
 def test_a_side_is_json_and_says_what_it_rests_on(
     prompts: pl.DataFrame, whole: Model, answers: pl.DataFrame, held_out: PairStore
 ) -> None:
-    rule = {"answer": "answer", "pattern_column": "pattern"}
+    rule = Rule(answer="answer", pattern_column="pattern")
     side, table = evaluate(whole, prompts, held_out, kind="context", negatives=3, rule=rule, rows=10,
                            answers=answers, **SAMPLED)  # fmt: skip
     assert json.loads(json.dumps(side, allow_nan=False)) == side
@@ -421,7 +421,7 @@ def test_a_missing_answer_or_column_is_named(prompts: pl.DataFrame, whole: Model
     with pytest.raises(ValueError, match="none to 2 of 24 prompts, first in row 23"):
         evaluate(whole, prompts, answers=answers[:-2], **SAMPLED)
     with pytest.raises(ValueError, match="rule: answer: no column 'key'"):
-        evaluate(whole, prompts, rule={"answer": "key", "pattern": PATTERN}, **SAMPLED)
+        evaluate(whole, prompts, rule=Rule(answer="key", pattern=PATTERN), **SAMPLED)
 
 
 def test_prompts_need_no_number(prompts: pl.DataFrame, whole: Model, answers: pl.DataFrame) -> None:

@@ -453,7 +453,7 @@ def test_more_rejected_responses_have_the_softmax_only() -> None:
         linear_preference_loss(**given, loss_type="ipo")
     out = linear_preference_loss(**given)
     assert out.loss > 0
-    assert math.isclose(float(out.loss), float(out.losses.mean()), rel_tol=FP32_RTOL)
+    assert math.isclose(out.loss.item(), out.losses.mean().item(), rel_tol=FP32_RTOL)
     assert not out.logps[lengths == 0].any()
 
 

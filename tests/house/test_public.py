@@ -12,6 +12,7 @@ from mipo.cli.app import COMMANDS
 
 OPTIONS = {
     "run": "--beside --control --dry-run --output --reuse --seed --until",
+    "recipe": "--schema",
     "demo": "--control --output --seed",
     "overlap": "--context --held-out --output --prompt --share --split --words",
     "contrast": "--address --context --differ --engine --held-out --kind --match --near --near-duplicates --negatives "
@@ -70,7 +71,8 @@ def test_help_needs_no_torch(command):
 def test_the_fused_head_needs_torch_alone():
     """A checkout on a machine without cargo, polars or transformers can run the kernels: benchmarks/gpu.sh does."""
     loaded = python("import sys, mipo.fused; print(*sys.modules)").split()
-    assert not {"mipo._native", "polars", "pyarrow", "transformers", "trl", "datasets"} & set(loaded)
+    heavy = {"mipo._native", "polars", "pyarrow", "transformers", "trl", "datasets"}
+    assert not (heavy | {"jaxtyping", "beartype"}) & set(loaded)
 
 
 def test_the_version_is_the_installed_one():

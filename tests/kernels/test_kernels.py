@@ -395,7 +395,7 @@ def test_torch_compile_sees_one_node_each_way(mode: str) -> None:
     def backend(graph: torch.fx.GraphModule, example: list[Tensor]) -> Callable[..., object]:
         def keep(graph: torch.fx.GraphModule, example: list[Tensor]) -> Callable[..., object]:
             graphs.append([node.target for node in graph.graph.nodes if "mipo" in str(node.target)])
-            return graph
+            return torch._functorch.aot_autograd.make_boxed_func(graph)
 
         return torch._dynamo.backends.common.aot_autograd(fw_compiler=keep, bw_compiler=keep)(graph, example)
 

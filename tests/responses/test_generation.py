@@ -134,7 +134,7 @@ def test_a_folder_of_other_settings_is_refused(
 
 def test_a_folder_of_other_prompts_is_refused(asked: pl.DataFrame, model: Any, tokenizer: Any, tmp_path: Path) -> None:
     generate(asked[:2], Model.of(model, tokenizer), folder=tmp_path, **SAMPLED)
-    with pytest.raises(ValueError, match="prompts_sha256"):
+    with pytest.raises(ValueError, match="prompts_checksum"):
         generate(asked[1:3], Model.of(model, tokenizer), folder=tmp_path, **SAMPLED)
     (tmp_path / "settings.json").unlink()
     with pytest.raises(ValueError, match="holds responses"):
@@ -243,10 +243,10 @@ def test_a_prompt_with_no_room_is_named_before_anything_is_generated(
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"temperature": -1.0}, "temperature: expected 0"),
-        ({"top_p": 0.0}, "top_p: expected more than 0"),
-        ({"max_new_tokens": 0}, "max_new_tokens: expected at least 1"),
-        ({"batch_size": 0}, "batch_size: expected at least 1"),
+        ({"temperature": -1.0}, "temperature: expected a number of at least 0, got -1.0"),
+        ({"top_p": 0.0}, "top_p: expected a number above 0 and at most 1, got 0.0"),
+        ({"max_new_tokens": 0}, "max_new_tokens: expected a whole number of at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size: expected a whole number of at least 1, got 0"),
     ],
 )
 def test_impossible_settings_are_refused(

@@ -18,6 +18,7 @@ ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_DISABLE_TELEMETRY": "1"}
 # In the order of `mipo --help`. A command is the function `command` in the file of its name in `mipo/cli/commands/`.
 COMMANDS = {
     "run": "From a recipe to a trained model and a report.",
+    "recipe": "Print a recipe with every setting, its default and what it may be.",
     "demo": "The whole way on a tiny model, on this machine, in about two minutes.",
     "overlap": "Find the prompts that occur in a held-out set.",
     "contrast": "Draw the counter-prompts.",

@@ -14,7 +14,7 @@ import polars as pl
 from mipo.errors import InputError
 from mipo.evaluation.bounds import information, row_bounds
 from mipo.evaluation.figures import mean, share
-from mipo.evaluation.rule import compile_rule, judge
+from mipo.evaluation.rule import Rule, judge
 from mipo.evaluation.scoring import sequence_logps
 from mipo.models.model import Model
 from mipo.negatives.draw import Kind, contrast
@@ -39,7 +39,7 @@ def evaluate(
     kind: Kind = "random",
     negatives: int = 31,
     rows: int | None = None,
-    rule: dict[str, str] | None = None,
+    rule: Rule | None = None,
     answers: pl.DataFrame | None = None,
     seed: int = 0,
     temperature: float = 0.1,
@@ -53,9 +53,9 @@ def evaluate(
     The model answers every prompt as in training; `information` scores its answers to the first `rows` prompts under
     `negatives` other prompts of the `kind`, passing over those that are empty or do not fit the model's context with
     every one of these prompts; the figure tells how many it rests on. `held_out` are fixed pairs of the reference
-    model, of which a group counts as one row. With a `rule` ({"answer": column, "pattern": regex, or "pattern_column":
-    column}) answers are judged, sampled and greedy. `answers`, where given, are the model's sampled responses to what
-    `mipo.responses.ask.ask` makes of these prompts, or of these and more.
+    model, of which a group counts as one row. With a `rule` answers are judged, sampled and greedy. `answers`, where
+    given, are the model's sampled responses to what `mipo.responses.ask.ask` makes of these prompts, or of these and
+    more.
 
     The table holds prompt, response, response_tokens, truncated, and infonce, leave_one_out, accuracy, malformed,
     accuracy_greedy of the row, where they are known: see `change`. It also holds logps_chosen, logps_rejected and
@@ -119,9 +119,9 @@ def _beside(table: pl.DataFrame, prompts: pl.DataFrame, margins: pl.DataFrame) -
     return table.hstack(rows) if complete else table
 
 
-def _judged(answers: pl.DataFrame, prompts: pl.DataFrame, rule: dict[str, str]) -> tuple[list[bool], list[bool]]:
-    patterns = prompts[rule["pattern_column"]].to_list() if "pattern_column" in rule else rule["pattern"]
-    return judge(answers["response"].to_list(), prompts[rule["answer"]].cast(pl.String).to_list(), patterns)
+def _judged(answers: pl.DataFrame, prompts: pl.DataFrame, rule: Rule) -> tuple[list[bool], list[bool]]:
+    patterns = rule.pattern or prompts[str(rule.pattern_column)].to_list()
+    return judge(answers["response"].to_list(), prompts[rule.answer].cast(pl.String).to_list(), patterns)
 
 
 def _candidate_logps(
@@ -172,7 +172,7 @@ def _encode_candidates(
     return list(prompts), list(responses)
 
 
-def check(prompts: pl.DataFrame, *, negatives: int | None, rule: dict[str, str] | None) -> None:
+def check(prompts: pl.DataFrame, *, negatives: int | None, rule: Rule | None) -> None:
     """Raises ValueError for what `evaluate` could not do on these prompts, before anything is generated."""
     if negatives is not None and not 1 <= negatives < prompts.height:
         raise InputError(
@@ -180,12 +180,10 @@ def check(prompts: pl.DataFrame, *, negatives: int | None, rule: dict[str, str] 
             f"got {negatives}"
         )
     _check_rule(rule, prompts)
-    if rule and "pattern" in rule:
-        compile_rule(rule["pattern"], 1)
 
 
-def _check_rule(rule: dict[str, str] | None, prompts: pl.DataFrame) -> None:
+def _check_rule(rule: Rule | None, prompts: pl.DataFrame) -> None:
     for setting in ("answer", "pattern_column"):
-        column = (rule or {}).get(setting)
+        column = getattr(rule, setting, None)
         if column is not None and column not in prompts.columns:
             raise InputError(f"rule: {setting}: no column {column!r}; the prompts have {', '.join(prompts.columns)}")

@@ -5,11 +5,37 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from decimal import Decimal
+from typing import Annotated
+
+from msgspec import Meta
 
 from mipo.errors import InputError
+from mipo.io.records import Record, Text
 
 # "$-1,234.50", "18", ".5", "12 %": commas only where thousands have them, so that "1,2" and "3 4" are no numbers.
 _NUMBER = re.compile(r"(?P<sign>[-+−$€£\s]*)(?P<digits>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)\s*%?")
+
+
+class Rule(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """Where the right answers are, and how one is read from a response: with `pattern` or with `pattern_column`."""
+
+    answer: Annotated[Text, Meta(description="column with the right answer", examples=["answer"])]
+    pattern: Annotated[
+        Text | None,
+        Meta(
+            description="regular expression with a group `answer` that a response must match",
+            examples=[r"####\s*(?P<answer>\S+)"],
+        ),
+    ] = None
+    pattern_column: Annotated[Text | None, Meta(description="column with such an expression for each row")] = None
+
+    def __post_init__(self) -> None:
+        if self.pattern is not None and self.pattern_column is not None:
+            raise InputError("pattern_column: expected none beside a pattern; leave one of them out")
+        if self.pattern is None and self.pattern_column is None:
+            raise InputError("pattern: is missing; expected a regular expression here, or pattern_column")
+        if self.pattern is not None:
+            compile_rule(self.pattern, "pattern")
 
 
 def judge(
@@ -28,21 +54,21 @@ def judge(
     for row, (response, answer, pattern) in enumerate(zip(responses, answers, each, strict=True), start=1):
         if answer is None:
             raise InputError(f"row {row}: no answer to judge by; give every held-out row one, or drop it")
-        rule = compile_rule(pattern, row)
+        rule = compile_rule(pattern, f"row {row}: pattern")
         found, given = _answer(rule, response), _answer(rule, answer)
         malformed.append(found is None)
         right.append(found is not None and _plain(found) == _plain(answer if given is None else given))
     return right, malformed
 
 
-def compile_rule(pattern: str, row: int) -> re.Pattern[str]:
-    """The pattern compiled; ValueError names the row where it is none, or has no group `answer`."""
+def compile_rule(pattern: str, at: str) -> re.Pattern[str]:
+    """The pattern compiled; ValueError names the place `at` where it is none, or has no group `answer`."""
     try:
         rule = re.compile(pattern)
-    except (re.error, TypeError) as error:
-        raise InputError(f"row {row}: pattern {pattern!r} is no regular expression ({error})") from None
+    except (re.error, TypeError, OverflowError, RecursionError) as error:
+        raise InputError(f"{at}: expected a regular expression, got {pattern!r} ({error})") from None
     if "answer" not in rule.groupindex:
-        raise InputError(f"row {row}: pattern {pattern!r} has no group `answer`; write (?P<answer>…) around the answer")
+        raise InputError(f"{at}: expected a group `answer`, written (?P<answer>…), got {pattern!r}")
     return rule
 
 

@@ -5,11 +5,13 @@ head's products are made. A head that is more than a linear layer is refused her
 wrong log-probs without a sign of it.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
-from torch import BoolTensor, Tensor, nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
@@ -17,6 +19,9 @@ from transformers import PreTrainedModel
 
 from mipo.errors import InputError, InputTypeError, UnsupportedError
 from mipo.loss.logps import token_logps
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int64, Shaped
 
 # The first that a configuration has a value for counts, as in TRL 1.16's `add_fused_lm_head`; TRL reads the first only.
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
@@ -29,13 +34,13 @@ FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 class Adapter:
     """One LoRA adapter of a head: it adds scaling (dropout(hidden) down^T) up^T to the raw logits."""
 
-    down: Tensor  # [r, D], PEFT's A
-    up: Tensor  # [V, r], PEFT's B
+    down: Float[Tensor, "r D"]  # PEFT's A
+    up: Float[Tensor, "V r"]  # PEFT's B
     scaling: float
     dropout: nn.Module
 
-    def project(self, hidden: Tensor) -> Tensor:
-        """The hidden states [..., D] as the r numbers [..., r] that `up` reads, drawn anew where there is dropout."""
+    def project(self, hidden: Float[Tensor, "*T D"]) -> Float[Tensor, "*T r"]:
+        """The hidden states as the r numbers that `up` reads, drawn anew where there is dropout."""
         return functional.linear(self.dropout(hidden.to(self.down.dtype)), self.down) * self.scaling
 
 
@@ -49,14 +54,14 @@ class Head:
     step, since sharded weights are gathered when it is made.
     """
 
-    weight: Tensor  # [V, D]
-    bias: Tensor | None  # [V]
+    weight: Float[Tensor, "V D"]
+    bias: Float[Tensor, " V"] | None
     softcap: float | None
     scale: float
     adapters: tuple[Adapter, ...] = ()
 
     @classmethod
-    def of(cls, model: nn.Module) -> "Head":
+    def of(cls, model: nn.Module) -> Head:
         """The head of a causal LM of transformers, as it is or within PEFT's, DDP's or torch.compile's wrappers.
 
         A copy of the head that PEFT trains (`modules_to_save`) is the weight, and active LoRA layers on the head are
@@ -80,7 +85,7 @@ class Head:
             _refuse(f"a vocabulary of {kept} that {type(inner).__name__} cuts out of {weight.shape[0]} logits")
         return cls(weight, bias, _first(config, SOFTCAPS), _scale(config), adapters)
 
-    def __call__(self, hidden: Tensor) -> dict[str, Any]:
+    def __call__(self, hidden: Float[Tensor, "*T D"]) -> dict[str, Any]:
         """The head as keyword arguments, with lora = (down [..., r], up [V, r]) in the dtype of the weight, or None."""
         lora = None
         if self.adapters:
@@ -90,7 +95,7 @@ class Head:
         return {"weight": self.weight, "bias": self.bias, "softcap": self.softcap, "scale": self.scale, "lora": lora}
 
     @torch.no_grad()
-    def verify(self, model: nn.Module, input_ids: Tensor | None = None) -> None:
+    def verify(self, model: nn.Module, input_ids: Int64[Tensor, "N L"] | None = None) -> None:
         """Run the model on a few tokens and raise ValueError unless this head makes the logits that the model makes.
 
         What `of` cannot see is what code beside the layers does to logits, for instance in a model of remote code.
@@ -124,8 +129,11 @@ class Head:
 
 
 def response_states(
-    model: nn.Module, input_ids: Tensor, completion_mask: BoolTensor | Tensor, attention_mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+    model: nn.Module,
+    input_ids: Int64[Tensor, "N L"],
+    completion_mask: Shaped[Tensor, "N L"],
+    attention_mask: Shaped[Tensor, "N L"] | None = None,
+) -> tuple[Float[Tensor, "T D"], Int64[Tensor, " T"]]:
     """The hidden states that predict the response tokens, and these tokens: packed row after row, without padding.
 
     Selecting waits for the device. The backbone is called by itself, so without what DDP or FSDP do around a whole
@@ -247,7 +255,7 @@ def _class(module: nn.Module) -> type:
     return next(kind for kind in type(module).__mro__ if not issubclass(kind, FSDPModule))
 
 
-def _gathered(tensor: Tensor) -> Tensor:
+def _gathered(tensor: Float[Tensor, "*V"]) -> Float[Tensor, "*V"]:
     if not isinstance(tensor, DTensor):
         return tensor
     if tensor.device_mesh.size() > 1 and tensor.requires_grad and torch.is_grad_enabled():
@@ -270,7 +278,7 @@ def _scale(config: Any) -> float:
     return 1.0 if scale is None else scale
 
 
-def _beside(tensors: list[Tensor]) -> Tensor:
+def _beside(tensors: list[Float[Tensor, "*T _"]]) -> Float[Tensor, "*T _"]:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors, -1)
 
 

@@ -2,11 +2,16 @@
 
 This room knows the arguments and the choice of a mode; `kernels/` does the work and `mipo.loss` says what it must be.
 It does not know models or trainers: select the hidden states of the response tokens before you come here.
+
+Letters in types are those of `mipo.loss`: T tokens, D the width of a hidden state, V words, r the rank of an adapter, G
+groups of R = K + 1 responses.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -18,17 +23,21 @@ from mipo.kernels.rows import Transform  # type: ignore[import-not-found, unused
 from mipo.loss.logps import TokenStatistics, check_head
 from mipo.loss.preference import BATCH_LOSSES, check_losses, preference_loss
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int64
+
+    Lora = tuple[Float[Tensor, "*T r"], Float[Tensor, "V r"]]
+
 TILE_BYTES = 256 << 20
-Lora = tuple[Tensor, Tensor]
 Mode = Literal["M0", "M1", "M2", "M3", "M4"]
 
 
 @overload
 def linear_logps(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None = ...,
+    hidden: Float[Tensor, "*T D"],
+    weight: Float[Tensor, "V D"],
+    targets: Int64[Tensor, "*T"],
+    bias: Float[Tensor, " V"] | None = ...,
     softcap: float | None = ...,
     scale: float = ...,
     temperature: float = ...,
@@ -38,13 +47,13 @@ def linear_logps(
     mode: Mode | None = ...,
     chunk_bytes: int | None = ...,
     logits_dtype: torch.dtype | None = ...,
-) -> Tensor: ...
+) -> Float[Tensor, "*T"]: ...
 @overload
 def linear_logps(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None = ...,
+    hidden: Float[Tensor, "*T D"],
+    weight: Float[Tensor, "V D"],
+    targets: Int64[Tensor, "*T"],
+    bias: Float[Tensor, " V"] | None = ...,
     softcap: float | None = ...,
     scale: float = ...,
     temperature: float = ...,
@@ -56,10 +65,10 @@ def linear_logps(
     logits_dtype: torch.dtype | None = ...,
 ) -> TokenStatistics: ...
 def linear_logps(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None = None,
+    hidden: Float[Tensor, "*T D"],
+    weight: Float[Tensor, "V D"],
+    targets: Int64[Tensor, "*T"],
+    bias: Float[Tensor, " V"] | None = None,
     softcap: float | None = None,
     scale: float = 1.0,
     temperature: float = 1.0,
@@ -69,7 +78,7 @@ def linear_logps(
     mode: Mode | None = None,
     chunk_bytes: int | None = None,
     logits_dtype: torch.dtype | None = None,
-) -> Tensor | TokenStatistics:
+) -> Float[Tensor, "*T"] | TokenStatistics:
     """Log-prob of each target token under an LM head, in chunks; equals `mipo.loss.token_logps`.
 
     a = scale (hidden weight^T + bias),  z = softcap tanh(a / softcap) / temperature,  result = z_target - logsumexp(z).
@@ -120,23 +129,23 @@ def linear_logps(
 class PreferenceOutput(NamedTuple):
     """What `linear_preference_loss` returns; only `loss` has a gradient."""
 
-    loss: Tensor
+    loss: Float[Tensor, ""]
     """[], the mean over the groups."""
-    losses: Tensor
+    losses: Float[Tensor, " G"]
     """[G]."""
-    logps: Tensor
-    """[G, K+1], nats: log-probs of whole responses, 0 where a group has no such response."""
+    logps: Float[Tensor, "G R"]
+    """[G, R], nats: log-probs of whole responses, 0 where a group has no such response."""
     statistics: TokenStatistics | None
     """[T] each, if asked for."""
 
 
 def linear_preference_loss(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    lengths: Tensor,
-    ref_logps: Tensor,
-    bias: Tensor | None = None,
+    hidden: Float[Tensor, "T D"],
+    weight: Float[Tensor, "V D"],
+    targets: Int64[Tensor, " T"],
+    lengths: Int64[Tensor, "G R"],
+    ref_logps: Float[Tensor, "G R"],
+    bias: Float[Tensor, " V"] | None = None,
     softcap: float | None = None,
     scale: float = 1.0,
     temperature: float = 1.0,
@@ -171,9 +180,9 @@ def linear_preference_loss(
             predicts; all tokens of the first group's chosen response, then of its rejected ones, then the next group's.
         weight: [V, D], the dtype of `hidden`, or any under autocast.
         targets: [T], int64: the response tokens.
-        lengths: [G, K+1], int64: how many tokens each response has, chosen first; 0 where a group has fewer than K
+        lengths: [G, R], int64: how many tokens each response has, chosen first; 0 where a group has fewer than K
             rejected ones. Kept on the CPU: elsewhere, reading it waits for the device.
-        ref_logps: [G, K+1], nats, at least float32: log-probs of the responses under the reference; anything where
+        ref_logps: [G, R], nats, at least float32: log-probs of the responses under the reference; anything where
             there is none.
         bias, softcap, scale, temperature, lora, chunk_bytes, logits_dtype: see `linear_logps`.
         beta, loss_type, loss_weights, label_smoothing, discopop_tau: see `mipo.loss.preference_loss`.
@@ -240,15 +249,15 @@ class FusedPreferenceLoss(nn.Module):
 
     def forward(
         self,
-        hidden: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        lengths: Tensor,
-        ref_logps: Tensor,
-        bias: Tensor | None = None,
+        hidden: Float[Tensor, "T D"],
+        weight: Float[Tensor, "V D"],
+        targets: Int64[Tensor, " T"],
+        lengths: Int64[Tensor, "G R"],
+        ref_logps: Float[Tensor, "G R"],
+        bias: Float[Tensor, " V"] | None = None,
         lora: Lora | None = None,
     ) -> PreferenceOutput:
-        """Hidden [T, D], weight [V, D], targets [T], lengths and ref_logps [G, K+1], bias [V]."""
+        """Hidden [T, D], weight [V, D], targets [T], lengths and ref_logps [G, R], bias [V]."""
         return linear_preference_loss(hidden, weight, targets, lengths, ref_logps, bias, lora=lora, **self.options)
 
     def extra_repr(self) -> str:
@@ -260,11 +269,11 @@ class FusedPreferenceLoss(nn.Module):
 class _Head:
     """A checked problem: what the kernels take. They compute in the dtype of hidden."""
 
-    hidden: Tensor  # [T, D]
-    weight: Tensor  # [V, D]
-    targets: Tensor  # [T]
-    bias: Tensor | None  # [V]
-    lora: Lora | None  # [T, r], [V, r]
+    hidden: Float[Tensor, "T D"]
+    weight: Float[Tensor, "V D"]
+    targets: Int64[Tensor, " T"]
+    bias: Float[Tensor, " V"] | None
+    lora: Lora | None
     transform: Transform
     logits_dtype: torch.dtype
     budget: int  # bytes of logits
@@ -281,8 +290,10 @@ class _Head:
         logit_bytes = self.logits_dtype.itemsize + separate * self.hidden.itemsize
         return self.hidden.shape[0] * self.weight.shape[0] * logit_bytes <= self.budget
 
-    def score(self, mode: Mode | None, statistics: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probs [T], entropy [T] and [3, T] other statistics."""
+    def score(
+        self, mode: Mode | None, statistics: bool
+    ) -> tuple[Float[Tensor, " T"], Float[Tensor, "..."], Float[Tensor, "..."]]:
+        """Log-probs, and if asked for, entropy [T] and [3, T] other statistics."""
         scored: tuple[Tensor, Tensor, Tensor] = logps_kernel.linear_logps(
             self.hidden, self.weight, self.targets, self.bias, self.lora, self.transform,
             logits_dtype=self.logits_dtype, chunk_bytes=self.budget, mode=self._mode(mode), statistics=statistics,
@@ -304,10 +315,10 @@ class _Head:
 
 
 def _head(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None,
+    hidden: Float[Tensor, "*T D"],
+    weight: Float[Tensor, "V D"],
+    targets: Int64[Tensor, "*T"],
+    bias: Float[Tensor, " V"] | None,
     lora: Lora | None,
     transform: Transform,
     chunk_bytes: int | None,
@@ -345,7 +356,7 @@ def _head(
     return _Head(rows, weight, targets.reshape(-1), bias, flat, transform, logits_dtype, chunk_bytes)
 
 
-def _trained(*tensors: Tensor | None) -> bool:
+def _trained(*tensors: Float[Tensor, "..."] | None) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
@@ -361,7 +372,9 @@ def _is_inside(mode: Mode | None, names: Sequence[str], head: _Head) -> bool:
     return mode == "M2" or (mode is None and chosen)
 
 
-def _checked_lengths(lengths: Tensor, ref_logps: Tensor, targets: Tensor) -> Tensor:
+def _checked_lengths(
+    lengths: Int64[Tensor, "G R"], ref_logps: Float[Tensor, "G R"], targets: Int64[Tensor, " T"]
+) -> Int64[Tensor, "G R"]:
     if lengths.ndim != 2 or lengths.shape[0] < 1 or lengths.shape[1] < 2 or ref_logps.shape != lengths.shape:
         raise InputError(
             "expected lengths and ref_logps [groups, 1 + negatives] with at least one group and one negative, got "
@@ -387,6 +400,8 @@ def _checked_lengths(lengths: Tensor, ref_logps: Tensor, targets: Tensor) -> Ten
     return checked
 
 
-def _statistics(logps: Tensor, entropy: Tensor, others: Tensor, shape: torch.Size) -> TokenStatistics:
+def _statistics(
+    logps: Float[Tensor, " T"], entropy: Float[Tensor, " T"], others: Float[Tensor, "3 T"], shape: torch.Size
+) -> TokenStatistics:
     mean_logits, log_sum_sq_probs, is_top1 = others
     return TokenStatistics(*(x.reshape(shape) for x in (logps, entropy, mean_logits, log_sum_sq_probs, is_top1 != 0)))

@@ -4,13 +4,15 @@ Knows where TRL's trainers look their LM head up, and what passes there. Knows n
 fused head.
 """
 
+from __future__ import annotations
+
 import ast
 import functools
 import inspect
 import textwrap
 import warnings
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import trl
@@ -21,13 +23,18 @@ from trl.trainer import utils as place
 from mipo.errors import InputError
 from mipo.fused.operators import linear_logps
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int64
+
+    Tokens = Float[Tensor, " T"]
+    Scores = tuple[Tokens, Tokens | None, Tokens | None, Tokens | None, Bool[Tensor, " T"] | None]
+
 NAME = "_ChunkedLogProbFunction"
 KNOWN = "1.16"
 # The contract of TRL 1.16: what goes in, what comes out, and how `add_fused_lm_head` asks for it at every call.
 ARGUMENTS = ("hidden", "weight", "bias", "targets", "temperature", "chunk_size", "final_logit_softcapping",
              "logit_scale", "outputs")  # fmt: skip
 OUTPUTS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
-Scores = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -40,10 +47,10 @@ class TRLHead:
 
     def apply(
         self,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
+        hidden: Float[Tensor, "T D"],
+        weight: Float[Tensor, "V D"],
+        bias: Float[Tensor, " V"] | None,
+        targets: Int64[Tensor, " T"],
         temperature: float,
         chunk_size: int,
         final_logit_softcapping: float | None = None,
@@ -72,10 +79,10 @@ class TRLHead:
 
     def _apply(
         self,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
+        hidden: Float[Tensor, "T D"],
+        weight: Float[Tensor, "V D"],
+        bias: Float[Tensor, " V"] | None,
+        targets: Int64[Tensor, " T"],
         temperature: float,
         softcap: float | None,
         scale: float,
@@ -98,7 +105,7 @@ class TRLHead:
 class Patch:
     """That TRL scores tokens with our head: until `undo`, or to the end of a `with` block."""
 
-    _standing: ClassVar[list["Patch"]] = []
+    _standing: ClassVar[list[Patch]] = []
 
     def __init__(self, head: TRLHead) -> None:
         self.head = head
@@ -116,7 +123,7 @@ class Patch:
         self._standing.remove(self)
         setattr(place, NAME, self._standing[-1].head if self._standing else self.head.theirs)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Patch:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -154,7 +161,7 @@ def patch_trl(*, chunk_bytes: int | None = None, logits_dtype: torch.dtype | Non
     return Patch(TRLHead(theirs, chunk_bytes, logits_dtype))
 
 
-def _dtype(hidden: Tensor) -> torch.dtype:
+def _dtype(hidden: Float[Tensor, "T D"]) -> torch.dtype:
     device = hidden.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 

@@ -2,10 +2,15 @@
 
 This room knows hidden states, a head and targets. It does not know models, losses, or how to be fast. Users find it in
 `mipo.loss`.
+
+In types, T are tokens (`*T`: of any number of axes), D the width of a hidden state, V the words of a vocabulary, r the
+rank of an adapter, N sequences.
 """
 
+from __future__ import annotations
+
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,32 +18,37 @@ from torch.nn import functional
 
 from mipo.errors import InputError, InputTypeError
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int64, Shaped
+
+    Lora = tuple[Float[Tensor, "*T r"], Float[Tensor, "V r"]]
+
 
 class TokenStatistics(NamedTuple):
     """What an LM head says about each target token; every field has the shape of the targets."""
 
-    logps: Tensor
+    logps: Float[Tensor, "*T"]
     """Log-prob of the target, nats; float32 (float64 for float64 inputs), as the others."""
-    entropy: Tensor
+    entropy: Float[Tensor, "*T"]
     """Entropy of the distribution that the target is drawn from, nats; differentiable."""
-    mean_logits: Tensor
+    mean_logits: Float[Tensor, "*T"]
     """Mean over the vocabulary of the logits after scale, softcap and temperature; without gradient."""
-    log_sum_sq_probs: Tensor
+    log_sum_sq_probs: Float[Tensor, "*T"]
     """log sum_v p_v^2, minus the collision entropy, nats; without gradient."""
-    is_top1: Tensor
+    is_top1: Bool[Tensor, "*T"]
     """bool: the target has the largest logit, and no token before it has the same."""
 
 
 def token_statistics(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
+    hidden: Float[Tensor, "*T D"],
+    weight: Float[Tensor, "V D"],
+    targets: Int64[Tensor, "*T"],
     *,
-    bias: Tensor | None = None,
+    bias: Float[Tensor, " V"] | None = None,
     softcap: float | None = None,
     scale: float = 1.0,
     temperature: float = 1.0,
-    lora: tuple[Tensor, Tensor] | None = None,
+    lora: Lora | None = None,
 ) -> TokenStatistics:
     """Log-prob of each target token under an LM head, and what a trainer logs beside it.
 
@@ -57,16 +67,16 @@ def token_statistics(
 
 
 def token_logps(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
+    hidden: Float[Tensor, "*T D"],
+    weight: Float[Tensor, "V D"],
+    targets: Int64[Tensor, "*T"],
     *,
-    bias: Tensor | None = None,
+    bias: Float[Tensor, " V"] | None = None,
     softcap: float | None = None,
     scale: float = 1.0,
     temperature: float = 1.0,
-    lora: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
+    lora: Lora | None = None,
+) -> Float[Tensor, "*T"]:
     """Log-prob of each target token under an LM head: what `mipo.fused.linear_logps` computes, without its economy.
 
     a = scale (hidden weight^T + down up^T + bias),  z = softcap tanh(a / softcap) / temperature  (z = a / temperature
@@ -93,7 +103,7 @@ def token_logps(
     return _gather(logits.log_softmax(-1), targets)
 
 
-def sequence_logps(logps: Tensor, sequence_ids: Tensor, n: int) -> Tensor:
+def sequence_logps(logps: Float[Tensor, " T"], sequence_ids: Int64[Tensor, " T"], n: int) -> Float[Tensor, " N"]:
     """Log-prob of each of n sequences: the sum of its tokens' log-probs, wherever they stand.
 
     Args:
@@ -120,15 +130,15 @@ def sequence_logps(logps: Tensor, sequence_ids: Tensor, n: int) -> Tensor:
 
 
 def check_head(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
+    hidden: Float[Tensor, "*T D"],
+    weight: Float[Tensor, "V D"],
+    targets: Int64[Tensor, "*T"],
     *,
-    bias: Tensor | None,
+    bias: Float[Tensor, " V"] | None,
     softcap: float | None,
     scale: float,
     temperature: float,
-    lora: tuple[Tensor, Tensor] | None = None,
+    lora: Lora | None = None,
 ) -> None:
     """Raise TypeError or ValueError unless these are arguments of an LM head as `token_logps` describes them."""
     if weight.ndim != 2 or hidden.ndim < 1 or hidden.shape[-1] != weight.shape[-1]:
@@ -155,7 +165,7 @@ def check_head(
     _check_options(softcap, scale, temperature)
 
 
-def check_wide(name: str, logps: Tensor) -> None:
+def check_wide(name: str, logps: Float[Tensor, "..."]) -> None:
     """Raise TypeError unless the log-probs of this name are float32 or float64."""
     # A sum of hundreds of nats in bfloat16 is known to the nearest nat or two: no loss can be made of that.
     if logps.dtype not in (torch.float32, torch.float64):
@@ -165,21 +175,21 @@ def check_wide(name: str, logps: Tensor) -> None:
         )
 
 
-def may_read(tensor: Tensor) -> bool:
+def may_read(tensor: Shaped[Tensor, "..."]) -> bool:
     """Whether looking at values costs nothing: on an accelerator it would wait for every kernel queued before."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and tensor.numel() > 0
 
 
 def _logits(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None,
+    hidden: Float[Tensor, "*T D"],
+    weight: Float[Tensor, "V D"],
+    targets: Int64[Tensor, "*T"],
+    bias: Float[Tensor, " V"] | None,
     softcap: float | None,
     scale: float,
     temperature: float,
-    lora: tuple[Tensor, Tensor] | None,
-) -> Tensor:
+    lora: Lora | None,
+) -> Float[Tensor, "*T V"]:
     check_head(hidden, weight, targets, bias=bias, softcap=softcap, scale=scale, temperature=temperature, lora=lora)
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     logits = functional.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
@@ -191,11 +201,16 @@ def _logits(
     return logits / temperature
 
 
-def _gather(every: Tensor, targets: Tensor) -> Tensor:
+def _gather(every: Float[Tensor, "*T V"], targets: Int64[Tensor, "*T"]) -> Float[Tensor, "*T"]:
     return every.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
-def _check_lora(down: Tensor, up: Tensor, hidden: Tensor, weight: Tensor) -> None:
+def _check_lora(
+    down: Float[Tensor, "*T r"],
+    up: Float[Tensor, "V r"],
+    hidden: Float[Tensor, "*T D"],
+    weight: Float[Tensor, "V D"],
+) -> None:
     if up.ndim != 2 or up.shape[0] != weight.shape[0] or down.shape != (*hidden.shape[:-1], up.shape[1]):
         raise InputError(
             f"expected lora = (down {[*hidden.shape[:-1], 'r']}, up [{weight.shape[0]}, r]) with one r, got "
@@ -203,7 +218,7 @@ def _check_lora(down: Tensor, up: Tensor, hidden: Tensor, weight: Tensor) -> Non
         )
 
 
-def _check_targets(targets: Tensor, vocabulary: int) -> None:
+def _check_targets(targets: Int64[Tensor, "*T"], vocabulary: int) -> None:
     if targets.dtype != torch.int64:
         raise InputTypeError(f"expected int64 targets, got {targets.dtype}; call .long() on them")
     if not may_read(targets):

@@ -2,17 +2,25 @@
 
 This room knows tensors of log-probs. It does not know models, tokenizers, trainers, or how to be fast. What log-probs
 are is in `mipo.loss.logps`, and to be had here, too.
+
+In types, G are groups and R = K + 1 the responses of one, the chosen before the rejected.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import BoolTensor, Tensor
+from torch import Tensor
 from torch.nn import functional
 
 from mipo.errors import InputError, InputTypeError
 from mipo.loss.logps import TokenStatistics, check_wide, may_read, sequence_logps, token_logps, token_statistics
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
 
 __all__ = [
     "BATCH_LOSSES", "LENGTH_LOSSES", "LOSS_TYPES", "TokenStatistics", "check_losses", "implicit_rewards",
@@ -32,17 +40,17 @@ _SMOOTHED_LOSSES = frozenset({"aot", "aot_unpaired", "exo_pair", "robust"})
 
 
 def preference_loss(
-    logps: Tensor,
-    ref_logps: Tensor,
+    logps: Float[Tensor, "G R"],
+    ref_logps: Float[Tensor, "G R"],
     *,
     beta: float = 0.1,
-    mask: BoolTensor | Tensor | None = None,
+    mask: Bool[Tensor, "G R"] | None = None,
     loss_type: str | Sequence[str] = "sigmoid",
     loss_weights: Sequence[float] | None = None,
     label_smoothing: float = 0.0,
     discopop_tau: float = 0.05,
-    lengths: Tensor | None = None,
-) -> Tensor:
+    lengths: Int[Tensor, "G R"] | None = None,
+) -> Float[Tensor, " G"]:
     """Cross-entropy of the chosen response against K rejected ones, by implicit reward, or another loss of TRL's.
 
     s_k = beta (logps_k - ref_logps_k),  loss = -log softmax(s)_0,  d loss / d logps_k = beta (softmax(s)_k - [k = 0]).
@@ -77,18 +85,18 @@ def preference_loss(
     exp(-m (1 - 1 / tau)). TRL computes exp(-m) by itself, so that its discopop is infinite or NaN from m = -89 on.
 
     Args:
-        logps: [G, K+1], float32 or float64, nats: log-probs of whole responses (sums over response tokens) under the
+        logps: [G, R], float32 or float64, nats: log-probs of whole responses (sums over response tokens) under the
             policy. Column 0 is the chosen response of a group, the others are its rejected ones.
-        ref_logps: [G, K+1], the same under the reference policy.
+        ref_logps: [G, R], the same under the reference policy.
         beta: inverse temperature of the implicit reward, > 0.
-        mask: [G, K+1], bool; False means that this group has no such rejected response, and what stands there is
+        mask: [G, R], bool; False means that this group has no such rejected response, and what stands there is
             ignored. Column 0 and at least one other column of every group must be True.
         loss_type: one of `LOSS_TYPES`, or several to be added up.
         loss_weights: factor of each type, as many as there are types; `None` means 1.0 each.
         label_smoothing: chance that the two responses are the wrong way round; read by robust (in [0, 0.5)), exo_pair
             (in (0, 1)), aot and aot_unpaired (in [0, 1)), and refused where no type reads it.
         discopop_tau: > 0, how gradually discopop goes from one of its terms to the other; nothing else reads it.
-        lengths: [G, K+1], integer, tokens per response; read by the types in `LENGTH_LOSSES`, which need it. As in
+        lengths: [G, R], integer, tokens per response; read by the types in `LENGTH_LOSSES`, which need it. As in
             TRL, a response without tokens is divided by 1.
 
     Returns:
@@ -163,7 +171,9 @@ def check_losses(
     return names, weights
 
 
-def implicit_rewards(logps: Tensor, ref_logps: Tensor, *, beta: float = 0.1) -> Tensor:
+def implicit_rewards(
+    logps: Float[Tensor, "*R"], ref_logps: Float[Tensor, "*R"], *, beta: float = 0.1
+) -> Float[Tensor, "*R"]:
     """Reward that the policy assigns without saying so: r = beta (logps - ref_logps), up to a constant per prompt.
 
     Takes and returns tensors of one shape, float32 or float64, nats; see `preference_loss` for the arguments.
@@ -172,7 +182,9 @@ def implicit_rewards(logps: Tensor, ref_logps: Tensor, *, beta: float = 0.1) -> 
     return beta * (logps - ref_logps)
 
 
-def _softmax_loss(logps: Tensor, ref_logps: Tensor, beta: float, mask: Tensor | None) -> Tensor:
+def _softmax_loss(
+    logps: Float[Tensor, "G R"], ref_logps: Float[Tensor, "G R"], beta: float, mask: Bool[Tensor, "G R"] | None
+) -> Float[Tensor, " G"]:
     ratios = logps - ref_logps
     # Rejected minus chosen, scaled after the subtraction: the order of DPO, so that K = 1 gives its bits.
     deficits = -(beta * (ratios[:, :1] - ratios[:, 1:]))
@@ -182,8 +194,14 @@ def _softmax_loss(logps: Tensor, ref_logps: Tensor, beta: float, mask: Tensor | 
 
 
 def _pair_loss(
-    name: str, logps: Tensor, ref_logps: Tensor, beta: float, flipped: float, tau: float, lengths: Tensor | None
-) -> Tensor:
+    name: str,
+    logps: Float[Tensor, "G 2"],
+    ref_logps: Float[Tensor, "G 2"],
+    beta: float,
+    flipped: float,
+    tau: float,
+    lengths: Int[Tensor, "G 2"] | None,
+) -> Float[Tensor, " G"]:
     ratios = logps - ref_logps
     chosen, rejected = ratios.unbind(1)
     s_0, s_1, margin = beta * chosen, beta * rejected, beta * (chosen - rejected)
@@ -223,35 +241,37 @@ def _pair_loss(
     raise AssertionError(name)
 
 
-def _transport_loss(high: Tensor, low: Tensor, beta: float, flipped: float) -> Tensor:
+def _transport_loss(
+    high: Float[Tensor, " G"], low: Float[Tensor, " G"], beta: float, flipped: float
+) -> Float[Tensor, " G"]:
     # In one dimension, sorting both sides is the optimal transport of one onto the other.
     margin = beta * (high.sort().values - low.sort().values)
     return (1 - flipped) * _logistic(margin) + flipped * _logistic(-margin)
 
 
-def _mean_difference(ratios: Tensor, lengths: Tensor | None) -> Tensor:
+def _mean_difference(ratios: Float[Tensor, "G 2"], lengths: Int[Tensor, "G 2"] | None) -> Float[Tensor, " G"]:
     assert lengths is not None
     chosen, rejected = (ratios / lengths.to(ratios).clamp(min=1)).unbind(1)
     return chosen - rejected
 
 
-def _logistic(x: Tensor) -> Tensor:
+def _logistic(x: Float[Tensor, " G"]) -> Float[Tensor, " G"]:
     return -functional.logsigmoid(x)
 
 
-def _sigmoid(x: Tensor) -> Tensor:
+def _sigmoid(x: Float[Tensor, " G"]) -> Float[Tensor, " G"]:
     # The backward of torch.sigmoid is y (1 - y): nothing is left of the gradient where y rounds to 1, from x = 17 on.
     return functional.logsigmoid(x).exp()
 
 
-def _logsumexp(rows: Tensor) -> Tensor:
+def _logsumexp(rows: Float[Tensor, "G K"]) -> Float[Tensor, " G"]:
     # torch.logsumexp takes its gradient as exp(x - result), and at a result of 1e4 in fp32 the rounding of the result
     # alone is worth 5e-4. Here x - peak is small where it matters, and one column still gives itself to the bit.
     peak = rows.detach().amax(1, keepdim=True)
     return peak.squeeze(1) + (rows - peak).exp().sum(1).log()
 
 
-def _check_logps(logps: Tensor, ref_logps: Tensor, beta: float) -> None:
+def _check_logps(logps: Float[Tensor, "*R"], ref_logps: Float[Tensor, "*R"], beta: float) -> None:
     check_wide("logps", logps)
     check_wide("ref_logps", ref_logps)
     if logps.shape != ref_logps.shape:
@@ -287,7 +307,7 @@ def _check_smoothing(smoothing: float, names: tuple[str, ...]) -> None:
         )
 
 
-def _check_lengths(lengths: Tensor | None, logps: Tensor, names: tuple[str, ...]) -> None:
+def _check_lengths(lengths: Int[Tensor, "G R"] | None, logps: Float[Tensor, "G R"], names: tuple[str, ...]) -> None:
     if lengths is None:
         if readers := ", ".join(sorted(LENGTH_LOSSES.intersection(names))):
             raise InputError(f"expected lengths for {readers}, got none; pass the number of tokens of each response")
@@ -300,7 +320,7 @@ def _check_lengths(lengths: Tensor | None, logps: Tensor, names: tuple[str, ...]
         raise InputError(f"expected lengths of 0 or more tokens, got {int(lengths.min())}; count the response tokens")
 
 
-def _check_mask(mask: Tensor, logps: Tensor) -> Tensor:
+def _check_mask(mask: Bool[Tensor, "G R"], logps: Float[Tensor, "G R"]) -> Bool[Tensor, " G"]:
     if mask.dtype != torch.bool:
         raise InputTypeError(f"expected a bool mask, got {mask.dtype}; call .bool() on it")
     if mask.shape != logps.shape:

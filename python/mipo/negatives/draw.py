@@ -153,14 +153,23 @@ def _check(
         raise InputError(f"negatives: expected 1 to {frame.height - 1} ({frame.height} prompts), came {negatives}")
     if not 0 <= seed < 2**64:
         raise InputError(f"seed: expected 0 to 2**64 - 1, came {seed}")
-    if kind in ("dropped", "partial"):
-        if negatives > 1:
-            raise InputError(f"kind {kind!r} has one counter-prompt a prompt, came negatives={negatives}; use 1")
-        if match or differ or near is not None or near_duplicates is not None:
-            raise InputError(
-                f"kind {kind!r} draws no other row, so match, differ, near and near_duplicates mean nothing; "
-                f"leave them out"
-            )
+    check_kind(kind, negatives, match=match, differ=differ, near=near, near_duplicates=near_duplicates)
+
+
+def check_kind(
+    kind: str, negatives: int, *, match: Sequence[str], differ: Sequence[str], near: Any, near_duplicates: float | None
+) -> None:
+    """Raises ValueError for what means nothing with a kind that draws no other row, whatever the prompts are."""
+    if kind not in ("dropped", "partial"):
+        return
+    if negatives > 1:
+        raise InputError(
+            f"negatives: expected 1 with kind {kind!r}, which has one counter-prompt a prompt, got {negatives}"
+        )
+    conditions = {"match": match, "differ": differ, "near": near, "near_duplicates": near_duplicates}
+    for name, value in conditions.items():
+        if value not in (None, [], ()):
+            raise InputError(f"{name}: expected none with kind {kind!r}, which draws no other row; leave it out")
 
 
 def _is_tolerance(value: object) -> bool:

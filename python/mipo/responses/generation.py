@@ -5,15 +5,15 @@ Knows transformers, sampling and parts on disk. Knows nothing of pairs or traini
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError
-from mipo.io import files, tables
+from mipo.io import checksum, files, records, tables
 from mipo.io.lazy import lazy
 from mipo.models.model import Model
 from mipo.responses.engines.local import sample
+from mipo.responses.sampling import Sampling
 from mipo.tokenizer.chat import encode_prompts
 from mipo.tokenizer.messages import key
 
@@ -53,8 +53,10 @@ def generate(
     are loaded only where rows are missing. Raises ValueError, before anything is generated, for a prompt that
     leaves no room for `max_new_tokens` in the model's context.
     """
-    _check_arguments(asked, temperature, top_p, max_new_tokens, batch_size)
+    if not asked.height:
+        raise InputError("no prompt to answer; give at least one row")
     how: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
+    records.read(Sampling, {**how, "batch_size": batch_size})
     if folder:
         _claim(folder, asked, {"model": model.name, **how, "seed": seed, "batch_size": batch_size})
     parts: list[pl.DataFrame] = []
@@ -84,8 +86,8 @@ def _stream(seed: int, number: int) -> int:
 
 def _claim(folder: Path, asked: pl.DataFrame, settings: dict[str, Any]) -> None:
     """Says in `folder` what its parts are made of, or refuses a folder whose parts are made of something else."""
-    digest = hashlib.sha256("\x1d".join(key(asked["prompt"])).encode()).hexdigest()
-    settings = {**settings, "part_rows": PART_ROWS, "prompts_sha256": digest}
+    digest = checksum.of_value(key(asked["prompt"]).to_list())
+    settings = {**settings, "part_rows": PART_ROWS, "prompts_checksum": digest}
     path = folder / "settings.json"
     if not path.exists():
         if any(folder.glob("part-*.parquet")):
@@ -100,20 +102,6 @@ def _claim(folder: Path, asked: pl.DataFrame, settings: dict[str, Any]) -> None:
             f"{folder}: holds responses made of something else:\n  " + "\n  ".join(differing) + "\nName another "
             "folder, or delete this one."
         )
-
-
-def _check_arguments(
-    asked: pl.DataFrame, temperature: float, top_p: float, max_new_tokens: int, batch_size: int
-) -> None:
-    if not asked.height:
-        raise InputError("no prompt to answer; give at least one row")
-    if temperature < 0:
-        raise InputError(f"temperature: expected 0 (greedy) or more, came {temperature}")
-    if not 0 < top_p <= 1:
-        raise InputError(f"top_p: expected more than 0 and at most 1 (all tokens), came {top_p}")
-    for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-        if value < 1:
-            raise InputError(f"{name}: expected at least 1, came {value}")
 
 
 def _encode_fitting(asked: pl.DataFrame, model: Model, new: int) -> list[list[int]]:

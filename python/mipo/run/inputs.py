@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import polars as pl
 
 from mipo.errors import InputError
@@ -13,34 +11,34 @@ from mipo.prompts import rows as prompt_rows
 from mipo.prompts.overlap import overlaps, reasons
 from mipo.prompts.split import hold_out
 from mipo.responses.ask import compose_own
+from mipo.run.recipe import Recipe
 from mipo.run.stages import Rows
 from mipo.tokenizer.chat import encode_prompts
 
 
-def read_prompts(settings: dict[str, Any], model: Model) -> tuple[pl.DataFrame, pl.DataFrame, Rows]:
+def read_prompts(recipe: Recipe, model: Model) -> tuple[pl.DataFrame, pl.DataFrame, Rows]:
     """Training and held-out prompts of a recipe, and what became of the rows; without a look at overlaps."""
-    section = settings["prompts"]
-    how = {"prompt": section["prompt"], "context": section["context"], "split": section["split"]}
-    read = _fitting(prompt_rows.read(section["source"], **how), settings, model)
-    if section["test"]:
-        test = _fitting(prompt_rows.read(section["test"], **how), settings, model)
+    section = recipe.prompts
+    read = _fitting(section.source, recipe, model)
+    if section.test:
+        test = _fitting(section.test, recipe, model)
         lost = {r: read.dropped.get(r, 0) + test.dropped.get(r, 0) for r in read.dropped | test.dropped}
         first = test.first | read.first
         rows = Rows(read.rows_in + test.rows_in, read.frame.height + test.frame.height, lost, first)
         return read.frame, test.frame, rows
-    held = min(512, max(2, read.frame.height // 10)) if section["holdout"] is None else section["holdout"]
-    train, test_rows = hold_out(read.frame, held, seed=settings["seed"], by=section["holdout_by"])
+    held = min(512, max(2, read.frame.height // 10)) if section.holdout is None else section.holdout
+    train, test_rows = hold_out(read.frame, held, seed=recipe.seed, by=section.holdout_by)
     return train, test_rows, Rows(read.rows_in, train.height + test_rows.height, read.dropped, read.first)
 
 
 def separate(
-    settings: dict[str, Any], train: pl.DataFrame, test: pl.DataFrame, rows: Rows
+    recipe: Recipe, train: pl.DataFrame, test: pl.DataFrame, rows: Rows
 ) -> tuple[pl.DataFrame, Rows, pl.DataFrame | None]:
     """The training prompts less those that occur among the held-out ones, if the recipe says so; those, a row each."""
-    section = settings["prompts"]
-    if section["overlap_share"] is None:
+    section = recipe.prompts
+    if section.overlap_share is None:
         return train, rows, None
-    leaks = overlaps(train, test, words=section["overlap_words"], share=section["overlap_share"])
+    leaks = overlaps(train, test, words=section.overlap_words, share=section.overlap_share)
     why = reasons(train, leaks)
     kept = train.filter(why.is_null()).drop("prompt_id")
     if kept.height < 2:
@@ -58,8 +56,9 @@ def fits(composed: pl.Series, model: Model, max_new_tokens: int) -> pl.Series:
     return pl.Series(encode_prompts(composed, model.tokenizer).lengths() <= room)
 
 
-def _fitting(read: prompt_rows.Prompts, settings: dict[str, Any], model: Model) -> prompt_rows.Prompts:
-    new = settings["responses"]["max_new_tokens"]
-    room = model.room(new)
+def _fitting(source: str, recipe: Recipe, model: Model) -> prompt_rows.Prompts:
+    """The prompts of a source, less those that leave no room for a response."""
+    section, new = recipe.prompts, recipe.responses.max_new_tokens
+    read = prompt_rows.read(source, prompt=section.prompt, context=section.context, split=section.split)
     long = ~fits(compose_own(read.frame, chat=model.is_chat), model, new)
-    return prompt_rows.drop(read, f"longer than the {room} tokens that the model's context leaves", long)
+    return prompt_rows.drop(read, f"longer than the {model.room(new)} tokens that the model's context leaves", long)

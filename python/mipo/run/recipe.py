@@ -1,184 +1,216 @@
-"""Recipes: what a run is made of, as a YAML file, with every default, checked before anything costs anything.
+"""Recipes: what a run is made of, as a YAML file: every setting with its type, range, default and description.
 
-Knows names and defaults. Runs nothing.
+The records here are the one source of what is refused, and of what `mipo recipe` prints (`mipo.run.recipe_text`). Loads
+no torch and reads no data, so that a wrong value costs a second. Runs nothing.
 """
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-import difflib
-import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import yaml
+import msgspec
+from msgspec import Meta
 
-from mipo.errors import InputError, NotThereError
+from mipo.errors import InputError
+from mipo.evaluation.rule import Rule
+from mipo.io import records
+from mipo.io.records import Count, Record, Seed, Share, Text
+from mipo.negatives.draw import Kind, check_kind
+from mipo.responses.sampling import Sampling
+from mipo.run import document
+from mipo.run.training_fields import fields_of
 
-REQUIRED = "(required)"
-CONTROLS = ("shuffled", "sft")
-DEFAULTS: dict[str, Any] = {
-    "model": REQUIRED,  # a folder, or a name on the Hugging Face hub
-    "prompts": {
-        "source": REQUIRED,  # JSONL, Parquet, CSV, or a Hugging Face dataset
-        "prompt": "prompt",  # the column with the prompt: text or chat messages
-        "context": None,  # the column with the user's context
-        "split": "train",
-        "test": None,  # a file of held-out prompts; without one, `holdout` rows are held out
-        "holdout": None,  # rows; default a tenth, at most 512
-        "holdout_by": None,  # a column of which no value is on both sides, as a user
-        "overlap_share": None,  # drops training prompts that share this much of a held-out prompt's words, as 0.5,
-        "overlap_words": 8,  # in runs of so many words, or that equal one
-    },
-    "contrast": {
-        "kind": "random",
-        "negatives": 1,
-        "match": [],
-        "differ": [],
-        "near": None,  # [COLUMN, TOLERANCE]
-        "near_duplicates": None,  # a Jaccard similarity as 0.8
-    },
-    "responses": {"temperature": 0.1, "top_p": 0.9, "max_new_tokens": 512, "batch_size": 64},
-    "tokens": {"max_length": 15_360},
-    "trainer": {},  # any field of mipo.trainer.MIPOConfig
-    "lora": None,  # any field of peft.LoraConfig; without it all weights are trained
-    "evaluation": {"negatives": None, "rows": 512, "rule": None},  # negatives: default 31, or all other rows
-    "seed": 0,
-    "control": None,  # shuffled: chosen and rejected swapped at random; sft: the chosen responses alone
-    "max_dropped": 0.01,  # the share of rows that may be dropped; or {reason: share, …}, others 0.01
-    "trust_remote_code": False,
-}
+HeldOut = Annotated[int, Meta(ge=2)]
+PositiveShare = Annotated[float, Meta(gt=0, le=1)]
+Tolerance = Annotated[float, Meta(ge=0)]
+Words = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, to which 5e-7 is a number as in YAML 1.2; in 1.1 it is a text."""
+class Prompts(Record, frozen=True, kw_only=True):
+    """Where the prompts are, and which of them are held out: those are only measured on."""
+
+    source: Annotated[
+        Text, Meta(description="JSONL, Parquet, CSV, or a Hugging Face data set", examples=["prompts.jsonl"])
+    ]
+    prompt: Annotated[Text, Meta(description="column with the prompt: text or chat messages")] = "prompt"
+    context: Annotated[Text | None, Meta(description="column with the user's context", examples=["context"])] = None
+    split: Annotated[Text, Meta(description="split of a Hugging Face data set")] = "train"
+    test: Annotated[
+        Text | None, Meta(description="held-out prompts, a source of their own; null holds out rows of source")
+    ] = None
+    holdout: Annotated[HeldOut | None, Meta(description="rows that are held out; null for a tenth, at most 512")] = None
+    holdout_by: Annotated[
+        Text | None, Meta(description="column of which no value is both trained on and held out", examples=["user"])
+    ] = None
+    overlap_share: Annotated[
+        PositiveShare | None,
+        Meta(
+            description="drops training prompts that share this much of a held-out prompt's words, or that equal one",
+            examples=[0.5],
+        ),
+    ] = None
+    overlap_words: Annotated[Words, Meta(description="words in a run that counts as shared with a held-out prompt")] = 8
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+class Contrast(Record, frozen=True, kw_only=True):
+    """What a rejected response answers: its counterpart among the prompts."""
+
+    kind: Annotated[
+        Kind,
+        Meta(
+            description="the answer to another prompt (random), to part of the prompt (partial), to it under another "
+            "user's context (context), or without its context (dropped)"
+        ),
+    ] = "random"
+    negatives: Annotated[Count, Meta(description="K, rejected responses for each prompt")] = 1
+    match: Annotated[
+        Text | tuple[Text, ...],
+        Meta(description="columns in which a counterpart equals its row", examples=[["task"]]),
+    ] = ()
+    differ: Annotated[
+        Text | tuple[Text, ...],
+        Meta(description="columns in which a counterpart differs from its row", examples=[["user"]]),
+    ] = ()
+    near: Annotated[
+        tuple[Text, Tolerance] | None,
+        Meta(
+            description="a column, and how far a counterpart's number in it may be; of a text its length",
+            examples=[["prompt", 50]],
+        ),
+    ] = None
+    near_duplicates: Annotated[
+        PositiveShare | None,
+        Meta(description="rows that are at least so alike (Jaccard) never face each other", examples=[0.8]),
+    ] = None
+
+    def __post_init__(self) -> None:
+        check_kind(
+            self.kind, self.negatives, match=self.match, differ=self.differ,
+            near=self.near, near_duplicates=self.near_duplicates,
+        )  # fmt: skip
 
 
-def load(path: str | Path, **overrides: Any) -> dict[str, Any]:
-    """The recipe in `path` with all defaults, file names made absolute; overrides that are not None replace its values.
+class Tokens(Record, frozen=True, kw_only=True):
+    """How pairs become token ids."""
 
-    Raises FileNotFoundError or ValueError, which name the setting, for what cannot be run.
+    max_length: Annotated[
+        Count | None, Meta(description="longest prompt and response, in tokens; longer pairs are dropped by name")
+    ] = 15_360
+
+
+class Evaluation(Record, frozen=True, kw_only=True):
+    """What is measured on the held-out prompts, before and after training."""
+
+    negatives: Annotated[
+        Count | None, Meta(description="K of the information interval; null for 31, or all other rows")
+    ] = None
+    rows: Annotated[Count, Meta(description="held-out rows whose information is measured, at most")] = 512
+    rule: Annotated[Rule | None, Meta(description="judges answers; it only measures, training never sees it")] = None
+
+
+class Recipe(Record, frozen=True, kw_only=True):
+    """A run from prompts to a report. File names are relative to the recipe's folder."""
+
+    model: Annotated[
+        Text, Meta(description="a folder, or a name on the Hugging Face hub", examples=["Qwen/Qwen2.5-0.5B-Instruct"])
+    ]
+    prompts: Prompts
+    contrast: Contrast = Contrast()
+    responses: Sampling = Sampling()
+    tokens: Tokens = Tokens()
+    trainer: Annotated[
+        dict[str, Any], Meta(description="fields of mipo.trainer.MIPOConfig, which are those of trl.DPOConfig")
+    ] = msgspec.field(default_factory=dict)
+    lora: Annotated[
+        dict[str, Any] | None,
+        Meta(
+            description="fields of peft.LoraConfig; null trains all weights",
+            examples=[{"r": 16, "target_modules": "all-linear"}],
+        ),
+    ] = None
+    evaluation: Evaluation = Evaluation()
+    seed: Annotated[Seed, Meta(description="the same seed gives the same run")] = 0
+    control: Annotated[
+        Literal["shuffled", "sft"] | None,
+        Meta(description="a control run: chosen and rejected swapped at random, or the chosen responses alone"),
+    ] = None
+    max_dropped: Annotated[
+        Share | dict[str, Share],
+        Meta(
+            description="share of rows that may drop out; or by reason, where other reasons have 0.01",
+            examples=[{"chosen and rejected are equal": 0.5}],
+        ),
+    ] = 0.01
+    trust_remote_code: Annotated[bool, Meta(description="run code that comes with the model")] = False
+
+
+def load(path: str | Path, *, seed: int | None = None, control: str | None = None) -> Recipe:
+    """The recipe in a YAML file; `seed` and `control` replace its own, names of files beside it are made absolute.
+
+    Raises FileNotFoundError without a file, and ValueError that names the file, each wrong setting, what is allowed and
+    what it got. A name or value of `trainer` and `lora` is refused here where the source of TRL and PEFT says enough;
+    `mipo.trainer.config` has the last word.
     """
     path = Path(path)
-    if not path.is_file():
-        raise NotThereError(f"{path}: no such recipe")
+    values = document.read(path)
+    values |= {name: value for name, value in (("seed", seed), ("control", control)) if value is not None}
     try:
-        given = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(given, dict):
-        raise InputError(f"{path}: expected settings as `name: value`, came {type(given).__name__}")
-    recipe = _fill({**given, **{name: value for name, value in overrides.items() if value is not None}}, str(path))
-    _check(recipe, str(path))
-    for section, name in ((recipe, "model"), (recipe["prompts"], "source"), (recipe["prompts"], "test")):
-        if isinstance(section[name], str) and (path.parent / section[name]).exists():
-            section[name] = str((path.parent / section[name]).resolve())
-    return recipe
+        _refuse_secrets(values)
+        recipe = _read(values)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    prompts = recipe.prompts
+    prompts = msgspec.structs.replace(
+        prompts,
+        source=_absolute(prompts.source, path.parent),
+        test=prompts.test and _absolute(prompts.test, path.parent),
+    )
+    return msgspec.structs.replace(recipe, model=_absolute(recipe.model, path.parent), prompts=prompts)
 
 
-def dump(settings: dict[str, Any]) -> str:
+def dump(recipe: Recipe) -> str:
     """A loaded recipe as YAML: every setting, overrides in it and file names absolute, so that it repeats the run."""
-    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    return document.write(records.settings(recipe))
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], at: str = "") -> list[str]:
-    """The settings in which two recipes differ, a line each."""
-    lines = []
-    for name in sorted(old.keys() | new.keys()):
-        a, b = old.get(name), new.get(name)
-        if isinstance(a, dict) and isinstance(b, dict):
-            lines += differences(a, b, f"{at}{name}.")
-        elif a != b:
-            lines.append(f"{at}{name}: {a!r} there, {b!r} now")
-    return lines
-
-
-def _fill(given: dict[str, Any], where: str) -> dict[str, Any]:
-    recipe = copy.deepcopy(DEFAULTS)
-    for name, value in given.items():
-        _known(name, DEFAULTS, where)
-        default = DEFAULTS[name]
-        if not isinstance(default, dict):
-            recipe[name] = value
-            continue
-        if not isinstance(value, dict | None):
-            raise InputError(f"{where}: {name}: expected settings as `name: value`, came {value!r}")
-        for inner in value or {}:
-            if default:
-                _known(inner, default, f"{where}: {name}")
-        recipe[name] |= value or {}
+def _read(values: dict[Any, Any]) -> Recipe:
+    """Refuses every wrong setting at once: those of the records, and those of `trainer` and `lora`."""
+    sections = {name: values[name] for name in ("trainer", "lora") if isinstance(values.get(name), dict)}
+    wrong = {name: _wrong_fields(name, fields) for name, fields in sections.items()}
+    checked = {name: {} if wrong.get(name) else value for name, value in values.items()}
+    if checked.get("trainer", {}) is None:  # an empty section
+        checked["trainer"] = {}
+    recipe, problems = records.examine(Recipe, checked)
+    records.refuse([*problems, *(line for lines in wrong.values() for line in lines)])
+    assert recipe is not None
     return recipe
 
 
-def _known(name: str, among: Any, where: str) -> None:
-    if name not in among:
-        near = difflib.get_close_matches(str(name), among, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(among)}"
-        raise InputError(f"{where}: no setting {name!r}{hint}")
+def _wrong_fields(section: str, values: dict[Any, Any]) -> list[str]:
+    fields = fields_of("MIPOConfig" if section == "trainer" else "LoraConfig")
+    if fields is None:
+        return []
+    problems = []
+    for name, value in values.items():
+        if name not in fields:
+            problems.append(records.unknown(name, fields, section))
+        elif (section, name) == ("trainer", "output_dir"):
+            problems.append("trainer.output_dir: expected none; a run keeps all in its own folder, see --output")
+        elif problem := records.problem(fields[name].kind, value, f"{section}.{name}"):
+            problems.append(problem)
+    return problems
 
 
-def _check(recipe: dict[str, Any], where: str) -> None:
-    for name, value in (("model", recipe["model"]), ("prompts.source", recipe["prompts"]["source"])):
-        if not isinstance(value, str) or value == REQUIRED:
-            raise InputError(f"{where}: {name} is missing; name a file, a folder or a name on the hub")
-    if recipe["control"] not in (None, *CONTROLS):
-        raise InputError(f"{where}: control: expected {' or '.join(CONTROLS)}, came {recipe['control']!r}")
-    _check_types(recipe, where)
-    rule = recipe["evaluation"]["rule"]
-    if rule is not None and ("answer" not in rule or len(rule.keys() & {"pattern", "pattern_column"}) != 1):
-        raise InputError(
-            f"{where}: evaluation.rule: expected answer (a column) and pattern (a regular expression with a group "
-            f"`answer`) or pattern_column, came {rule!r}"
-        )
+def _refuse_secrets(values: dict[Any, Any]) -> None:
+    records.refuse(
+        [
+            f"{name}: expected no secret in a recipe, which is copied into run folders; set it in the environment, "
+            "for example HF_TOKEN"
+            for name in document.secrets(values)
+        ]
+    )
 
 
-# What the settings are that a YAML file gets wrong easily; null is allowed where the default is null.
-TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
-    "seed": (int, "a whole number"),
-    "max_dropped": ((int, float, dict), "a share as 0.01, or {reason: share}"),
-    "lora": (dict, "settings as `r: 16`"),
-    "prompts.holdout": (int, "a whole number of rows"),
-    "prompts.overlap_share": ((int, float), "a share as 0.5"),
-    "prompts.overlap_words": (int, "a whole number of words"),
-    "contrast.negatives": (int, "a whole number"),
-    "contrast.near": (list, "[COLUMN, TOLERANCE]"),
-    "contrast.near_duplicates": ((int, float), "a similarity as 0.8"),
-    "responses.temperature": ((int, float), "a number, 0 for greedy"),
-    "responses.top_p": ((int, float), "a number from 0 to 1"),
-    "responses.max_new_tokens": (int, "a whole number of tokens"),
-    "responses.batch_size": (int, "a whole number"),
-    "tokens.max_length": (int, "a whole number of tokens"),
-    "evaluation.negatives": (int, "a whole number"),
-    "evaluation.rows": (int, "a whole number"),
-    "evaluation.rule": (dict, "settings as `answer: COLUMN`"),
-}
-
-
-def _check_types(recipe: dict[str, Any], where: str) -> None:
-    for name, (kind, wanted) in TYPES.items():
-        section, _, inner = name.partition(".")
-        value, default = (recipe[section][inner], DEFAULTS[section][inner]) if inner else (recipe[name], DEFAULTS[name])
-        if value is None and (default is None or name == "tokens.max_length"):
-            continue
-        if isinstance(value, bool) or not isinstance(value, kind):
-            raise InputError(f"{where}: {name}: expected {wanted}, came {value!r}")
-        if isinstance(value, int | float) and value < 0:
-            raise InputError(f"{where}: {name}: expected {wanted}, not below 0, came {value!r}")
-
-
-def check_trainer(recipe: dict[str, Any]) -> None:
-    """Raises ValueError for a trainer or lora setting that does not exist. Loads TRL."""
-    from peft import LoraConfig
-
-    from mipo.trainer.config import MIPOConfig
-
-    for section, config in (("trainer", MIPOConfig), ("lora", LoraConfig)):
-        fields = [field.name for field in dataclasses.fields(config)]
-        for name in recipe[section] or {}:
-            _known(name, fields, section)
+def _absolute(name: str, folder: Path) -> str:
+    return str((folder / name).resolve()) if (folder / name).exists() else name

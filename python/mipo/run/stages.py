@@ -5,7 +5,6 @@ Knows the manifest and files. Knows nothing of what a stage does.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -19,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from mipo.errors import InputError
-from mipo.io import files
-from mipo.run import recipe
+from mipo.io import checksum, files, records
+from mipo.run.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -48,15 +47,13 @@ class Rows:
 class Run:
     """A run folder and its `manifest.json`.
 
-    Opens the folder for `settings` (a recipe with all defaults), or raises ValueError naming each setting in which the
-    folder differs. Stages that a folder `reuse` did with the same inputs are taken over from there.
+    Opens the folder for a recipe, or raises ValueError naming each setting in which the folder differs. Stages that a
+    folder `reuse` did with the same inputs are taken over from there.
     """
 
-    def __init__(
-        self, folder: Path, settings: dict[str, Any], *, about: dict[str, Any], reuse: Path | None = None
-    ) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, *, about: dict[str, Any], reuse: Path | None = None) -> None:
         self.folder = folder
-        self.max_dropped = settings["max_dropped"]
+        self.max_dropped = recipe.max_dropped
         self.path = folder / "manifest.json"
         self.others = files.read_json(reuse / "manifest.json") if reuse else {}
         self.reuse = reuse
@@ -70,9 +67,9 @@ class Run:
             raise InputError(f"{folder}: is a file; name a folder with --output")
         if not found and folder.is_dir() and any(not _ours(child) for child in folder.iterdir()):
             raise InputError(f"{folder}: is not empty and holds no run; name another folder with --output")
-        compared = {name: value for name, value in settings.items() if name != "max_dropped"}
+        compared = {name: value for name, value in records.settings(recipe).items() if name != "max_dropped"}
         begun = any(stage["state"] == "done" for stage in found.get("stages", {}).values())
-        if begun and (lines := recipe.differences(found["settings"], json.loads(json.dumps(compared)))):
+        if begun and (lines := _differences(found["settings"], json.loads(json.dumps(compared)))):
             raise InputError(
                 f"{folder}: was made with other settings:\n  " + "\n  ".join(lines) + "\nName another folder with "
                 f"--output (and --reuse {folder} to take over the stages that stay the same), or delete this one."
@@ -82,7 +79,7 @@ class Run:
         self._save()
 
     def hashes(self, *stages: str) -> dict[str, str]:
-        """SHA-256 of every file that the stages made."""
+        """The checksum of every file that the stages made."""
         return {name: digest for stage in stages for name, digest in self.manifest["stages"][stage]["files"].items()}
 
     def stage(self, name: str, inputs: dict[str, Any], made: tuple[str, ...], work: Callable[[], Rows | None]) -> None:
@@ -90,7 +87,7 @@ class Run:
 
         What an interrupted `work` left is kept only where the inputs are the same, so `work` may go on from it.
         """
-        key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+        key = checksum.of_value(inputs)
         record = self.manifest["stages"].get(name, {})
         if record.get("key") == key and record["state"] == "done" and self._intact(self.folder, record):
             print(f"{name}: done before with the same inputs")
@@ -110,7 +107,7 @@ class Run:
 
     def _finish(self, name: str, key: str, made: tuple[str, ...], seconds: float, rows: Rows | None) -> None:
         counts = {"rows_in": rows.rows_in, "rows_out": rows.rows_out, "dropped": rows.dropped} if rows else {}
-        hashes = {path.relative_to(self.folder).as_posix(): files.sha256(path) for path in self._files(made)}
+        hashes = {path.relative_to(self.folder).as_posix(): checksum.of_file(path) for path in self._files(made)}
         done = {
             "state": "done",
             "key": key,
@@ -122,8 +119,7 @@ class Run:
         self._record(name, {**done, "finished": datetime.now(UTC).isoformat(timespec="seconds")})
 
     def _check_dropped(self, name: str, rows: Rows) -> None:
-        limits = self.max_dropped if isinstance(self.max_dropped, dict) else {}
-        general = 0.01 if limits else self.max_dropped
+        limits, general = (self.max_dropped, 0.01) if isinstance(self.max_dropped, dict) else ({}, self.max_dropped)
         over = [reason for reason, n in rows.dropped.items() if reason in limits and n > limits[reason] * rows.rows_in]
         rest = sum(n for reason, n in rows.dropped.items() if reason not in limits)
         if over or rest > general * rows.rows_in:
@@ -165,7 +161,7 @@ class Run:
 
     def _intact(self, folder: Path, record: dict[str, Any]) -> bool:
         return all(
-            (folder / name).is_file() and files.sha256(folder / name) == digest
+            (folder / name).is_file() and checksum.of_file(folder / name) == digest
             for name, digest in record["files"].items()
         )
 
@@ -175,6 +171,18 @@ class Run:
 
     def _save(self) -> None:
         files.write_json(self.path, self.manifest)
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], at: str = "") -> list[str]:
+    """The settings in which two recipes differ, a line each."""
+    lines = []
+    for name in sorted(old.keys() | new.keys()):
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += _differences(a, b, f"{at}{name}.")
+        elif a != b:
+            lines.append(f"{at}{name}: {a!r} there, {b!r} now")
+    return lines
 
 
 _TEMPORARY = re.compile(r"\..*\.(\d+)\.tmp")  # of `files.whole` and `pairs.join`; the number is the process

@@ -5,7 +5,6 @@ Knows every room and which stage feeds which. Knows nothing of how a stage is ma
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -20,8 +19,8 @@ import polars as pl
 
 from mipo.errors import InputError
 from mipo.evaluation import figures, measurement
-from mipo.io import files, sources, tables
-from mipo.models.model import Model, folder_sha256
+from mipo.io import checksum, files, records, sources, tables
+from mipo.models.model import Model
 from mipo.negatives.draw import contrast
 from mipo.pairing.answers import Answers
 from mipo.pairing.controls import shuffle
@@ -30,9 +29,10 @@ from mipo.pairing.stored import StoredPairs
 from mipo.report import page
 from mipo.responses.ask import Asked, ask, link
 from mipo.responses.generation import generate
-from mipo.run import recipe
 from mipo.run.inputs import fits, read_prompts, separate
+from mipo.run.recipe import Recipe, dump
 from mipo.run.stages import Rows, Run
+from mipo.run.training_settings import build, load_checked, trainer_fields
 from mipo.tokens.groups import tokenize
 from mipo.tokens.preparation import prepare
 from mipo.tokens.store import PairStore
@@ -75,11 +75,10 @@ def run_recipe(
         )
     if until is not None and until not in STAGES:
         raise InputError(f"until: expected one of {', '.join(STAGES)}, came {until!r}")
-    settings = recipe.load(path, seed=seed, control=control)
-    recipe.check_trainer(settings)
     folder = Path(output or Path("runs") / Path(path).stem)
-    walk = _Walk(folder, settings, Path(reuse) if reuse else None)
-    files.write_text(folder / "recipe.yaml", recipe.dump(settings))
+    recipe = load_checked(path, folder, seed=seed, control=control)
+    walk = _Walk(folder, recipe, Path(reuse) if reuse else None)
+    files.write_text(folder / "recipe.yaml", dump(recipe))
     for name in STAGES[: STAGES.index(until) + 1 if until else None]:
         getattr(walk, name)()
     if until is None:
@@ -93,53 +92,54 @@ class _Walk:
     """One walk through the stages; each method does one of them."""
 
     folder: Path
-    settings: dict[str, Any]
+    recipe: Recipe
     reuse: Path | None
 
     def __post_init__(self) -> None:
-        settings = self.settings
-        self.model = Model(settings["model"], trust_remote_code=settings["trust_remote_code"])
-        self.sampling = {k: settings["responses"][k] for k in ("temperature", "top_p", "max_new_tokens", "batch_size")}
-        self.seed: int = settings["seed"]
+        recipe = self.recipe
+        self.model = Model(recipe.model, trust_remote_code=recipe.trust_remote_code)
+        self.sampling = records.settings(recipe.responses)
+        self.seed = recipe.seed
         about = {
             "mipo": importlib.metadata.version("mipo"),
             "command": shlex.join(["mipo", *sys.argv[1:]]),
             "seed": self.seed,
-            "control": settings["control"],
+            "control": recipe.control,
             "versions": {"python": platform.python_version(), **{lib: _version(lib) for lib in LIBRARIES}},
             "model": {"name": self.model.name, **self.model.content},
-            "template_sha256": _text_hash(self.model.tokenizer.chat_template),
-            "tokenizer_sha256": self.model.tokenizer_fingerprint,
+            "template_checksum": _checksum(self.model.tokenizer.chat_template),
+            "tokenizer_fingerprint": self.model.tokenizer_fingerprint,
         }
-        self.run = Run(self.folder, settings, about=about, reuse=self.reuse)
+        self.run = Run(self.folder, recipe, about=about, reuse=self.reuse)
 
     def prompts(self) -> None:
-        given = self.settings["prompts"]
-        contents = {name: _source_hash(given[name]) for name in ("source", "test") if given[name]}
+        section = self.recipe.prompts
+        contents = {n: _source_hash(path) for n, path in (("source", section.source), ("test", section.test)) if path}
 
         def work() -> Rows:
-            train, test, rows = read_prompts(self.settings, self.model)
-            train, rows, found = separate(self.settings, train, test, rows)
-            given = self.settings["evaluation"]
-            measurement.check(test, negatives=given["negatives"], rule=given["rule"])
+            train, test, rows = read_prompts(self.recipe, self.model)
+            train, rows, found = separate(self.recipe, train, test, rows)
+            evaluation = self.recipe.evaluation
+            measurement.check(test, negatives=evaluation.negatives, rule=evaluation.rule)
             self._write(train, "prompts.parquet")
             self._write(test, "test.parquet")
             if found is not None:
                 self._write(found, "overlaps.parquet")
             return rows
 
-        new = self.sampling["max_new_tokens"]
-        inputs = {"settings": given, "seed": self.seed, "sources": contents, "model": self.model.content}
-        inputs["new_tokens"] = new
+        inputs = {"settings": records.settings(section), "seed": self.seed, "sources": contents}
+        inputs |= {"model": self.model.content, "new_tokens": self.recipe.responses.max_new_tokens}
         self.run.stage("prompts", inputs, ("prompts.parquet", "test.parquet", "overlaps.parquet"), work)
 
     def contrast(self) -> None:
+        section = records.settings(self.recipe.contrast)
+
         def work() -> Rows:
-            drawn = contrast(self._read("prompts.parquet"), seed=self.seed, **self.settings["contrast"])
+            drawn = contrast(self._read("prompts.parquet"), seed=self.seed, **section)
             self._write(drawn, "counterparts.parquet")
             return Rows(drawn.height, drawn.height)
 
-        inputs = {"settings": self.settings["contrast"], "seed": self.seed, "files": self.run.hashes("prompts")}
+        inputs = {"settings": section, "seed": self.seed, "files": self.run.hashes("prompts")}
         self.run.stage("contrast", inputs, ("counterparts.parquet",), work)
 
     def responses(self) -> None:
@@ -155,7 +155,7 @@ class _Walk:
         self.run.stage("responses", inputs, ("responses", "links.parquet"), work)
 
     def pairs(self) -> None:
-        shuffled = self.settings["control"] == "shuffled"
+        shuffled = self.recipe.control == "shuffled"
 
         def work() -> Rows:
             path = self.folder / "pairs.parquet"
@@ -172,7 +172,7 @@ class _Walk:
         self.run.stage("pairs", inputs, ("pairs.parquet",), work)
 
     def tokens(self) -> None:
-        max_length = self.settings["tokens"]["max_length"]
+        max_length = self.recipe.tokens.max_length
 
         def work() -> Rows:
             told = prepare([self.folder], self.model.tokenizer, self.folder / "tokens", max_length=max_length)
@@ -180,8 +180,8 @@ class _Walk:
                 raise InputError(f"tokens: no pair is left ({told['dropped']})")
             return Rows(told["rows_in"], told["rows_in"] - sum(told["dropped"].values()), told["dropped"])
 
-        inputs = {"max_length": max_length, "tokenizer": self.model.tokenizer_fingerprint}
-        inputs["files"] = self.run.hashes("pairs", "responses")
+        inputs = {"max_length": max_length, "tokenizer": self.model.tokenizer_fingerprint,
+                  "files": self.run.hashes("pairs", "responses")}  # fmt: skip
         self.run.stage("tokens", inputs, ("tokens",), work)
 
     def baseline(self) -> None:
@@ -189,7 +189,7 @@ class _Walk:
 
         def work() -> Rows:
             test = self._read("test.parquet")
-            drawn = contrast(test, seed=self.seed, **self.settings["contrast"] | {"negatives": 1})
+            drawn = contrast(test, seed=self.seed, **records.settings(self.recipe.contrast) | {"negatives": 1})
             asked = ask(test, drawn, chat=self.model.is_chat)
             made = self._generate(asked, folder / "responses", self.seed + 1, "held-out responses")
             judged = judge(link(test, drawn, asked), Answers.of(made, BATCH_ROWS))
@@ -197,8 +197,7 @@ class _Walk:
                 raise InputError("evaluation: no held-out row became a pair; hold out more rows")
             self._write(judged, "evaluation/pairs.parquet")
             held_out = pl.concat(StoredPairs(folder).batches(BATCH_ROWS))
-            max_length = self.settings["tokens"]["max_length"]
-            store, lost = tokenize(held_out, self.model.tokenizer, max_length=max_length)
+            store, lost = tokenize(held_out, self.model.tokenizer, max_length=self.recipe.tokens.max_length)
             if not len(store):
                 raise InputError(f"evaluation: no held-out pair is left ({lost})")
             store.save(folder / "tokens")
@@ -211,24 +210,16 @@ class _Walk:
 
     def train(self) -> None:
         def work() -> None:
-            from mipo.trainer.config import MIPOConfig
             from mipo.trainer.training import train
 
-            fields = {
-                "seed": self.seed,
-                "trust_remote_code": self.model.trust_remote_code,
-                **self.settings["trainer"],
-                **sft,
-            }
-            args = MIPOConfig(output_dir=str(self.folder / "checkpoints"), **fields)
+            args, _ = build(self.recipe, self.folder)
             store = PairStore.open(self.folder / "tokens")
             model, output = self.model.name, self.folder / "model"
-            log = train(store, model, self.model.tokenizer, output, args=args, lora=self.settings["lora"])
+            log = train(store, model, self.model.tokenizer, output, args=args, lora=self.recipe.lora)
             files.write_json(self.folder / "training.json", log)
 
-        sft = {"loss_type": ["sft"]} if self.settings["control"] == "sft" else {}
-        given = {"trainer": {**self.settings["trainer"], **sft}, "lora": self.settings["lora"], "seed": self.seed}
-        inputs = {**given, "model": self.model.content, "files": self.run.hashes("tokens")}
+        inputs = {"trainer": trainer_fields(self.recipe), "lora": self.recipe.lora, "seed": self.seed}
+        inputs |= {"model": self.model.content, "files": self.run.hashes("tokens")}
         self.run.stage("train", inputs, ("model", "training.json", "checkpoints"), work)
 
     def evaluate(self) -> None:
@@ -248,29 +239,31 @@ class _Walk:
     # The seed of the held-out responses again: before and after draw the same random numbers, so that what differs
     # between them is the model.
     def _evaluate(self, name: str, model: str, store: PairStore, answers: pl.DataFrame | None = None) -> None:
-        test, given = self._read("test.parquet"), self.settings["evaluation"]
+        test, section = self._read("test.parquet"), self.recipe.evaluation
         # The reference model's dtype for both sides: a trained model is saved in float32.
         side_model = Model(model, trust_remote_code=self.model.trust_remote_code, dtype=self.model.saved_dtype)
         side, said = measurement.evaluate(
-            side_model, test, store, kind=self.settings["contrast"]["kind"], negatives=self._negatives(),
-            rows=given["rows"], rule=given["rule"], answers=answers, seed=self.seed + 1, progress=name,
+            side_model, test, store, kind=self.recipe.contrast.kind, negatives=self._negatives(),
+            rows=section.rows, rule=section.rule, answers=answers, seed=self.seed + 1, progress=name,
             **self.sampling,
         )  # fmt: skip
         self._write(said, f"evaluation/{name}.parquet")
         files.write_json(self.folder / "evaluation" / f"{name}.json", side)
 
     def _negatives(self) -> int:
-        given: int | None = self.settings["evaluation"]["negatives"]
-        return min(31, self._read("test.parquet").height - 1) if given is None else given
+        negatives = self.recipe.evaluation.negatives
+        return min(31, self._read("test.parquet").height - 1) if negatives is None else negatives
 
     def _evaluation_inputs(self) -> dict[str, Any]:
         test = {name: digest for name, digest in self.run.hashes("prompts").items() if name == "test.parquet"}
-        return {"settings": self.settings["evaluation"], "contrast": self.settings["contrast"], "seed": self.seed,
-                "sampling": self.sampling, "test": test, "tokenizer": self.model.tokenizer_fingerprint}  # fmt: skip
+        sections = {"settings": self.recipe.evaluation, "contrast": self.recipe.contrast}
+        plain = {name: records.settings(section) for name, section in sections.items()}
+        return {**plain, "seed": self.seed, "sampling": self.sampling, "test": test,
+                "tokenizer": self.model.tokenizer_fingerprint}  # fmt: skip
 
     def _generate(self, asked: Asked, folder: Path, seed: int, progress: str) -> pl.DataFrame:
         """Responses to what is asked, less what is too long for the model: such pairs have no response."""
-        prompts = asked.prompts.filter(fits(asked.prompts["prompt"], self.model, self.sampling["max_new_tokens"]))
+        prompts = asked.prompts.filter(fits(asked.prompts["prompt"], self.model, self.recipe.responses.max_new_tokens))
         return generate(prompts, self.model, folder=folder, seed=seed, progress=progress, **self.sampling)
 
     def _read(self, name: str) -> pl.DataFrame:
@@ -283,12 +276,12 @@ class _Walk:
 def _source_hash(source: str) -> str:
     path = Path(source)
     if path.is_file():
-        return files.sha256(path)
-    return _text_hash(source) or "" if not path.is_dir() else folder_sha256(path)
+        return checksum.of_file(path)
+    return checksum.of_folder(path) if path.is_dir() else checksum.of_value(source)
 
 
-def _text_hash(text: Any) -> str | None:
-    return hashlib.sha256(str(text).encode()).hexdigest() if text is not None else None
+def _checksum(text: Any) -> str | None:
+    return None if text is None else checksum.of_value(str(text))
 
 
 def _version(library: str) -> str | None:

@@ -1,6 +1,8 @@
 """Settings: `trl.DPOConfig` with the paper's settings as defaults."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from trl import DPOConfig
@@ -39,6 +41,8 @@ class MIPOConfig(DPOConfig):  # type: ignore[misc]
     )
 
     def __post_init__(self) -> None:
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True  # which transformers wants said before it trains in bf16 there
         accelerated = torch.accelerator.is_available() and not self.use_cpu
         # transformers renamed it, and warns of the old name.
         name = "activation_checkpointing" if hasattr(self, "activation_checkpointing") else "gradient_checkpointing"
@@ -49,3 +53,10 @@ class MIPOConfig(DPOConfig):  # type: ignore[misc]
         if self.bf16 is None and not accelerated:
             self.bf16 = False
         super().__post_init__()
+
+
+def lora_config(fields: Mapping[str, Any]) -> Any:
+    """The `peft.LoraConfig` of a causal language model with these fields."""
+    from peft import LoraConfig
+
+    return LoraConfig(**{"task_type": "CAUSAL_LM", **fields})

@@ -20,6 +20,7 @@ from trl.models import prepare_deepspeed
 
 from mipo.errors import InputError
 from mipo.loss.preference import implicit_rewards, preference_loss
+from mipo.trainer.checks import check_grouped
 from mipo.trainer.collators import GroupCollator
 from mipo.trainer.config import MIPOConfig
 from mipo.trainer.preference_head import (
@@ -55,8 +56,10 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
         if self._fused and first is not None:
             check_settings(args, kwargs, first, negatives=2 if self._grouped else 1)
         if self._grouped:
-            _check_grouped(args, kwargs)
-            tokenizer = kwargs["processing_class"]
+            tokenizer = kwargs.get("processing_class")
+            if tokenizer is None:
+                raise InputError("several rejected responses a group: pass the tokenizer as processing_class")
+            check_grouped(args)
             pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
             multiple = args.pad_to_multiple_of
             kwargs.setdefault("data_collator", GroupCollator(pad_token_id=pad, pad_to_multiple_of=multiple))
@@ -224,21 +227,3 @@ def _sizes(dataset: datasets.Dataset) -> list[int]:
     table = dataset.select_columns("rejected_ids").with_format("arrow")[:]
     sizes: list[int] = pc.list_value_length(table["rejected_ids"]).to_pylist()
     return sizes
-
-
-def _check_grouped(args: MIPOConfig, given: Mapping[str, Any]) -> None:
-    if given.get("processing_class") is None:
-        raise InputError("several rejected responses a group: pass the tokenizer as processing_class")
-    plain = {"loss_type": ["sigmoid"], "loss_weights": None, "ld_alpha": None, "use_weighting": False,
-             "label_smoothing": 0.0, "f_divergence_type": "reverse_kl"}  # fmt: skip
-    other = [f"{name}={getattr(args, name)!r}" for name, value in plain.items() if getattr(args, name) != value]
-    if other:
-        raise InputError(
-            f"several rejected responses a group have the softmax loss only; came {', '.join(other)}. Leave it out, or "
-            "use negatives: 1, which has all of TRL's losses."
-        )
-    if args.max_length is not None:
-        raise InputError(
-            f"max_length={args.max_length}: several rejected responses a group are not cut; drop long ones by name "
-            "instead (`mipo tokens --max-length`, or tokens.max_length in a recipe)"
-        )

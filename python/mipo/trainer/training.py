@@ -15,7 +15,7 @@ from mipo.errors import InputError
 from mipo.models.loading import without_bars
 from mipo.tokenizer.encoder import fingerprint
 from mipo.tokens.store import PairStore
-from mipo.trainer.config import MIPOConfig
+from mipo.trainer.config import MIPOConfig, lora_config
 from mipo.trainer.trainer import MIPOTrainer
 
 
@@ -39,8 +39,9 @@ def train(
     if store.fingerprint != fingerprint(tokenizer):
         raise InputError(f"the tokens were made by another tokenizer or chat template than {model}'s; make them anew")
     with without_bars():
+        adapter = None if lora is None else lora_config(lora)
         trainer = MIPOTrainer(
-            model, args=args, train_dataset=store.to_trl(), processing_class=tokenizer, peft_config=_lora(lora)
+            model, args=args, train_dataset=store.to_trl(), processing_class=tokenizer, peft_config=adapter
         )
         trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
         if not args.disable_tqdm:
@@ -75,14 +76,6 @@ class _Progress(ProgressCallback):  # type: ignore[misc]
 
     def on_log(self, *args: Any, **kwargs: Any) -> None:
         """Prints nothing."""
-
-
-def _lora(fields: Mapping[str, Any] | None) -> Any:
-    if fields is None:
-        return None
-    from peft import LoraConfig
-
-    return LoraConfig(**{"task_type": "CAUSAL_LM", **fields})
 
 
 def _checkpoint(trainer: MIPOTrainer) -> str | None:

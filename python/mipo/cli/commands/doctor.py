@@ -6,7 +6,7 @@ import os
 import platform
 
 PARTS = {
-    "core": ("cyclopts", "numpy", "polars", "pyarrow", "pyyaml", "tqdm"),
+    "core": ("cyclopts", "msgspec", "numpy", "polars", "pyarrow", "pyyaml", "tqdm"),
     "train": ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "jinja2", "matplotlib"),
     "eval": ("lm-eval",),
     "ray": ("ray",),

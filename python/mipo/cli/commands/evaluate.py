@@ -8,7 +8,8 @@ from cyclopts import Parameter
 from mipo.cli.console import read_prompts
 from mipo.cli.options import ModelName, Prompts, TrustRemoteCode, keywords, mirrors
 from mipo.evaluation.measurement import evaluate
-from mipo.io import files
+from mipo.evaluation.rule import Rule
+from mipo.io import files, records
 from mipo.models.model import Model
 from mipo.prompts.rows import read
 from mipo.tokens.store import PairStore
@@ -30,11 +31,12 @@ def command(
     **options: Any,
 ) -> None:
     """Prints each figure with its interval, and writes them to `output`."""
-    rule = {name: value for name, value in (("answer", answer), ("pattern", pattern)) if value}
+    given = {name: value for name, value in (("answer", answer), ("pattern", pattern)) if value is not None}
+    rule = records.read(Rule, given) if given else None
     store = PairStore.open(held_out) if held_out is not None else None
     measured = Model(str(model), trust_remote_code=trust_remote_code)
     table = read_prompts(prompts, options)
-    figures, _ = evaluate(measured, table, store, rule=rule or None, **keywords(evaluate, options))
+    figures, _ = evaluate(measured, table, store, rule=rule, **keywords(evaluate, options))
     for name, figure in figures.items():
         print(f"{name:16} {figure['value']:9.3f}  [{figure['low']:.3f}, {figure['high']:.3f}]")
     if output is not None:

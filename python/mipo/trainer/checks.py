@@ -1,0 +1,97 @@
+"""Checks: what MIPOTrainer would refuse once pairs are there, known before from its settings and the model's config.
+
+Knows TRL's and PEFT's refusals. Reads no data and no weights.
+"""
+
+import copy
+import warnings
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.integrations import get_reporting_integration_callbacks
+from transformers.pytorch_utils import Conv1D
+
+from mipo.errors import InputError
+from mipo.loss.preference import LOSS_TYPES
+from mipo.trainer.config import MIPOConfig
+from mipo.trainer.preference_head import check_settings
+
+
+def check_training(args: MIPOConfig, *, negatives: int) -> None:
+    """Raises ValueError for settings with which no training on groups of `negatives` rejected responses can start.
+
+    Its message begins with the name of a setting.
+    """
+    unknown = [name for name in args.loss_type if name not in LOSS_TYPES]
+    if unknown:
+        raise InputError(f"loss_type: expected names among {', '.join(LOSS_TYPES)}, got {', '.join(unknown)}")
+    if negatives > 1:
+        check_grouped(args)
+    if args.fused_loss:
+        try:
+            check_settings(args, {}, {}, negatives)
+        except ValueError as error:
+            raise InputError(f"fused_loss: {error}") from error
+    if args.eval_strategy != "no":
+        raise InputError(
+            f"eval_strategy: expected no, got {str(args.eval_strategy.value)!r}; there is no data set to evaluate on "
+            "during training: a run measures its held-out prompts before and after it"
+        )
+    if args.fp16 and not torch.accelerator.is_available():
+        raise InputError("fp16: expected false on a CPU, got true; leave it out, or set bf16")
+    if args.sync_ref_model and args.precompute_ref_log_probs:
+        raise InputError("sync_ref_model: expected false, or precompute_ref_log_probs false with it; got true for both")
+    for callback in get_reporting_integration_callbacks(args.report_to):
+        try:
+            callback()
+        except RuntimeError as error:
+            raise InputError(f"report_to: {error}") from error
+
+
+def check_grouped(args: MIPOConfig) -> None:
+    """Raises ValueError for settings that several rejected responses a group do not have."""
+    plain = {"loss_type": ["sigmoid"], "loss_weights": None, "ld_alpha": None, "use_weighting": False,
+             "label_smoothing": 0.0, "f_divergence_type": "reverse_kl"}  # fmt: skip
+    for name, value in plain.items():
+        if getattr(args, name) != value:
+            raise InputError(
+                f"{name}: expected {value!r}, since several rejected responses a group have the softmax loss only, got "
+                f"{getattr(args, name)!r}; leave it out, or use negatives: 1, which has all of TRL's losses"
+            )
+    if args.max_length is not None:
+        raise InputError(
+            f"max_length: expected None, since several rejected responses a group are not cut, got {args.max_length}; "
+            "drop long ones by name instead (`mipo tokens --max-length`, or tokens.max_length in a recipe)"
+        )
+
+
+def check_modules(lora: Any, args: MIPOConfig, model_config: Any) -> None:
+    """Raises ValueError where a `peft.LoraConfig` does not fit a model, of which only the config is there.
+
+    The modules alone are tried: the adapter is not initialized from weights that are not there.
+    """
+    from peft import get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    plain = copy.deepcopy(lora)
+    plain.init_lora_weights = False
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the training says the same again
+        empty = AutoModelForCausalLM.from_config(model_config, trust_remote_code=args.trust_remote_code)
+        try:
+            adapted = get_peft_model(empty, plain)
+        except (ValueError, NotImplementedError) as error:
+            layers = sorted({name.rpartition(".")[2] for name, part in empty.named_modules() if _is_linear(part)})
+            raise InputError(
+                f"target_modules: {' '.join(str(error).split())} The model's linear layers are {', '.join(layers)}"
+            ) from error
+    if isinstance(adapted.get_output_embeddings(), BaseTunerLayer) and not args.fused_loss:
+        raise InputError(
+            "target_modules: expected no LM head, which TRL's loss does not train; leave it out, or set "
+            "trainer.fused_loss: true"
+        )
+
+
+def _is_linear(module: torch.nn.Module) -> bool:
+    return isinstance(module, torch.nn.Linear | Conv1D)

@@ -1,0 +1,109 @@
+"""Training settings: what TRL and PEFT would refuse after hours is refused before a prompt is read."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from mipo import cli, demo
+from mipo.errors import InputError, NotThereError
+from mipo.run import training_settings, walk
+from mipo.run.preview import dry_run
+from mipo.run.recipe import load
+
+MODEL = demo.HERE / "model"
+
+
+def write(folder: Path, text: str) -> Path:
+    """A recipe on the demo's model, whose prompts are not there: who reads them fails otherwise."""
+    path = folder / "recipe.yaml"
+    path.write_text(f"model: {MODEL}\nprompts: {{source: absent.jsonl}}\n{text}")
+    return path
+
+
+REFUSED = [
+    ("contrast: {negatives: 2}\ntrainer: {loss_type: ipo}", "trainer.loss_type: expected ['sigmoid'], since several"),
+    ("contrast: {negatives: 2}\ncontrol: sft", "trainer.loss_type: expected ['sigmoid'], since several"),
+    ("contrast: {negatives: 2}\ntrainer: {max_length: 64}", "trainer.max_length: expected None"),
+    ("trainer: {loss_type: [sigmod]}", "trainer.loss_type: expected names among sigmoid"),
+    ("trainer: {loss_type: [sigmoid, sft], loss_weights: [1]}", "trainer: `loss_weights` must have the same length"),
+    ("trainer: {fused_loss: true, ld_alpha: 0.5}", "trainer.fused_loss: fused_loss=True has no ld_alpha=0.5"),
+    ("trainer: {eval_strategy: steps, eval_steps: 1}", "trainer.eval_strategy: expected no, got 'steps'"),
+    ("trainer: {report_to: clearml}", "trainer.report_to: ClearMLCallback requires"),
+    ("trainer: {report_to: paper}", "trainer: paper is not supported, only"),
+    ("trainer: {sync_ref_model: true}", "trainer.sync_ref_model: expected false"),
+    ("trainer: {bf16: true, fp16: true}", "trainer: At most one of fp16 and bf16"),
+    ("trainer: {accelerator_config: {split_batch: true}}", "trainer: AcceleratorConfig.__init__() got an unexpected"),
+    ("lora: {target_modules: [q_porj]}", "lora.target_modules: Target modules {'q_porj'} not found"),
+    ("lora: {target_modules: [lm_head]}", "lora.target_modules: expected no LM head"),
+    ("lora: {layers_pattern: h, target_modules: all-linear}", "lora: `layers_pattern` cannot be used when"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), REFUSED, ids=[case[0] for case in REFUSED])
+def test_what_could_not_train_is_refused_before_a_prompt_is_read(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, text)
+    for refused in (lambda: walk.run_recipe(path, output=tmp_path / "out"), lambda: dry_run(path)):
+        with pytest.raises(InputError) as error:
+            refused()
+        assert str(error.value).startswith(f"{path}: {message}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_says_so_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, "lora: {target_modules: [q_porj]}")
+    assert cli.main(["run", str(path), "--dry-run"]) == 2
+    printed = capsys.readouterr().err.splitlines()[-1]
+    assert printed.startswith(f"mipo run: error: {path}: lora.target_modules: ")
+    assert printed.endswith(
+        "The model's linear layers are down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
+    )
+
+
+def test_a_model_that_is_not_there_is_no_fault_of_the_adapter(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: ./no/model\nprompts: {source: absent.jsonl}\nlora: {r: 4}\n")
+    with pytest.raises(NotThereError, match=r"^\./no/model: no such folder"):
+        dry_run(path)
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        "{}",
+        "{r: 4, target_modules: all-linear}",
+        "{init_lora_weights: pissa}",
+        "{use_dora: true}",
+        "{modules_to_save: [lm_head]}",
+    ],
+)
+def test_an_adapter_that_fits_passes(tmp_path: Path, lora: str) -> None:
+    assert training_settings.load_checked(write(tmp_path, f"lora: {lora}"), tmp_path / "out").lora is not None
+
+
+def test_both_configs_are_what_the_recipe_says(tmp_path: Path) -> None:
+    recipe = load(write(tmp_path, "seed: 7\ncontrol: sft\ntrainer: {beta: 0.3}\nlora: {r: 4}\n"))
+    args, lora = training_settings.build(recipe, tmp_path)
+    assert (args.seed, args.beta, args.loss_type, args.learning_rate) == (7, 0.3, ["sft"], 5e-7)
+    assert args.output_dir == str(tmp_path / "checkpoints")
+    assert lora is not None
+    assert (lora.r, lora.task_type) == (4, "CAUSAL_LM")
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="on an accelerator bf16 is the default")
+def test_bf16_on_a_cpu_just_works(tmp_path: Path) -> None:
+    from mipo.demo import world
+
+    world.write(tmp_path, train=64, test=24, seed=1)
+    settings = yaml.safe_load((demo.HERE / "recipe.yaml").read_text()) | {"model": str(MODEL)}
+    settings["evaluation"] |= {"negatives": 3}
+    settings["trainer"] |= {"bf16": True, "max_steps": 1, "save_strategy": "no"}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    walk.run_recipe(tmp_path / "recipe.yaml", output=tmp_path / "out", until="train")
+    log = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert log[-1]["step"] == 1
+    with pytest.raises(InputError, match="fp16: expected false on a CPU"):
+        dry_run(write(tmp_path, "trainer: {fp16: true}"))
