@@ -9,7 +9,8 @@
 //! | [`tokens`] | preference groups as row numbers of tables of ids |
 //!
 //! Everything runs on all threads and gives the same bytes for any number of them. A module knows only those above it;
-//! `tests/house/test_rust_layers.py` holds the order. The feature `python`, on by default, adds the module `mipo._native`.
+//! `tests/house/test_rust_layers.py` holds the order. The feature `python`, on by default, adds the Python module
+//! `mipo._native`.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 

@@ -14,7 +14,7 @@ const TRIES: usize = 64;
 const SMALL: usize = 512;
 
 pub(crate) struct Exchange<'a, A> {
-    /// Counterparts as places, [places, K].
+    /// Counterparts as places, `[places, K]`.
     pub(crate) targets: Vec<usize>,
     negatives: usize,
     admits: &'a A,

@@ -33,7 +33,7 @@ impl Encoder {
         self.0.why()
     }
 
-    /// Ids of each text: (offsets int64 [n + 1], ids uint32 [offsets[n]]).
+    /// Ids of each text: (offsets int64 `[n + 1]`, ids uint32 `[offsets[n]]`).
     fn encode(&self, py: Python<'_>, texts: &Bound<'_, PyAny>, add_special_tokens: bool) -> PyResult<PyTable> {
         let chunks = chunks(texts)?;
         let encode = || self.0.encode(&strings(&chunks)?, add_special_tokens);

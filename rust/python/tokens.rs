@@ -10,7 +10,7 @@ use crate::python::arrow::{chunks, conversations, strings};
 use crate::python::tokenizer::{Encoder, PyTable, Template, to_python};
 use crate::tokens::{Chats, GroupRows, Groups, Interner, Plain, Rendered, Unfinished};
 
-/// (offsets int64 [groups + 1], rows uint64 [groups], unfinished chosen bool [groups], unfinished rejected bool).
+/// (offsets int64 `[groups + 1]`, rows uint64 `[groups]`, unfinished chosen bool `[groups]`, unfinished rejected bool).
 type PyGroups<'py> = (
     Bound<'py, PyAny>,
     Bound<'py, PyAny>,
