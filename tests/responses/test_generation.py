@@ -134,7 +134,7 @@ def test_a_folder_of_other_settings_is_refused(
 
 def test_a_folder_of_other_prompts_is_refused(asked: pl.DataFrame, model: Any, tokenizer: Any, tmp_path: Path) -> None:
     generate(asked[:2], Model.of(model, tokenizer), folder=tmp_path, **SAMPLED)
-    with pytest.raises(ValueError, match="prompts_sha256"):
+    with pytest.raises(ValueError, match="prompts_checksum"):
         generate(asked[1:3], Model.of(model, tokenizer), folder=tmp_path, **SAMPLED)
     (tmp_path / "settings.json").unlink()
     with pytest.raises(ValueError, match="holds responses"):

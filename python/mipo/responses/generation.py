@@ -5,12 +5,11 @@ Knows transformers, sampling and parts on disk. Knows nothing of pairs or traini
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError
-from mipo.io import files, records, tables
+from mipo.io import checksum, files, records, tables
 from mipo.io.lazy import lazy
 from mipo.models.model import Model
 from mipo.responses.engines.local import sample
@@ -87,8 +86,8 @@ def _stream(seed: int, number: int) -> int:
 
 def _claim(folder: Path, asked: pl.DataFrame, settings: dict[str, Any]) -> None:
     """Says in `folder` what its parts are made of, or refuses a folder whose parts are made of something else."""
-    digest = hashlib.sha256("\x1d".join(key(asked["prompt"])).encode()).hexdigest()
-    settings = {**settings, "part_rows": PART_ROWS, "prompts_sha256": digest}
+    digest = checksum.of_value(key(asked["prompt"]).to_list())
+    settings = {**settings, "part_rows": PART_ROWS, "prompts_checksum": digest}
     path = folder / "settings.json"
     if not path.exists():
         if any(folder.glob("part-*.parquet")):

@@ -6,11 +6,11 @@ Knows tokenizers. Knows nothing of rendering chats, of pairs or of training.
 from __future__ import annotations
 
 import functools
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from mipo.errors import InputError, InputTypeError, NotThereError
+from mipo.io import checksum
 from mipo.io.lazy import lazy
 from mipo.tokenizer.table import TokenTable
 
@@ -60,12 +60,12 @@ def _open(json: bytes, engine: str) -> _native.Encoder:
 
 
 def fingerprint(tokenizer: Any) -> str:
-    """SHA-256 of a tokenizer and its chat template: equal exactly where the same texts become the same ids."""
+    """The checksum of a tokenizer and its chat template: equal exactly where the same texts become the same ids."""
     content = tokenizer_json(tokenizer)
     # Earlier calls with padding or truncation leave settings before the tokens, which change no ids here.
     content = content[max(0, content.find(b'"added_tokens"')) :]
     settings = [getattr(tokenizer, name, None) for name in ("chat_template", "bos_token", "eos_token")]
-    return hashlib.sha256(content + b"\0" + repr(settings).encode()).hexdigest()
+    return checksum.of_bytes(content + b"\0" + repr(settings).encode())
 
 
 def tokenizer_json(tokenizer: Any) -> bytes:

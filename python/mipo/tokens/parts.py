@@ -5,7 +5,6 @@ Knows files of pairs, and pairs that are row numbers. Knows nothing of tokenizat
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,22 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mipo.errors import InputError
-from mipo.io import sources
-from mipo.io.lazy import lazy
-from mipo.pairing.stored import RESPONSES, StoredPairs
+from mipo.io import checksum, sources
+from mipo.pairing.stored import PAIRS, RESPONSES, StoredPairs
 from mipo.tokens.trl import SIDES
 
 if TYPE_CHECKING:
-    import numpy as np
     import polars as pl
 
-    from mipo import _native
-else:
-    _native = lazy("mipo._native")
-    np = lazy("numpy")
-
 BATCH_ROWS = 16_384
-BLOCK = 1 << 26  # bytes of a source to read at once for its checksums
 
 
 class Source(Protocol):
@@ -45,7 +36,7 @@ class Source(Protocol):
 
     @property
     def content(self) -> str:
-        """A digest: equal for equal pairs."""
+        """A checksum, equal for equal pairs."""
 
     @property
     def is_streamed(self) -> bool:
@@ -67,9 +58,11 @@ class Files:
 
     @cached_property
     def content(self) -> str:
-        """A digest of the files' bytes, or of the data set's name."""
+        """The checksum of the files, or of the data set's name."""
         path = Path(self.name)
-        return _digest(*_checksums(path)) if path.exists() else _digest(self.name)
+        if path.is_dir():
+            return checksum.of_folder(path)
+        return checksum.of_file(path) if path.is_file() else checksum.of_value(self.name)
 
     @property
     def is_streamed(self) -> bool:
@@ -95,9 +88,9 @@ class Stored:
 
     @cached_property
     def content(self) -> str:
-        """A digest of the bytes of the pairs and of the responses."""
+        """The checksum of the pairs and of the responses."""
         folder = self._pairs.folder
-        return _digest(*_checksums(folder / "pairs.parquet"), *_checksums(folder / RESPONSES))
+        return checksum.of_value([checksum.of_file(folder / PAIRS), checksum.of_folder(folder / RESPONSES)])
 
     def height(self) -> int:
         """The number of pairs."""
@@ -164,17 +157,3 @@ def _next_prompt(whole: Part, row: int) -> int:
             return position + int(other[0])
         position += batch.height
     return whole.stop
-
-
-def _checksums(path: Path) -> Iterator[str]:
-    """The checksums of each file, 128 bits for every block of it, separated by spaces."""
-    for file in sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]:
-        checksums = []
-        with file.open("rb") as stream:
-            while block := stream.read(BLOCK):
-                checksums.append(_native.checksum([np.frombuffer(block, np.uint8)]))
-        yield " ".join(checksums)
-
-
-def _digest(*texts: str) -> str:
-    return hashlib.sha256(" ".join(texts).encode()).hexdigest()

@@ -5,8 +5,6 @@ Knows which rows make a shard, and which shards exist. Knows nothing of how a pa
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -15,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError
-from mipo.io import tables
+from mipo.io import checksum, tables
 from mipo.io.lazy import lazy
 from mipo.tokenizer.encoder import Choice, fingerprint
 from mipo.tokenizer.table import TokenTable
@@ -101,8 +99,7 @@ class ShardTask:
     @property
     def key(self) -> str:
         """Equal for equal rows and settings."""
-        identity = {**self.part.identity(), "source": None, **self.settings}
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        return checksum.of_value({**self.part.identity(), "source": None, **self.settings})
 
     def is_done(self) -> bool:
         """Whether the shard exists and is whole; raises InputError if its folder holds another one."""

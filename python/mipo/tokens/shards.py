@@ -11,14 +11,13 @@ Knows files and checksums. Knows nothing of texts or of tokenizers.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError, NotThereError
-from mipo.io import arrow, files
+from mipo.io import arrow, checksum, files
 from mipo.io.lazy import lazy
 from mipo.tokenizer import table
 
@@ -148,8 +147,8 @@ def read(folder: Path, record: dict[str, Any], name: str, *, trusted: bool = Fal
     `trusted` compares the checksum that the file states, without reading the bytes again.
     """
     path = folder / record["folder"] / f"{name}.arrow"
-    batches, checksum = arrow.read(path, _schema(name), trusted=trusted)
-    if checksum != record["checksums"][name]:
+    batches, digits = arrow.read(path, _schema(name), trusted=trusted)
+    if digits != record["checksums"][name]:
         raise InputError(f"{path}: is not the file that {folder / MANIFEST} describes; make the store again")
     return batches
 
@@ -173,5 +172,4 @@ def _verified(path: Path, content: Any) -> dict[str, Any]:
 
 
 def _checksum(record: dict[str, Any]) -> str:
-    text = json.dumps({name: value for name, value in record.items() if name != "checksum"}, sort_keys=True)
-    return _native.checksum([np.frombuffer(text.encode(), np.uint8)])
+    return checksum.of_value({name: value for name, value in record.items() if name != "checksum"})
