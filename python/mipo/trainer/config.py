@@ -25,7 +25,7 @@ class MIPOConfig(DPOConfig):  # type: ignore[misc]
         default_factory=lambda: {"min_lr_rate": 0.1}, metadata={"help": "Arguments of the schedule."}
     )
     warmup_steps: float = field(default=0.03, metadata={"help": "Warm-up steps; below 1, a share of all steps."})
-    max_length: int | None = field(default=None, metadata={"help": "TRL's length limit, which counts no drops."})
+    max_length: int | None = field(default=None, metadata={"help": "TRL's length limit, which does not count drops."})
     precompute_ref_log_probs: bool = field(
         default=True, metadata={"help": "Score the reference once, before training."}
     )
