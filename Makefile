@@ -1,4 +1,4 @@
-# One entry for people and CI. Needs Python 3.11 or newer, cargo and a C compiler; everything else comes into .venv.
+# One entry for people and CI. Needs Python 3.11 or newer, cargo and a C compiler; .venv holds everything else.
 PYTHON ?= python3
 # Processes that run tests side by side; each takes up to 4 GiB.
 WORKERS ?= 2
@@ -13,7 +13,7 @@ demo: .venv/ready ## run the demo (runs/demo)
 	$(BIN)/mipo demo --output runs/demo
 
 test: .venv/ready ## run every test, of Rust and of Python
-	cargo test --release --locked --no-default-features
+	cargo test --locked --no-default-features
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 check: test lint doc ## all that CI runs: tests, formats, lints, types, Rust's documentation

@@ -43,8 +43,3 @@ def test_a_command_parses(command):
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_recipe_is_one(path):
     assert recipe.load(path).prompts.source
-
-
-def test_files_that_the_readme_names_are_there():
-    for name in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert (ROOT / name).exists(), name

@@ -1,7 +1,6 @@
 """Laws of files: whole or not at all, whatever happens on the way."""
 
 import errno
-import hashlib
 import json
 import multiprocessing
 import os
@@ -100,9 +99,3 @@ def test_json_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
         (tmp_path / "value.json").write_bytes(broken)
         with pytest.raises(ValueError, match=r"value\.json: not valid JSON .*delete it and run again"):
             files.read_json(tmp_path / "value.json")
-
-
-def test_hashes_are_of_the_bytes(tmp_path: Path) -> None:
-    content = bytes(range(256)) * 10_000
-    (tmp_path / "file").write_bytes(content)
-    assert files.sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()

@@ -28,9 +28,9 @@ def test_figures_are_read_as_they_were_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "name"),
     [
-        ({"name": "/home/somebody/models/tiny", "sha256": "00"}, "tiny"),
-        ({"name": "models/tiny/", "sha256": "00"}, "tiny"),
-        ({"name": r"C:\Users\somebody\tiny", "sha256": "00"}, "tiny"),
+        ({"name": "/home/somebody/models/tiny", "checksum": "00"}, "tiny"),
+        ({"name": "models/tiny/", "checksum": "00"}, "tiny"),
+        ({"name": r"C:\Users\somebody\tiny", "checksum": "00"}, "tiny"),
         ({"name": "meta-llama/Llama-3.2-1B-Instruct", "revision": "00"}, "meta-llama/Llama-3.2-1B-Instruct"),
         ({"name": "gpt2", "revision": None}, "gpt2"),
         ({"name": 5}, None),

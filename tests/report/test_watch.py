@@ -91,7 +91,7 @@ def test_a_control_that_is_none_or_of_another_model(tmp_path: Path) -> None:
     assert "other is not a control" in items(run, other=other)
     assert "other is not like this run" not in items(run, other=other), "the same hash is the same model"
     manifest = json.loads((other / "manifest.json").read_text())
-    manifest["model"]["sha256"] = "00" * 32
+    manifest["model"]["checksum"] = "00" * 32
     write_json(other / "manifest.json", manifest)
     assert items(run, other=other)["other is not like this run"].text.startswith("They differ in model")
 

@@ -144,7 +144,7 @@ def test_a_folder_of_other_prompts_is_refused(
     prompts: pl.DataFrame, model: Any, tokenizer: Any, tmp_path: Path
 ) -> None:
     generate(prompts[:2], Model.of(model, tokenizer), folder=tmp_path, **SAMPLED)
-    with pytest.raises(ValueError, match="prompts_sha256"):
+    with pytest.raises(ValueError, match="prompts_checksum"):
         generate(prompts[1:3], Model.of(model, tokenizer), folder=tmp_path, **SAMPLED)
     (tmp_path / "settings.json").unlink()
     with pytest.raises(ValueError, match="holds responses"):

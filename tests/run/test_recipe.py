@@ -4,47 +4,27 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import jsonschema
 import pytest
-import yaml
+from recipes import HEAD, SHIPPED, WRONG, refused, write_recipe
 
-from mipo import demo
-from mipo.errors import InputError, NotThereError
+from mipo.errors import InputError
 from mipo.io import records
 from mipo.responses.generation import generate
 from mipo.responses.sampling import Sampling
-from mipo.run import document, recipe, recipe_text
-from mipo.run.recipe import Contrast, Evaluation, Prompts, Recipe, Tokens
-
-ROOT = Path(__file__).parents[2]
-SHIPPED = [*sorted((ROOT / "recipes").glob("*.yaml")), demo.HERE / "recipe.yaml"]
-HEAD = "model: some/model\nprompts: {source: prompts.jsonl}\n"
-
-
-def write(folder: Path, text: str, head: str = HEAD) -> Path:
-    path = folder / "recipe.yaml"
-    path.write_text(head + text, encoding="utf-8")
-    return path
-
-
-def refused(folder: Path, text: str, head: str = HEAD) -> str:
-    path = write(folder, text, head)
-    with pytest.raises((InputError, NotThereError)) as error:
-        recipe.load(path)
-    message = str(error.value)
-    assert message.startswith(f"{path}: ")
-    return message.removeprefix(f"{path}: ")
+from mipo.run import recipe
+from mipo.run.recipe import Contrast, Evaluation, Prompts, Recipe
 
 
 def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
-    assert recipe.load(write(tmp_path, "")) == Recipe(model="some/model", prompts=Prompts(source="prompts.jsonl"))
+    assert recipe.load(write_recipe(tmp_path, "")) == Recipe(
+        model="some/model", prompts=Prompts(source="prompts.jsonl")
+    )
 
 
 def test_an_empty_section_is_its_defaults(tmp_path: Path) -> None:
     empty = "contrast:\nresponses:\ntokens:\ntrainer:\nlora:\nevaluation:\n"
-    assert recipe.load(write(tmp_path, empty)) == recipe.load(write(tmp_path, ""))
+    assert recipe.load(write_recipe(tmp_path, empty)) == recipe.load(write_recipe(tmp_path, ""))
 
 
 def test_values_have_their_types(tmp_path: Path) -> None:
@@ -56,7 +36,7 @@ lora: {r: 16, target_modules: all-linear, init_lora_weights: pissa_niter_4}
 evaluation: {rule: {answer: answer, pattern: '(?P<answer>.)'}}
 max_dropped: {empty response: 1}
 """
-    loaded = recipe.load(write(tmp_path, text))
+    loaded = recipe.load(write_recipe(tmp_path, text))
     assert loaded.contrast == Contrast(
         kind="context", negatives=2, match=("task", "lang"), differ="user", near=("prompt", 50.0), near_duplicates=1.0
     )
@@ -70,80 +50,11 @@ max_dropped: {empty response: 1}
 
 
 def test_a_record_cannot_be_changed(tmp_path: Path) -> None:
-    loaded = recipe.load(write(tmp_path, ""))
+    loaded = recipe.load(write_recipe(tmp_path, ""))
     with pytest.raises(AttributeError):
         loaded.seed = 1  # type: ignore[misc]
     with pytest.raises(AttributeError):
         loaded.contrast.negatives = 2  # type: ignore[misc]
-
-
-# (what is written, the setting's full name, what is allowed, what it got)
-WRONG = [
-    ("contrast: {kind: foo}", "contrast.kind", "context, dropped, partial or random", "'foo'"),
-    ("contrast: {kind: }", "contrast.kind", "context, dropped, partial or random", "null"),
-    ("contrast: {negatives: 0}", "contrast.negatives", "a whole number of at least 1", "0"),
-    ("contrast: {negatives: 1.0}", "contrast.negatives", "a whole number of at least 1", "1.0"),
-    ("contrast: {negatives: '1'}", "contrast.negatives", "a whole number of at least 1", "'1'"),
-    ("contrast: {negatives: yes}", "contrast.negatives", "a whole number of at least 1", "true"),
-    ("contrast: {match: 5}", "contrast.match", "text or a list of texts", "5"),
-    ("contrast: {match: [task, 5]}", "contrast.match[1]", "text", "5"),
-    ("contrast: {differ: {user: 1}}", "contrast.differ", "text or a list of texts", "{'user': 1}"),
-    ("contrast: {near: prompt}", "contrast.near", "[text, a number of at least 0] or null", "'prompt'"),
-    ("contrast: {near: [prompt]}", "contrast.near", "[text, a number of at least 0] or null", "['prompt']"),
-    ("contrast: {near: [prompt, -1]}", "contrast.near", "[text, a number of at least 0] or null", "['prompt', -1]"),
-    ("contrast: {near: [prompt, .inf]}", "contrast.near", "[text, a number of at least 0] or null", "['prompt', inf]"),
-    ("contrast: {near_duplicates: 0}", "contrast.near_duplicates", "a number above 0 and at most 1 or null", "0"),
-    ("contrast: {kind: dropped, negatives: 2}", "contrast.negatives", "1 with kind 'dropped'", "2"),
-    ("responses: {top_p: 7}", "responses.top_p", "a number above 0 and at most 1", "7"),
-    ("responses: {top_p: 0}", "responses.top_p", "a number above 0 and at most 1", "0"),
-    ("responses: {top_p: .nan}", "responses.top_p", "a number above 0 and at most 1", "nan"),
-    ("responses: {temperature: -0.1}", "responses.temperature", "a number of at least 0", "-0.1"),
-    ("responses: {temperature: .inf}", "responses.temperature", "a number of at least 0", "inf"),
-    ("responses: {temperature: warm}", "responses.temperature", "a number of at least 0", "'warm'"),
-    ("responses: {max_new_tokens: 1e3}", "responses.max_new_tokens", "a whole number of at least 1", "1000.0"),
-    ("responses: {batch_size: }", "responses.batch_size", "a whole number of at least 1", "null"),
-    ("responses: 5", "responses", "settings as `name: value`", "5"),
-    ("responses: [temperature]", "responses", "settings as `name: value`", "['temperature']"),
-    ("tokens: {max_length: 0}", "tokens.max_length", "a whole number of at least 1 or null", "0"),
-    ("trainer: {learning_rate: fast}", "trainer.learning_rate", "a number of at least 0", "'fast'"),
-    ("trainer: {learning_rate: '5e-7'}", "trainer.learning_rate", "a number of at least 0", "'5e-7'"),
-    ("trainer: {learning_rate: -1}", "trainer.learning_rate", "a number of at least 0", "-1"),
-    ("trainer: {beta: .nan}", "trainer.beta", "a number of at least 0", "nan"),
-    ("trainer: {max_steps: many}", "trainer.max_steps", "a whole number", "'many'"),
-    ("trainer: {num_train_epochs: 0}", "trainer.num_train_epochs", "a number above 0", "0"),
-    ("trainer: {bf16: 'no'}", "trainer.bf16", "true or false or null", "'no'"),
-    ("trainer: {trust_remote_code: 1}", "trainer.trust_remote_code", "true or false", "1"),
-    ("trainer: {lr_scheduler_type: cosin}", "trainer.lr_scheduler_type", "cosine_with_min_lr", "'cosin'"),
-    ("trainer: {save_strategy: no}", "trainer.save_strategy", "best, epoch, no or steps", "false"),
-    ("trainer: {seed: 4294967296}", "trainer.seed", "a whole number from 0 to 4294967295", "4294967296"),
-    ("trainer: {report_to: [wandb, 5]}", "trainer.report_to[1]", "text", "5"),
-    ("trainer: [beta, 0.1]", "trainer", "settings", "['beta', 0.1]"),
-    ("trainer: false", "trainer", "settings", "false"),
-    ("lora: {r: 0}", "lora.r", "a whole number of at least 1", "0"),
-    ("lora: {r: sixteen}", "lora.r", "a whole number of at least 1", "'sixteen'"),
-    ("lora: {bias: some}", "lora.bias", "all, lora_only or none", "'some'"),
-    ("lora: {lora_dropout: 1.5}", "lora.lora_dropout", "a number of at least 0 and below 1", "1.5"),
-    ("lora: {target_modules: 5}", "lora.target_modules", "a list of texts, text or null", "5"),
-    ("lora: true", "lora", "settings or null", "true"),
-    ("evaluation: {rows: 0}", "evaluation.rows", "a whole number of at least 1", "0"),
-    ("evaluation: {negatives: 0}", "evaluation.negatives", "a whole number of at least 1 or null", "0"),
-    ("evaluation: {rule: strict}", "evaluation.rule", "settings as `name: value`", "'strict'"),
-    ("evaluation: {rule: {answer: a, pattern: '['}}", "evaluation.rule.pattern", "a regular expression", "'['"),
-    ("evaluation: {rule: {answer: a, pattern: 'x{99999999999}'}}", "evaluation.rule.pattern", "a regular expression", "'x{99999999999}'"),  # noqa: E501
-    ("evaluation: {rule: {answer: a, pattern: '(.)'}}", "evaluation.rule.pattern", "a group `answer`", "'(.)'"),
-    ("evaluation: {rule: {answer: a, pattern: 5}}", "evaluation.rule.pattern", "text or null", "5"),
-    ("seed: 4294967296", "seed", "a whole number from 0 to 4294967295", "4294967296"),
-    ("seed: -1", "seed", "a whole number from 0 to 4294967295", "-1"),
-    ("seed: '0'", "seed", "a whole number from 0 to 4294967295", "'0'"),
-    ("control: random", "control", "sft, shuffled or null", "'random'"),
-    ("max_dropped: {x: often}", "max_dropped.x", "a number from 0 to 1", "'often'"),
-    ("max_dropped: {x: 1.5}", "max_dropped.x", "a number from 0 to 1", "1.5"),
-    ("max_dropped: .nan", "max_dropped", "a number from 0 to 1 or settings", "nan"),
-    ("max_dropped: 1%", "max_dropped", "a number from 0 to 1 or settings", "'1%'"),
-    ("trust_remote_code: 'no'", "trust_remote_code", "true or false", "'no'"),
-    ("trust_remote_code: 'false'", "trust_remote_code", "true or false", "'false'"),
-    ("trust_remote_code: 0", "trust_remote_code", "true or false", "0"),
-]  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "name", "allowed", "got"), WRONG, ids=[case[0] for case in WRONG])
@@ -231,84 +142,6 @@ def test_a_recipe_is_refused_without_torch(tmp_path: Path) -> None:
     assert ended.stdout == "{2} []\n"
 
 
-# YAML
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("seed: 1\nseed: 2\n", "line 4: expected each setting once, got 'seed' again"),
-        ("trainer:\n  beta: 0.1\n  'beta': 0.2\n", "line 5: expected each setting once, got 'beta' again"),
-        ("trainer: &a\n  model_init_kwargs: *a\n", "got more, by aliases"),
-        ("trainer: {optim_args: &a [*a]}", "got more, by aliases"),
-        ("".join(f"a{n}: &a{n} [{', '.join(['x' if not n else f'*a{n - 1}'] * 9)}]\n" for n in range(9)), "by aliases"),
-        ("trainer:\n" + "".join(f"{'  ' * n}a:\n" for n in range(1, 60)), "expected at most 20 levels, got more"),
-        ("x: " + "[" * 500 + "]" * 500, "expected at most 20 levels, got more"),
-        ("model_: !!python/object/apply:os.system [true]", "line 3: expected a plain value, got the tag"),
-        ("lora: !!set {r, bias}", "line 3: expected a plain value, got the tag"),
-        ("seed: [1", "not valid YAML"),
-        ("a: b: c", "not valid YAML"),
-        ("---\nseed: 1\n", "not valid YAML"),
-        (f"seed: {'9' * 5000}", "not valid YAML"),
-        ("? [a]\n: b\n", "not valid YAML"),
-        ("# " + "x" * 100_000, "expected a recipe of at most 65,536 bytes"),
-    ],
-    ids=lambda value: value[:30],
-)
-def test_what_yaml_reads_in_two_ways_or_never_ends_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    assert message in refused(tmp_path, text)
-
-
-@pytest.mark.parametrize(("text", "kind"), [("- model\n", "list"), ("just text", "str"), ("5", "int")])
-def test_a_recipe_is_a_mapping(tmp_path: Path, text: str, kind: str) -> None:
-    assert refused(tmp_path, text, head="") == f"expected settings as `name: value`, got {kind}"
-
-
-def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(NotThereError, match=r"absent\.yaml: no such recipe"):
-        recipe.load(tmp_path / "absent.yaml")
-    with pytest.raises(NotThereError, match="no such recipe"):
-        recipe.load(tmp_path)
-    (tmp_path / "table.parquet").write_bytes(b"PAR1\xff\xfe\x00")
-    with pytest.raises(InputError, match=r"table\.parquet: not valid YAML"):
-        recipe.load(tmp_path / "table.parquet")
-    (tmp_path / "empty.yaml").write_text("")
-    with pytest.raises(InputError, match="model: is missing"):
-        recipe.load(tmp_path / "empty.yaml")
-
-
-def test_an_alias_stands_for_its_value_and_a_date_is_text(tmp_path: Path) -> None:
-    loaded = recipe.load(
-        write(tmp_path, "contrast: {match: &columns [task], differ: *columns}\ntrainer: {run_name: 2026-11-29}")
-    )
-    assert loaded.contrast.match == loaded.contrast.differ == ("task",)
-    assert loaded.trainer == {"run_name": "2026-11-29"}
-
-
-@pytest.mark.parametrize(
-    ("text", "name"),
-    [
-        ("trainer: {hub_token: hf_madeupmadeupmadeup}", "trainer.hub_token"),
-        ("trainer: {hub_token: x}", "trainer.hub_token"),
-        ("trainer: {model_init_kwargs: {token: secretword}}", "trainer.model_init_kwargs.token"),
-        ("trainer: {run_name: hf_abcdefghijklmnopqrstuvwxyz}", "trainer.run_name"),
-        ("lora: {auto_mapping: {password: 271828182845}}", "lora.auto_mapping.password"),
-        ("lora: {auto_mapping: {wandb_api_key: a0123456789}}", "lora.auto_mapping.wandb_api_key"),
-        ("trainer: {run_name: 'https://me:secretword@host/x'}", "trainer.run_name"),
-        ("api_key: secretword", "api_key"),
-    ],
-)  # fmt: skip
-def test_a_secret_is_refused_and_not_repeated(tmp_path: Path, text: str, name: str) -> None:
-    message = refused(tmp_path, text)
-    assert message.startswith(f"{name}: expected no secret in a recipe")
-    assert not [word for word in ("madeup", "secretword", "abcdef", "a0123", "2718") if word in message]
-
-
-def test_a_name_that_only_ends_like_one_is_no_secret(tmp_path: Path) -> None:
-    text = "trainer: {hub_token: null, pad_token: '<pad>'}\nlora: {trainable_token_indices: [1]}"
-    assert recipe.load(write(tmp_path, text)).trainer["pad_token"] == "<pad>"
-
-
 # What a recipe is written as
 
 
@@ -317,16 +150,16 @@ def test_names_of_files_beside_the_recipe_become_absolute(tmp_path: Path) -> Non
     (tmp_path / "held out.jsonl").touch()
     (tmp_path / "model").mkdir()
     text = "model: model\nprompts: {source: prompts.jsonl, test: held out.jsonl}\n"
-    loaded = recipe.load(write(tmp_path, text, head=""))
+    loaded = recipe.load(write_recipe(tmp_path, text, head=""))
     assert loaded.model == str(tmp_path / "model")
     assert (loaded.prompts.source, loaded.prompts.test) == (
         str(tmp_path / "prompts.jsonl"), str(tmp_path / "held out.jsonl"),
     )  # fmt: skip
-    assert recipe.load(write(tmp_path, "")).model == "some/model"
+    assert recipe.load(write_recipe(tmp_path, "")).model == "some/model"
 
 
 def test_seed_and_control_replace_the_recipe_s(tmp_path: Path) -> None:
-    path = write(tmp_path, "seed: 3\n")
+    path = write_recipe(tmp_path, "seed: 3\n")
     assert recipe.load(path).seed == 3
     replaced = recipe.load(path, seed=0, control="shuffled")
     assert (replaced.seed, replaced.control) == (0, "shuffled")
@@ -337,17 +170,17 @@ def test_seed_and_control_replace_the_recipe_s(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_recipe_that_is_written_repeats_itself(tmp_path: Path, path: Path) -> None:
     loaded = recipe.load(path)
-    assert recipe.load(write(tmp_path, recipe.dump(loaded), head="")) == loaded
+    assert recipe.load(write_recipe(tmp_path, recipe.dump(loaded), head="")) == loaded
     assert records.read(Recipe, json.loads(json.dumps(records.settings(loaded)))) == loaded
 
 
 def test_texts_that_look_like_something_else_stay_texts(tmp_path: Path) -> None:
     columns = ["1e5", "5e-7", "no", "null", "2026-11-29", "0x1", "a: b", "ü", "1:30", "[", "#", "", "\u2028"]
-    loaded = recipe.load(write(tmp_path, ""))
+    loaded = recipe.load(write_recipe(tmp_path, ""))
     written = Recipe(
         model=loaded.model, prompts=loaded.prompts, trainer={"optim_args": "1e5", "label_names": columns, "beta": 5e-7}
     )
-    assert recipe.load(write(tmp_path, recipe.dump(written), head="")) == written
+    assert recipe.load(write_recipe(tmp_path, recipe.dump(written), head="")) == written
 
 
 def test_settings_are_what_they_were_as_plain_dicts() -> None:
@@ -379,76 +212,3 @@ def test_settings_are_what_they_were_as_plain_dicts() -> None:
 def test_one_record_says_how_responses_are_sampled() -> None:
     defaults = generate.__kwdefaults__
     assert {name: defaults[name] for name in records.settings(Sampling())} == records.settings(Sampling())
-
-
-# The commented recipe and the JSON Schema
-
-
-def schema() -> dict[str, Any]:
-    whole: dict[str, Any] = json.loads(recipe_text.schema())
-    jsonschema.Draft202012Validator.check_schema(whole)
-    return whole
-
-
-def errors(text: str) -> list[str]:
-    validator = jsonschema.Draft202012Validator(schema())
-    return [error.message for error in validator.iter_errors(yaml.safe_load(text))]
-
-
-def test_the_commented_recipe_loads_and_is_the_defaults(tmp_path: Path) -> None:
-    text = recipe_text.commented()
-    loaded = recipe.load(write(tmp_path, text, head=""))
-    assert loaded == Recipe(model=loaded.model, prompts=Prompts(source=loaded.prompts.source))
-    assert errors(text) == []
-    assert max(map(len, text.splitlines())) <= 120
-
-
-def test_the_commented_recipe_names_every_setting_with_a_comment() -> None:
-    lines = recipe_text.commented().splitlines()
-    written = yaml.safe_load("\n".join(lines))
-    for section in (Prompts, Contrast, Sampling, Tokens, Evaluation, Recipe):
-        for name in section.__struct_fields__:
-            assert any(line.split(":")[0].strip() == name for line in lines), name
-    for number, line in enumerate(lines):
-        if ":" in line and not line.lstrip().startswith("#"):
-            assert lines[number - 1].lstrip().startswith("#"), line
-    assert list(written) == list(Recipe.__struct_fields__)
-
-
-def test_what_the_commented_recipe_has_in_comments_can_be_taken_out_of_them(tmp_path: Path) -> None:
-    lines = recipe_text.commented().splitlines()
-    start = lines.index("trainer:")
-    stop = lines.index("", start)
-    paper = [line.replace("# ", "", 1) for line in lines[start + 1 : stop]]
-    rule = next(number for number, line in enumerate(lines) if line.strip() == "# rule:")
-    shown = [line.replace("# ", "", 1) for line in lines[rule : rule + 4]]
-    text = [*lines[: start + 1], *paper, *lines[stop : rule - 1], *shown, *lines[rule + 4 :]]
-    loaded = recipe.load(write(tmp_path, "\n".join(text), head=""))
-    assert loaded.trainer["learning_rate"] == 5e-7
-    assert loaded.trainer["lr_scheduler_kwargs"] == {"min_lr_rate": 0.1}
-    assert loaded.evaluation.rule is not None
-
-
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_a_shipped_recipe_is_one_for_the_schema_too(path: Path) -> None:
-    assert list(jsonschema.Draft202012Validator(schema()).iter_errors(document.read(path))) == []
-
-
-# Expressions, conditions between settings, and numbers that JSON does not have or takes for whole ones.
-UNSEEN = ("pattern: '", "dropped,", ".nan", ".inf", "1.0}", "1e3")
-
-
-@pytest.mark.parametrize("text", [text for text, *_ in WRONG if not any(word in text for word in UNSEEN)])
-def test_an_editor_marks_what_is_refused(text: str) -> None:
-    assert errors(HEAD + text)
-
-
-def test_the_schema_describes_every_setting() -> None:
-    whole = schema()
-    for name, kind in whole["$defs"].items():
-        assert kind["additionalProperties"] is False, name
-        for setting, about in kind["properties"].items():
-            assert "$ref" in json.dumps(about) or about.get("description") or "anyOf" in about, (name, setting)
-    trainer = whole["$defs"]["Recipe"]["properties"]["trainer"]["anyOf"][0]["properties"]
-    assert trainer["learning_rate"]["default"] == 5e-7
-    assert "cosine" in trainer["lr_scheduler_type"]["enum"]

@@ -93,8 +93,8 @@ def manifest(control: str | None, rows: int, model: str) -> dict[str, Any]:
         "seed": 0,
         "control": control,
         "versions": {"python": "3.11.7", "torch": "2.15.0", "polars": "2.1.0"},
-        "model": {"name": model, "sha256": "ab" * 32},
-        "template_sha256": "cd" * 32,
+        "model": {"name": model, "checksum": "ab" * 16},
+        "template_checksum": "cd" * 16,
         "stages": {
             "prompts": stage(1, 1028, 1024, {"empty prompt": 4}, "prompts.parquet"),
             "contrast": stage(2, 1024, 1024, {}, "counterparts.parquet"),

@@ -1,6 +1,5 @@
 """Files written whole or not at all: under a temporary name, synced, then renamed. Knows nothing of their contents."""
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -50,9 +49,3 @@ def read_json(path: Path) -> Any:
         raise NotThereError(f"{path}: no such file") from None
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error}); delete it and run again") from None
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

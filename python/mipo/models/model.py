@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError
-from mipo.io import files
+from mipo.io import checksum
 from mipo.io.lazy import lazy
 from mipo.models.loading import load_config, load_model, load_tokenizer
 from mipo.tokenizer.chat import is_chat
@@ -78,9 +77,9 @@ class Model:
 
     @cached_property
     def content(self) -> dict[str, str | None]:
-        """What identifies the model's files: the SHA-256 of a folder, or the revision on the hub."""
+        """What identifies the model's files: the checksum of a folder, or the revision on the hub."""
         if Path(self.name).is_dir():
-            return {"sha256": folder_sha256(Path(self.name))}
+            return {"checksum": checksum.of_folder(Path(self.name))}
         return {"revision": getattr(self.config, "_commit_hash", None)}
 
     @cached_property
@@ -93,12 +92,3 @@ class Model:
         """The dtype of the saved weights on an accelerator, `auto` elsewhere."""
         usable = torch.accelerator.is_available() and self.config.dtype is not None
         return str(self.config.dtype).removeprefix("torch.") if usable else "auto"
-
-
-def folder_sha256(folder: Path) -> str:
-    """The SHA-256 of the names and contents of all files in a folder."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            digest.update(f"{path.relative_to(folder)} {files.sha256(path)}\n".encode())
-    return digest.hexdigest()

@@ -41,7 +41,7 @@ class Results:
         model = self.manifest.get("model")
         if not isinstance(model, dict) or not isinstance(model.get("name"), str):
             return {}
-        return {**model, "name": last_part(model["name"], folder="sha256" in model)}
+        return {**model, "name": last_part(model["name"], folder="checksum" in model)}
 
     @property
     def cap(self) -> float:

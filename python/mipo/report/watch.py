@@ -115,7 +115,7 @@ def _unlike(run: Results, controls: Mapping[str, Results]) -> Iterator[Item]:
 
 def _model(run: Results) -> object:
     """What tells one model from another: its hash or revision, since a folder may have any name."""
-    return run.model.get("sha256") or (run.model.get("name"), run.model.get("revision"))
+    return run.model.get("checksum") or (run.model.get("name"), run.model.get("revision"))
 
 
 def _bookkeeping(run: Results) -> Iterator[Item]:

@@ -5,12 +5,11 @@ Knows sampling and parts on disk. Knows nothing of pairs or training.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError
-from mipo.io import files, records, tables
+from mipo.io import checksum, files, records, tables
 from mipo.io.lazy import lazy
 from mipo.models.model import Model
 from mipo.responses.engines.local import sample
@@ -86,8 +85,8 @@ def _part_seed(seed: int, number: int) -> int:
 
 def _claim(folder: Path, prompts: pl.DataFrame, settings: dict[str, Any]) -> None:
     """Writes prompts and settings of the parts to `folder`; InputError for a folder with parts of others."""
-    digest = hashlib.sha256("\x1d".join(key(prompts["prompt"])).encode()).hexdigest()
-    settings = {**settings, "part_rows": PART_ROWS, "prompts_sha256": digest}
+    digest = checksum.of_value(key(prompts["prompt"]).to_list())
+    settings = {**settings, "part_rows": PART_ROWS, "prompts_checksum": digest}
     path = folder / "settings.json"
     if not path.exists():
         if any(folder.glob("part-*.parquet")):

@@ -5,7 +5,6 @@ Knows the manifest and files. Knows nothing of what a stage does.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mipo.errors import InputError
-from mipo.io import files, records
+from mipo.io import checksum, files, records
 from mipo.run.recipe import Recipe
 
 
@@ -80,7 +79,7 @@ class Run:
         self._save()
 
     def hashes(self, *stages: str) -> dict[str, str]:
-        """SHA-256 of every file that the stages made."""
+        """The checksum of every file that the stages made."""
         return {name: digest for stage in stages for name, digest in self.manifest["stages"][stage]["files"].items()}
 
     def stage(self, name: str, inputs: dict[str, Any], made: tuple[str, ...], work: Callable[[], Rows | None]) -> None:
@@ -88,7 +87,7 @@ class Run:
 
         What an interrupted `work` left is kept only where the inputs are the same, so `work` may go on from it.
         """
-        key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+        key = checksum.of_value(inputs)
         record = self.manifest["stages"].get(name, {})
         if record.get("key") == key and record["state"] == "done" and self._intact(self.folder, record):
             print(f"{name}: done before with the same inputs")
@@ -108,7 +107,7 @@ class Run:
 
     def _finish(self, name: str, key: str, made: tuple[str, ...], seconds: float, rows: Rows | None) -> None:
         counts = {"rows_in": rows.rows_in, "rows_out": rows.rows_out, "dropped": rows.dropped} if rows else {}
-        hashes = {path.relative_to(self.folder).as_posix(): files.sha256(path) for path in self._files(made)}
+        hashes = {path.relative_to(self.folder).as_posix(): checksum.of_file(path) for path in self._files(made)}
         done = {
             "state": "done",
             "key": key,
@@ -162,7 +161,7 @@ class Run:
 
     def _intact(self, folder: Path, record: dict[str, Any]) -> bool:
         return all(
-            (folder / name).is_file() and files.sha256(folder / name) == digest
+            (folder / name).is_file() and checksum.of_file(folder / name) == digest
             for name, digest in record["files"].items()
         )
 

@@ -5,7 +5,6 @@ Knows every room and which stage feeds which. Knows nothing of how a stage is ma
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -20,8 +19,8 @@ import polars as pl
 
 from mipo.errors import InputError
 from mipo.evaluation import figures, measurement
-from mipo.io import files, records, sources, tables
-from mipo.models.model import Model, folder_sha256
+from mipo.io import checksum, files, records, sources, tables
+from mipo.models.model import Model
 from mipo.negatives.draw import contrast
 from mipo.pairing.answers import Answers
 from mipo.pairing.controls import shuffle
@@ -108,8 +107,8 @@ class _Walk:
             "control": recipe.control,
             "versions": {"python": platform.python_version(), **{lib: _version(lib) for lib in LIBRARIES}},
             "model": {"name": self.model.name, **self.model.content},
-            "template_sha256": _text_hash(self.model.tokenizer.chat_template),
-            "tokenizer_sha256": self.model.tokenizer_fingerprint,
+            "template_checksum": _checksum(self.model.tokenizer.chat_template),
+            "tokenizer_fingerprint": self.model.tokenizer_fingerprint,
         }
         self.run = Run(self.folder, recipe, about=about, reuse=self.reuse)
 
@@ -277,12 +276,12 @@ class _Walk:
 def _source_hash(source: str) -> str:
     path = Path(source)
     if path.is_file():
-        return files.sha256(path)
-    return _text_hash(source) or "" if not path.is_dir() else folder_sha256(path)
+        return checksum.of_file(path)
+    return checksum.of_folder(path) if path.is_dir() else checksum.of_value(source)
 
 
-def _text_hash(text: Any) -> str | None:
-    return hashlib.sha256(str(text).encode()).hexdigest() if text is not None else None
+def _checksum(text: Any) -> str | None:
+    return None if text is None else checksum.of_value(str(text))
 
 
 def _version(library: str) -> str | None:

@@ -6,11 +6,11 @@ Knows tokenizers. Knows nothing of chat templates, pairs or training.
 from __future__ import annotations
 
 import functools
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from mipo.errors import InputError, InputTypeError, NotThereError
+from mipo.io import checksum
 from mipo.io.lazy import lazy
 from mipo.tokenizer.table import TokenTable
 
@@ -60,11 +60,11 @@ def _open(json: bytes, engine: str) -> _native.Encoder:
 
 
 def fingerprint(tokenizer: Any) -> str:
-    """SHA-256 of a tokenizer and its chat template: equal exactly where the same texts become the same ids."""
+    """The checksum of a tokenizer and its chat template: equal exactly where the same texts become the same ids."""
     # What calls with padding or truncation left behind stands before the tokens, and changes no id here.
     made = tokenizer_json(tokenizer)
     said = [getattr(tokenizer, name, None) for name in ("chat_template", "bos_token", "eos_token")]
-    return hashlib.sha256(made[max(0, made.find(b'"added_tokens"')) :] + b"\0" + repr(said).encode()).hexdigest()
+    return checksum.of_bytes(made[max(0, made.find(b'"added_tokens"')) :] + b"\0" + repr(said).encode())
 
 
 def tokenizer_json(tokenizer: Any) -> bytes:

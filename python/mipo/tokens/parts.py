@@ -5,7 +5,6 @@ Knows files of pairs, and pairs that are row numbers. Knows nothing of how a pai
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,22 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mipo.errors import InputError
-from mipo.io import sources
-from mipo.io.lazy import lazy
-from mipo.pairing.stored import RESPONSES, StoredPairs
+from mipo.io import checksum, sources
+from mipo.pairing.stored import PAIRS, RESPONSES, StoredPairs
 from mipo.tokens.trl import SIDES
 
 if TYPE_CHECKING:
-    import numpy as np
     import polars as pl
 
-    from mipo import _native
-else:
-    _native = lazy("mipo._native")
-    np = lazy("numpy")
-
 BATCH_ROWS = 16_384
-BLOCK = 1 << 26  # bytes of a source that are read at once for its content
 
 
 class Source(Protocol):
@@ -69,7 +60,9 @@ class Files:
     def content(self) -> str:
         """The checksums of the files, or the data set's name."""
         path = Path(self.name)
-        return _digest(*_contents(path)) if path.exists() else _digest(self.name)
+        if path.is_dir():
+            return checksum.of_folder(path)
+        return checksum.of_file(path) if path.is_file() else checksum.of_value(self.name)
 
     @property
     def is_streamed(self) -> bool:
@@ -97,7 +90,7 @@ class Stored:
     def content(self) -> str:
         """The checksums of the pairs and of the responses."""
         folder = self._pairs.folder
-        return _digest(*_contents(folder / "pairs.parquet"), *_contents(folder / RESPONSES))
+        return checksum.of_value([checksum.of_file(folder / PAIRS), checksum.of_folder(folder / RESPONSES)])
 
     def height(self) -> int:
         """How many pairs there are."""
@@ -164,17 +157,3 @@ def _other_prompt(whole: Part, row: int) -> int:
             return at + int(other[0])
         at += batch.height
     return whole.stop
-
-
-def _contents(path: Path) -> Iterator[str]:
-    """What each file holds, in 128 bits for every block."""
-    for file in sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]:
-        checksums = []
-        with file.open("rb") as opened:
-            while data := opened.read(BLOCK):
-                checksums.append(_native.checksum([np.frombuffer(data, np.uint8)]))
-        yield " ".join(checksums)
-
-
-def _digest(*texts: str) -> str:
-    return hashlib.sha256(" ".join(texts).encode()).hexdigest()

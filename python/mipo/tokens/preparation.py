@@ -5,8 +5,6 @@ Knows which rows make a shard, and which shards are there. Knows nothing of how 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -15,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError
-from mipo.io import tables
+from mipo.io import checksum, tables
 from mipo.io.lazy import lazy
 from mipo.tokenizer.encoder import Choice, fingerprint
 from mipo.tokenizer.table import TokenTable
@@ -99,7 +97,7 @@ class Shard:
     def key(self) -> str:
         """Equal for equal rows and settings."""
         told = {**self.part.about(), "source": None, **self.about}
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        return checksum.of_value(told)
 
     def is_there(self) -> bool:
         """Whether it was made before; ValueError if another one has its place."""

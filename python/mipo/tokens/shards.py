@@ -11,14 +11,13 @@ Knows files and checksums. Knows nothing of texts or of tokenizers.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError, NotThereError
-from mipo.io import arrow, files
+from mipo.io import arrow, checksum, files
 from mipo.io.lazy import lazy
 from mipo.tokenizer import table
 
@@ -150,8 +149,8 @@ def read(folder: Path, record: dict[str, Any], name: str, *, trusted: bool = Fal
     Of a `trusted` one, which was read through before, that checksum alone is compared.
     """
     path = folder / record["folder"] / f"{name}.arrow"
-    batches, checksum = arrow.read(path, _schema(name), trusted=trusted)
-    if checksum != record["checksums"][name]:
+    batches, digits = arrow.read(path, _schema(name), trusted=trusted)
+    if digits != record["checksums"][name]:
         raise InputError(f"{path}: is not the file that {folder / MANIFEST} tells of; make the store again")
     return batches
 
@@ -175,5 +174,4 @@ def _verified(path: Path, told: Any) -> dict[str, Any]:
 
 
 def _checksum(told: dict[str, Any]) -> str:
-    content = json.dumps({name: value for name, value in told.items() if name != "checksum"}, sort_keys=True)
-    return _native.checksum([np.frombuffer(content.encode(), np.uint8)])
+    return checksum.of_value({name: value for name, value in told.items() if name != "checksum"})
