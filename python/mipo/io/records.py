@@ -1,7 +1,7 @@
-"""Records: frozen, typed settings, from plain values or each wrong value by its full name.
+"""Records: frozen, typed settings, read from plain values. A wrong value is refused by its full name.
 
-Knows types (msgspec's). Knows nothing of any one setting. A field's type, range and description stand in its
-annotation; from there come what is refused, how that is worded, and the JSON Schema.
+Knows types (msgspec's). Knows nothing of any one setting. A field's annotation holds its type, range and description;
+the checks, their messages and the JSON Schema follow from it.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from mipo.errors import InputError
 Text = Annotated[str, Meta(min_length=1)]
 Count = Annotated[int, Meta(ge=1)]
 Share = Annotated[float, Meta(ge=0, le=1)]
-# What NumPy and transformers take for a seed.
+# The range that NumPy and transformers accept.
 Seed = Annotated[int, Meta(ge=0, le=2**32 - 1)]
-LISTED = 12  # names that a message lists; of more it shows only one that is nearly the same
+LISTED = 12  # a message lists up to this many names; of more, only the closest
 
 
 class Record(Struct, frozen=True, forbid_unknown_fields=True):
-    """A record. Its own check of several fields is its `__post_init__`, which raises an InputError whose message begins
+    """A record. A check that needs several fields is a `__post_init__`, which raises an InputError whose message starts
     with the name of one of them.
     """
 
 
-Kept = TypeVar("Kept", bound=Record)
+RecordT = TypeVar("RecordT", bound=Record)
 
 
-def read(kind: type[Kept], values: object, *, at: str = "") -> Kept:
-    """The record of `kind` that `values`, a mapping of names to plain values, describes.
+def read(kind: type[RecordT], values: object, *, at: str = "") -> RecordT:
+    """The record of `kind` from `values`, a mapping of names to plain values.
 
-    What is left out has its default; a record within it may be empty (None). Nothing is converted but whole numbers to
-    floats, and NumPy's numbers. `at` is the name of the whole, which stands before the name of each field. Raises
+    Missing fields have their defaults, and an inner record may be empty (None). Only whole numbers for floats and
+    NumPy's numbers are converted. `at`, the name of the record itself, prefixes the name of each field. Raises
     InputError with a line for each wrong value: its full name, what is allowed, and what it got.
     """
     record, problems = examine(kind, values, at=at)
@@ -50,31 +50,31 @@ def read(kind: type[Kept], values: object, *, at: str = "") -> Kept:
     return record
 
 
-def examine(kind: type[Kept], values: object, *, at: str = "") -> tuple[Kept | None, list[str]]:
-    """The record of `read`, or None, and all that is wrong with it, a line each."""
+def examine(kind: type[RecordT], values: object, *, at: str = "") -> tuple[RecordT | None, list[str]]:
+    """The record that `read` returns, or None, and everything that is wrong with it, one line each."""
     problems: list[str] = []
     return _record(kind, values, at, problems), problems
 
 
 def refuse(problems: list[str]) -> None:
-    """Raises InputError for problems, a line each; does nothing for none."""
+    """Raises InputError with the problems, one line each; does nothing without problems."""
     if problems:
         one = len(problems) == 1
         raise InputError(problems[0] if one else "\n  ".join([f"{len(problems)} settings are wrong:", *problems]))
 
 
 def problem(kind: Any, value: object, at: str) -> str | None:
-    """What is wrong with a value of the setting `at`: what is allowed, and what it got; None where it is right."""
+    """What is wrong with a value of the setting `at`: what is allowed, and what it got; None for a valid value."""
     return None if _is_valid(kind, value) else _problem(kind, value, at)
 
 
 def unknown(name: object, names: Iterable[str], at: str = "") -> str:
-    """That there is no setting `name` among `names`, with the one that was probably meant."""
+    """The message for a setting `name` that is not among `names`, with the closest of them."""
     names = list(names)
     near = difflib.get_close_matches(str(name), names, n=1)
-    there = [f"did you mean {_join(at, near[0])}?"] if near else []
-    there += [f"there are {', '.join(names)}"] if not near and len(names) <= LISTED else []
-    return "; ".join([f"{_join(at, name)}: no such setting", *there])
+    hints = [f"did you mean {_join(at, near[0])}?"] if near else []
+    hints += [f"there are {', '.join(names)}"] if not near and len(names) <= LISTED else []
+    return "; ".join([f"{_join(at, name)}: no such setting", *hints])
 
 
 def allowed(kind: Any) -> str:
@@ -83,28 +83,28 @@ def allowed(kind: Any) -> str:
 
 
 def settings(record: Record) -> dict[str, Any]:
-    """The record as plain values, as JSON and YAML hold them; `read` makes the same record of them."""
+    """The record as plain values for JSON and YAML; `read` turns them back into the same record."""
     plain: dict[str, Any] = msgspec.to_builtins(record)
     return plain
 
 
 def record_in(kind: Any) -> type[Record] | None:
-    """The record that a field's type is, or may be; None for any other type."""
+    """The record type that a field's type is or includes; None for any other type."""
     return next((arm for arm in _arms(kind) if isinstance(arm, type) and issubclass(arm, Record)), None)
 
 
-def _record(kind: type[Kept], values: object, at: str, problems: list[str]) -> Kept | None:
-    """The record, or None after what is wrong was added to `problems`."""
+def _record(kind: type[RecordT], values: object, at: str, problems: list[str]) -> RecordT | None:
+    """The record, or None after adding to `problems`."""
     if not isinstance(values, Mapping):
         problems.append(f"{at}: expected settings as `name: value`, got {_shown(values)}".removeprefix(": "))
         return None
     before, fields = len(problems), {field.name: field for field in msgspec.structs.fields(kind)}
     problems += [unknown(name, fields, at) for name in values if name not in fields]
-    read = {name: _field(field, values, _join(at, name), problems) for name, field in fields.items()}
+    converted = {name: _field(field, values, _join(at, name), problems) for name, field in fields.items()}
     if len(problems) > before:
         return None
     try:
-        return kind(**{name: value for name, value in read.items() if value is not UNSET})
+        return kind(**{name: value for name, value in converted.items() if value is not UNSET})
     except InputError as error:
         problems.append(_join(at, error))
         return None
@@ -147,18 +147,18 @@ def _is_finite(value: object) -> bool:
 
 
 def _problem(kind: Any, value: object, at: str) -> str:
-    """Names the entry of a mapping or a list that is wrong, where a mapping or list is right."""
+    """The message for an invalid value; where only an entry of a mapping or list is wrong, it names that entry."""
     for inner, entry, name in _entries(kind, value, at):
         if not _is_valid(inner, entry):
             return _problem(inner, entry, name)
-    # In YAML 1.1 a bare no is false, and `save_strategy: no` is what everyone writes.
+    # YAML 1.1 reads a bare no as false, and `save_strategy: no` is what everyone writes.
     bare = value is False and any("no" in typing.get_args(arm) for arm in _arms(kind))
     hint = "; a bare no is false in YAML, so write 'no'" if bare else ""
     return f"{at}: expected {allowed(kind)}, got {_shown(value)}{hint}"
 
 
 def _entries(kind: Any, value: object, at: str) -> Iterator[tuple[Any, object, str]]:
-    """The entries of a mapping or list, each with its type and name."""
+    """The type, value and name of each entry of a mapping or list."""
     for arm in _arms(kind):
         origin, inner = typing.get_origin(arm), typing.get_args(arm)
         if origin is dict and isinstance(value, dict):
@@ -168,7 +168,7 @@ def _entries(kind: Any, value: object, at: str) -> Iterator[tuple[Any, object, s
 
 
 def _arms(kind: Any) -> list[Any]:
-    """The types of which a type is the union, without annotations."""
+    """The members of a union type (or the type itself), without annotations."""
     if typing.get_origin(kind) is Annotated:
         return _arms(typing.get_args(kind)[0])
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
@@ -210,7 +210,7 @@ def _range(schema: Mapping[str, Any]) -> str:
 
 
 def _shown(value: object) -> str:
-    """A value, cut where it is long; with YAML's words for null, true and false."""
+    """A value as text, cut to 80 characters; with YAML's words for null, true and false."""
     words = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     return words if len(words) <= 80 else f"{words[:79]}…"
 

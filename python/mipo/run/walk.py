@@ -27,7 +27,7 @@ from mipo.pairing.controls import shuffle
 from mipo.pairing.judge import BATCH_ROWS, dropped, judge, keep, write_judged
 from mipo.pairing.stored import StoredPairs
 from mipo.report import page
-from mipo.responses.ask import Asked, ask, link
+from mipo.responses.ask import Requests, ask, link
 from mipo.responses.generation import generate
 from mipo.run.inputs import fits, read_prompts, separate
 from mipo.run.recipe import Recipe, dump
@@ -261,7 +261,7 @@ class _Walk:
         return {**plain, "seed": self.seed, "sampling": self.sampling, "test": test,
                 "tokenizer": self.model.tokenizer_fingerprint}  # fmt: skip
 
-    def _generate(self, asked: Asked, folder: Path, seed: int, progress: str) -> pl.DataFrame:
+    def _generate(self, asked: Requests, folder: Path, seed: int, progress: str) -> pl.DataFrame:
         """Responses to what is asked, less what is too long for the model: such pairs have no response."""
         prompts = asked.prompts.filter(fits(asked.prompts["prompt"], self.model, self.recipe.responses.max_new_tokens))
         return generate(prompts, self.model, folder=folder, seed=seed, progress=progress, **self.sampling)
