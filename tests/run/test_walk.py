@@ -1,4 +1,4 @@
-"""The whole way, on the demo's model: what a run leaves, how it goes on after a kill, what it refuses."""
+"""A whole run on the demo's model: what it writes, how it resumes after a kill, what it refuses."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Provenance: what a run is made with, and for each stage the files that it writes and all that these depend on.
+"""Provenance: what a run was made with; for each stage, the files that it writes and everything they depend on.
 
 Knows the recipe, the model and the installed libraries. Knows nothing of what a stage does.
 """

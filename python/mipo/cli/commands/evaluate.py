@@ -1,4 +1,4 @@
-"""`mipo evaluate`: a model's information interval, and what else is measured, on prompts."""
+"""`mipo evaluate`: a model's information interval and other figures, on prompts."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,9 +34,9 @@ def command(
     settings = {name: value for name, value in (("answer", answer), ("pattern", pattern)) if value is not None}
     rule = records.read(Rule, settings) if settings else None
     store = PairStore.open(held_out) if held_out is not None else None
-    opened = Model(str(model), trust_remote_code=trust_remote_code)
+    measured = Model(str(model), trust_remote_code=trust_remote_code)
     table = read_prompts(prompts, options)
-    figures, _ = evaluate(opened, table, store, rule=rule, **keywords(evaluate, options))
+    figures, _ = evaluate(measured, table, store, rule=rule, **keywords(evaluate, options))
     for name, figure in figures.items():
         print(f"{name:16} {figure['value']:9.3f}  [{figure['low']:.3f}, {figure['high']:.3f}]")
     if output is not None:
