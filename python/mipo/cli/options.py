@@ -83,9 +83,10 @@ def describe(name: str) -> str:
 @functools.cache
 def _settings() -> dict[str, str]:
     """The descriptions of a recipe's settings, by name."""
-    from mipo.run import recipe
+    from mipo.responses.sampling import Sampling
+    from mipo.run.recipe import Contrast, Evaluation, Prompts, Recipe, Tokens
 
-    kinds = (recipe.Prompts, recipe.Contrast, recipe.Sampling, recipe.Tokens, recipe.Evaluation, recipe.Recipe)
+    kinds = (Prompts, Contrast, Sampling, Tokens, Evaluation, Recipe)
     fields = [field for kind in reversed(kinds) for field in structs.fields(kind)]
     return {field.name: str(records.meta(field).description) for field in fields}
 

@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
 
-from mipo.errors import InputError
-
 # A user: topic -> preferred value, for the four topics the user talks about.
 User = dict[str, str]
 
@@ -159,7 +157,7 @@ def write(folder: str | Path, *, train: int = 1024, test: int = 512, seed: int =
     unseen = [(name, user) for name, user in people if held_out(user)]
     for name, rows, most in (("train", train, len(known)), ("test", test, len(unseen))):
         if not 0 <= rows <= most:
-            raise InputError(f"{name}: expected 0 to {most} rows, one for each user, got {rows}")
+            raise ValueError(f"{name}: expected 0 to {most} rows, one for each user, got {rows}")
     return (
         _write(Path(folder) / "train.jsonl", (row(*person, rng) for person in rng.sample(known, train))),
         _write(Path(folder) / "test.jsonl", (row(*person, rng) for person in rng.sample(unseen, test))),
