@@ -13,7 +13,7 @@ demo: .venv/ready ## run the demo (runs/demo)
 	$(BIN)/mipo demo --output runs/demo
 
 test: .venv/ready ## run every test, of Rust and of Python
-	cargo test --release --locked --no-default-features
+	cargo test --locked --no-default-features
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 check: test lint doc ## all that CI runs: tests, formats, lints, types, Rust's documentation

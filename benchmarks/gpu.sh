@@ -37,9 +37,10 @@ else
     echo "== 2. Kernel tests on the GPU"
     tests() {
         timeout 100 "$python" tests/support/kernel_checks.py --device cuda || return
-        # The rest of the GPU's tests, bf16 among them, need pytest.
+        # The rest of the GPU's tests, bf16 among them, need pytest; conftest.py would need jaxtyping and beartype, too.
         if "$python" -c 'import hypothesis, pytest' 2>/dev/null; then
-            timeout 100 "$python" -m pytest -q -x -p no:cacheprovider -k "gpu or cuda" tests/kernels/test_kernels.py
+            timeout 100 "$python" -m pytest -q -x -p no:cacheprovider --noconftest -o filterwarnings=default \
+                -k "gpu or cuda" tests/kernels/test_kernels.py
         else
             echo "left out: tests/kernels/test_kernels.py, since pytest or hypothesis is not installed"
         fi

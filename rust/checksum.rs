@@ -11,7 +11,8 @@ use xxhash_rust::xxh3::xxh3_128;
 /// Bytes that a thread hashes in one go.
 const BLOCK: usize = 1 << 20;
 
-/// 128 bits of the buffers' lengths and bytes: XXH3 of each length and of the XXH3 of each block, at the speed of memory.
+/// 128 bits of the buffers' lengths and bytes: XXH3 of each length and of the XXH3 of each block, at the speed of
+/// memory.
 ///
 /// It detects what disks and copies do to bytes. It is no defence against somebody who changes them on purpose.
 ///

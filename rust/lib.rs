@@ -2,14 +2,15 @@
 //!
 //! | module | in one line |
 //! |---|---|
-//! | [`negatives`] | which other row each row's rejected response answers |
+//! | [`error`], [`random`], [`checksum`] | what the others stand on |
+//! | [`negatives`] | which other row is each row's counterpart |
 //! | [`prompts`] | which prompts are near-duplicates, and which occur in a held-out set |
-//! | [`tokenizer`] | chats to texts to token ids, equal to those of transformers |
+//! | [`tokenizer`] | chats to texts and texts to ids, equal to those of transformers |
 //! | [`tokens`] | preference groups as row numbers of tables of ids |
-//! | [`random`], [`checksum`], [`error`] | what those stand on |
 //!
 //! Everything runs on all threads and gives the same bytes for any number of them. A module knows only those above it;
-//! `tests/test_rust_layers.py` holds that order. The feature `python`, on by default, adds the module `mipo._native`.
+//! `tests/house/test_rust_layers.py` holds the order. The feature `python`, on by default, adds the Python module
+//! `mipo._native`.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 

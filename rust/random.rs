@@ -1,5 +1,5 @@
-//! Randomness that is a pure function of its key: a stream of numbers, and a permutation of `0..n` that gives one place at
-//! a time. Knows no rows and no prompts.
+//! Randomness that is a pure function of its key: a stream of numbers, and a permutation of `0..n` that gives one place
+//! at a time. Knows no rows and no prompts.
 
 use std::array::from_fn;
 
@@ -79,8 +79,8 @@ impl Permutation {
         }
     }
 
-    /// Feistel rounds at any n ≥ 1: at small n their fairness is hardest, so tests ask for them there; and tests ask for
-    /// fewer than eight to see themselves fail.
+    /// Feistel rounds at any n ≥ 1: at small n their fairness is hardest, so tests ask for them there; and tests ask
+    /// for fewer than eight to see themselves fail.
     #[must_use]
     pub fn feistel(n: u64, key: u64, rounds: usize) -> Self {
         Self(Kind::Feistel(Feistel::new(n, key, rounds)))

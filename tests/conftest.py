@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import shapes
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads, as `mipo` does it
+# Before torch and transformers load. Tensors are small here, and several processes run tests side by side: threads of
+# torch would only be in each other's way. A hub that no test needs would be asked again and again.
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
 shapes.check_calls("mipo.loss", "mipo.fused")
 
 SHARED = Path(__file__).parents[2] / "shared"

@@ -1,8 +1,8 @@
 """mipo's native half, in Rust: counterparts of rows, texts that are alike, token ids. Knows rows and codes, no prompts.
 
-Arrays come in as they lie: contiguous, of the dtype named, or a TypeError (dtype) or ValueError (gaps) says how to
-convert them. Results own their memory, which is handed over without a copy. Every function runs on all threads (set
-RAYON_NUM_THREADS for fewer) with the interpreter released, and gives the same bytes for any number of them.
+Arguments are read without a copy: contiguous arrays of the dtype in the signature; a TypeError (dtype) or ValueError
+(gaps) says how to convert others. Results own their memory. Every function runs on all threads (set RAYON_NUM_THREADS
+for fewer) with the interpreter released, and gives the same bytes for any number of them.
 """
 
 from collections.abc import Sequence
@@ -38,11 +38,11 @@ def counterparts(n: int, negatives: int, seed: int, start: int, stop: int, balan
     Counterpart k of row i is π((π⁻¹(i) + s_k) mod n), with π a keyed permutation of 0..n and s_k distinct random shifts
     of 1..n, both pure functions of (seed, n). So no row is its own counterpart, those of a row are distinct, every row
     is used exactly `negatives` times, fewer negatives are the first of more, and a slice is the slice of the whole.
-    Not `balanced`, each row draws its own by itself, uniformly without replacement: the rest holds, the balance does
-    not.
+    Without `balanced`, each row draws by itself, uniformly without replacement: rows are used `negatives` times only on
+    average.
 
     `n`: 2 to 2^63. `seed`: 0 to 2^64 - 1. Raises ValueError for a number outside these ranges, for negatives = 0 or
-    negatives ≥ n and for a slice outside 0..n; TypeError for what is no integer; MemoryError for a result too large.
+    negatives ≥ n and for a slice outside 0..n; TypeError for other types; MemoryError for a result too large.
     """
 
 def counterparts_within(
@@ -86,8 +86,8 @@ def overlaps(
 ) -> tuple[NDArray[np.uint64], NDArray[np.float64], NDArray[np.bool_]]:
     """What each text has in common with a held-out text of its group: (held-out row, share, whether equal), [texts].
 
-    `texts`, `held_out`: (texts, groups). The held-out row is the first that is equal, else the first of those of whose
-    words the largest share, at least `share`, lies in runs of `words` words that the text has too; else 2^64 - 1.
+    `texts`, `held_out`: (texts, groups). The held-out row is that of the first equal text; else of the text with the
+    largest share, at least `share`, of words in runs of `words` words that both have; else 2^64 - 1.
 
     Raises ValueError for words < 1, a share outside (0, 1], a null, or groups that are not one a text; TypeError for
     another type.
@@ -95,12 +95,12 @@ def overlaps(
 
 @final
 class Encoder:
-    """A tokenizer that neither cuts nor pads, whatever its tokenizer.json says."""
+    """A tokenizer, without the truncation and padding that its tokenizer.json may ask for."""
 
     def __new__(cls, json: bytes, engine: str = "auto") -> Encoder:
         """The tokenizer of a tokenizer.json, with the engine "fastokens", "tokenizers" or "auto".
 
-        Raises ValueError for bytes that are none, another engine, or fastokens where it cannot take the tokenizer.
+        Raises ValueError for other bytes, for another engine, and for "fastokens" where it cannot take the tokenizer.
         """
 
     @property
@@ -109,7 +109,7 @@ class Encoder:
 
     @property
     def why(self) -> str:
-        """Why it is that engine, in a sentence."""
+        """Why it is that engine, in a few words."""
 
     def encode(
         self, texts: _ArrowArray | _ArrowStream, add_special_tokens: bool
@@ -117,15 +117,15 @@ class Encoder:
         """Ids of each text: (offsets [n + 1], ids [offsets[n]]), equal to those of the `tokenizers` package.
 
         `texts`: an Arrow array, chunked or not, of string, large_string or string_view, such as a polars Series. Raises
-        TypeError for another type; ValueError, with the row, for a null, a text that the tokenizer refuses, or one of
-        those that `tokenizers` encodes as well, every 1,024th, with other ids.
+        TypeError for another type; ValueError, with the row, for a null, for a text that the tokenizer refuses, and for
+        ids that are not those of `tokenizers`, which encodes every 1,024th text as well.
         """
 
 def checksum(buffers: Sequence[NDArray[np.uint8]]) -> str:
     """XXH3 of buffers, as 32 hexadecimal digits."""
 
 def checksum_file(path: str | PathLike[str], start: int, stop: int) -> str:
-    """XXH3 of a file's bytes, as 32 hexadecimal digits, with those of `start`..`stop` taken for 0.
+    """XXH3 of a file's bytes, as 32 hexadecimal digits, those at `start`..`stop` read as zeros.
 
     Raises OSError for a file that cannot be read.
     """
@@ -134,20 +134,23 @@ _Table = tuple[NDArray[np.int64], NDArray[np.uint32]]
 _Texts = tuple[_ArrowArray | _ArrowStream, _ArrowArray | _ArrowStream, _ArrowArray | _ArrowStream]
 # (offsets of the rejected responses, rows, unfinished chosen, unfinished rejected)
 _Groups = tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.bool_], NDArray[np.bool_]]
-# Of each group its verdict, and of those kept (prompt, chosen, offsets, rejected) and how many borders were moved.
-_Made = tuple[NDArray[np.uint8], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint64], int]
+# Of each group its verdict; of those kept (prompt, chosen, offsets, rejected); how many borders lie before the end of
+# the prompt alone.
+_GroupRows = tuple[
+    NDArray[np.uint8], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint64], int
+]
 
 @final
 class GroupBuilder:
     """Preference groups become row numbers of two tables of ids, which grow."""
 
     def __new__(cls, encoder: Encoder) -> GroupBuilder: ...
-    def push_text(self, texts: _Texts, groups: _Groups, *, end: str, limit: int | None = None) -> _Made:
+    def push_text(self, texts: _Texts, groups: _Groups, *, end: str, limit: int | None = None) -> _GroupRows:
         """Text: `texts` are (prompts, chosen, rejected), whose joint texts close with `end`."""
 
     def push_chats(
         self, template: Template, chats: _Texts, groups: _Groups, *, end_ids: Sequence[int], limit: int | None = None
-    ) -> _Made | None:
+    ) -> _GroupRows | None:
         """Chats: `chats` are (prompts, chosen, rejected) as lists of messages, each in one chunk.
 
         None, and nothing stored, where the template does not render one of them.
@@ -155,7 +158,7 @@ class GroupBuilder:
 
     def push_rendered(
         self, texts: _Texts, groups: _Groups, *, end_ids: Sequence[int], limit: int | None = None
-    ) -> _Made:
+    ) -> _GroupRows:
         """Chats, rendered: `texts` are (prompts, each prompt with its chosen response, and with each rejected one)."""
 
     def take_prompts(self) -> _Table:

@@ -6,14 +6,15 @@ use std::collections::VecDeque;
 use crate::negatives::shifts::turn;
 use crate::random::Stream;
 
-/// Partners that are tried at random, and as many among the other bad entries, where a partner is likeliest if few exist.
+/// Partners that are tried at random, and as many among the other bad entries, where a partner is likeliest if few
+/// exist.
 const TRIES: usize = 64;
 
 /// Up to this many entries, augmenting paths find a way to mend an entry wherever there is one.
 const SMALL: usize = 512;
 
 pub(crate) struct Exchange<'a, A> {
-    /// Counterparts as places, [places, K].
+    /// Counterparts as places, `[places, K]`.
     pub(crate) targets: Vec<usize>,
     negatives: usize,
     admits: &'a A,
@@ -88,8 +89,8 @@ impl<'a, A: Fn(usize, usize) -> bool> Exchange<'a, A> {
         false
     }
 
-    /// The shortest chain in which each place takes the counterpart of the next, and the last one the bad entry's: then all
-    /// are good. Or a chain that ends at another bad entry, which takes it: then there is one bad entry less.
+    /// The shortest chain in which each place takes the counterpart of the next, and the last one the bad entry's: then
+    /// all are good. Or a chain that ends at another bad entry, which takes it: then there is one bad entry less.
     ///
     /// Returns the entry that took the bad entry's counterpart.
     fn augment(&mut self, entry: usize, stream: &mut Stream) -> Option<usize> {

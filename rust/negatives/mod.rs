@@ -1,5 +1,5 @@
-//! Negatives: which other row is a row's counterpart, x ↦ x', among all rows or among those that a rule admits. Knows row
-//! numbers and codes of columns; no text and no Python.
+//! Negatives: which other row is a row's counterpart, x ↦ x', among all rows or among those that a rule admits. Knows
+//! row numbers and codes of columns; no text and no Python.
 //!
 //! Every draw is a pure function of its arguments: the same bytes for any number of threads.
 

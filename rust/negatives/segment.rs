@@ -63,7 +63,8 @@ impl<'a> Segment<'a> {
         self.longest = longest_run(&self.runs);
     }
 
-    /// Writes the counterparts of the segment's rows. Those that it cannot serve, but another draw may, go into `unserved`.
+    /// Writes the counterparts of the segment's rows. Those that it cannot serve, but another draw may, go into
+    /// `unserved`.
     pub(crate) fn draw(&mut self, write: &(impl Fn(usize, usize, u64) + Sync), unserved: &mut Vec<Unserved>) {
         if !self.draw_shifts() {
             return self.pass_on(unserved);
@@ -205,8 +206,8 @@ impl<'a> Segment<'a> {
         true
     }
 
-    /// Exchanges bad counterparts for good ones, so that every row is used as often as before. Rows for which that fails
-    /// are passed on.
+    /// Exchanges bad counterparts for good ones, so that every row is used as often as before. Rows for which that
+    /// fails are passed on.
     fn write_mended(&self, bad: &[usize], write: &(impl Fn(usize, usize, u64) + Sync), unserved: &mut Vec<Unserved>) {
         let negatives = self.drawn.len();
         let targets = (0..self.rows.len() * negatives).map(|entry| self.target(entry / negatives, entry % negatives));

@@ -34,7 +34,8 @@ impl Shifts {
         }
     }
 
-    /// K distinct shifts of `longest..=size - longest` in random order. Where there are fewer, the nearest others as well.
+    /// K distinct shifts of `longest..=size - longest` in random order. Where there are fewer, the nearest others as
+    /// well.
     pub(crate) fn draw(&self, segment: u64, size: usize, longest: usize, shifts: &mut Vec<usize>) {
         shifts.clear();
         let (free, mut stream) = (size + 1 - 2 * longest, Stream::new(&[self.key, segment]));

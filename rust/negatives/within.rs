@@ -28,9 +28,9 @@ pub const ABSENT: u64 = u64::MAX;
 /// Rows that a thread takes at once.
 const SHARE: usize = 1 << 14;
 
-/// K = `negatives` counterparts of every row, with the same match code, another code in *every* differ column and, given
-/// `near`, a near value: row-major `[n, negatives]`. A row with fewer than K admissible rows has [`ABSENT`] in all its
-/// places.
+/// K = `negatives` counterparts of every row, with the same match code, another code in *every* differ column and,
+/// given `near`, a near value: row-major `[n, negatives]`. A row with fewer than K admissible rows has [`ABSENT`] in
+/// all its places.
 ///
 /// Every row is used exactly K times where shifts, and swaps of two counterparts where shifts fail, can do it; the
 /// counterparts of other rows are drawn uniformly without replacement from their admissible rows.

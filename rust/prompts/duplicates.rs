@@ -18,10 +18,10 @@ const CHUNK: u32 = 64;
 
 /// The first row of each text's cluster of near-duplicates.
 ///
-/// Two texts are of one cluster if they are equal, or if a chain of texts leads from one to the other in which neighbours
-/// have a Jaccard similarity of at least `threshold` as sets of n-grams: runs of `size` characters (a shorter text is one
-/// n-gram). N-grams are compared by 58 bits of a hash. Memory: 8 bytes a character, 16 for each n-gram in a prefix (about
-/// 1 - `threshold` of them) that another text has too, 64 a text, and 64 MiB.
+/// Two texts are of one cluster if they are equal, or if a chain of texts leads from one to the other in which
+/// neighbours have a Jaccard similarity of at least `threshold` as sets of n-grams: runs of `size` characters (a
+/// shorter text is one n-gram). N-grams are compared by 58 bits of a hash. Memory: 8 bytes a character, 16 for each
+/// n-gram in a prefix (about 1 - `threshold` of them) that another text has too, 64 a text, and 64 MiB.
 ///
 /// # Errors
 /// `size` = 0; `threshold` outside (0, 1]; 2^32 - 1 texts or more; a text of 2^32 - 1 bytes or more.

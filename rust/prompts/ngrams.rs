@@ -120,8 +120,8 @@ impl Sets {
             .partition_point(|other| f64::from(other.size) / size < self.threshold) as u32
     }
 
-    /// The places whose tokens a set must look up to meet each like set that is no larger. Those before them hold tokens
-    /// that no other set has.
+    /// The places whose tokens a set must look up to meet each like set that is no larger. Those before them hold
+    /// tokens that no other set has.
     pub(crate) fn prefix(&self, set: u32) -> Range<u32> {
         let size = self.size(set);
         // A smaller set that is like this one shares so much that even as a part of this one it reaches the threshold.
@@ -196,8 +196,8 @@ pub(crate) fn hash(bytes: &[u8]) -> u64 {
     })
 }
 
-/// Writes the hashes of the text's distinct n-grams into `into`; returns their number. A text of c characters has at most
-/// max(c - size + 1, 1), which is the length of `into`.
+/// Writes the hashes of the text's distinct n-grams into `into`; returns their number. A text of c characters has at
+/// most max(c - size + 1, 1), which is the length of `into`.
 fn shingle(text: &str, size: usize, into: &mut [u64]) -> usize {
     let ends = text
         .char_indices()

@@ -15,8 +15,8 @@ const WORD: u32 = 2;
 /// What each text has in common with a held-out text.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Overlaps {
-    /// `[texts]`: the row of the first held-out text that is equal, else of the first with the largest share; [`ABSENT`]
-    /// where the text does not occur.
+    /// `[texts]`: the row of the first held-out text that is equal, else of the first with the largest share;
+    /// [`ABSENT`] where the text does not occur.
     pub held_out: Vec<u64>,
     /// `[texts]`: the share of that held-out text's words that lie in runs of words which the text has too.
     pub shares: Vec<f64>,
@@ -24,12 +24,13 @@ pub struct Overlaps {
     pub equal: Vec<bool>,
 }
 
-/// What each text has in common with a held-out text of the same group. `texts` and `held_out` are each (texts, groups).
+/// What each text has in common with a held-out text of the same group. `texts` and `held_out` are each (texts,
+/// groups).
 ///
 /// A text occurs in the held-out set where it equals one of its texts, or where runs of `words` successive words that
-/// both have cover at least `share` of the held-out text's words. A held-out text with fewer words than a run is covered
-/// only by a text with the same words and no others. Words are those of Unicode (UAX #29) and signs such as `+`, not
-/// punctuation. A character of Han, kana, Thai, Lao, Khmer or Burmese is half a word.
+/// both have cover at least `share` of the held-out text's words. A held-out text with fewer words than a run is
+/// covered only by a text with the same words and no others. Words are those of Unicode (UAX #29) and signs such as
+/// `+`, not punctuation. A character of Han, kana, Thai, Lao, Khmer or Burmese is half a word.
 ///
 /// Words are compared by 64 bits of a hash. Memory: 24 bytes for each held-out word.
 ///
@@ -146,7 +147,8 @@ fn is_sign(segment: &str, next: Option<&str>) -> bool {
 }
 
 /// The windows of a text, (first word, word after the last, hash): the shortest run from each word on that weighs at
-/// least `least`. A text that weighs less has one window of all its words, with a hash that no part of a longer text has.
+/// least `least`. A text that weighs less has one window of all its words, with a hash that no part of a longer text
+/// has.
 fn windows(words: &[Word], least: u32, group: u64) -> impl Iterator<Item = (usize, usize, u64)> + '_ {
     let (mut end, mut weight, total) = (0, 0, words.iter().map(|word| word.weight).sum::<u32>());
     let short = !words.is_empty() && total < least;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use pyo3::prelude::*;
 
-use super::arrays::{array, slice};
+use crate::python::arrays::{array, slice};
 
 /// XXH3 of buffers, as 32 hexadecimal digits.
 #[pyfunction]

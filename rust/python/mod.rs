@@ -13,13 +13,13 @@ use pyo3::pymodule;
 #[pymodule]
 mod _native {
     #[pymodule_export]
-    use super::checksum::{checksum, checksum_file};
+    use crate::python::checksum::{checksum, checksum_file};
     #[pymodule_export]
-    use super::negatives::{counterparts, counterparts_within};
+    use crate::python::negatives::{counterparts, counterparts_within};
     #[pymodule_export]
-    use super::prompts::{clusters, overlaps};
+    use crate::python::prompts::{clusters, overlaps};
     #[pymodule_export]
-    use super::tokenizer::{Encoder, Template};
+    use crate::python::tokenizer::{Encoder, Template};
     #[pymodule_export]
-    use super::tokens::GroupBuilder;
+    use crate::python::tokens::GroupBuilder;
 }

@@ -4,10 +4,10 @@ use numpy::PyArray2;
 use numpy::PyArrayMethods;
 use pyo3::prelude::*;
 
-use super::arrays::{array, empty, matrix, natural, slice};
 use crate::negatives::{self, Draw, Near, draw};
+use crate::python::arrays::{array, empty, matrix, natural, slice};
 
-/// Counterparts of the rows `start..stop` of `n`: uint64 [stop - start, negatives].
+/// Counterparts of the rows `start..stop` of `n`: uint64 `[stop - start, negatives]`.
 #[pyfunction]
 #[pyo3(signature = (n, negatives, seed, start, stop, balanced=true))]
 pub(super) fn counterparts<'py>(
@@ -35,7 +35,7 @@ pub(super) fn counterparts<'py>(
     Ok(array)
 }
 
-/// Counterparts with an equal match code, another code in every differ column and a near value: uint64 [n, negatives].
+/// Counterparts with an equal match code, another code in every differ column and a near value: uint64 `[n, negatives]`.
 #[pyfunction]
 #[pyo3(signature = (match_codes, differ_codes, negatives, seed, near=None))]
 pub(super) fn counterparts_within<'py>(

@@ -3,11 +3,11 @@
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
 
-use super::arrays::{array, slice};
-use super::arrow::{chunks, strings};
 use crate::prompts;
+use crate::python::arrays::{array, slice};
+use crate::python::arrow::{chunks, strings};
 
-/// The first row of each text's cluster of near-duplicates: uint64 [texts].
+/// The first row of each text's cluster of near-duplicates: uint64 `[texts]`.
 #[pyfunction]
 pub(super) fn clusters<'py>(
     py: Python<'py>,
@@ -27,7 +27,7 @@ type PyOverlaps<'py> = (
     Bound<'py, PyArray1<bool>>,
 );
 
-/// What each text has in common with a held-out text of the same group: uint64, float64 and bool [texts].
+/// What each text has in common with a held-out text of the same group: uint64, float64 and bool `[texts]`.
 #[pyfunction]
 pub(super) fn overlaps<'py>(
     py: Python<'py>,

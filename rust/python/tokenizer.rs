@@ -4,8 +4,8 @@ use arrow_array::ArrayRef;
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
 
-use super::arrow::{chunks, conversations_of_chunk, strings};
 use crate::error::Error;
+use crate::python::arrow::{chunks, conversations_of_chunk, strings};
 use crate::tokenizer::{self, EngineChoice, Rendering, Table};
 
 /// A tokenizer, without the truncation and padding that its tokenizer.json may ask for.
@@ -33,7 +33,7 @@ impl Encoder {
         self.0.why()
     }
 
-    /// Ids of each text: (offsets int64 [n + 1], ids uint32 [offsets[n]]).
+    /// Ids of each text: (offsets int64 `[n + 1]`, ids uint32 `[offsets[n]]`).
     fn encode(&self, py: Python<'_>, texts: &Bound<'_, PyAny>, add_special_tokens: bool) -> PyResult<PyTable> {
         let chunks = chunks(texts)?;
         let encode = || self.0.encode(&strings(&chunks)?, add_special_tokens);

@@ -4,13 +4,13 @@ use arrow_array::ArrayRef;
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 
-use super::arrays::{array, slice};
-use super::arrow::{chunks, conversations, strings};
-use super::tokenizer::{Encoder, PyTable, Template, to_python};
 use crate::error::Error;
+use crate::python::arrays::{array, slice};
+use crate::python::arrow::{chunks, conversations, strings};
+use crate::python::tokenizer::{Encoder, PyTable, Template, to_python};
 use crate::tokens::{Chats, GroupRows, Groups, Interner, Plain, Rendered, Unfinished};
 
-/// (offsets int64 [groups + 1], rows uint64 [groups], unfinished chosen bool [groups], unfinished rejected bool).
+/// (offsets int64 `[groups + 1]`, rows uint64 `[groups]`, unfinished chosen bool `[groups]`, unfinished rejected bool).
 type PyGroups<'py> = (
     Bound<'py, PyAny>,
     Bound<'py, PyAny>,
@@ -54,8 +54,8 @@ fn chunks_of_each(texts: &[Bound<'_, PyAny>; 3]) -> PyResult<[Vec<ArrayRef>; 3]>
     Ok([chunks(&texts[0])?, chunks(&texts[1])?, chunks(&texts[2])?])
 }
 
-/// Of each group its verdict; of those kept (prompt, chosen, offsets, rejected), and how many borders lie before the end
-/// of the prompt alone.
+/// Of each group its verdict; of those kept (prompt, chosen, offsets, rejected); how many borders lie before the end of
+/// the prompt alone.
 type PyGroupRows<'py> = (
     Bound<'py, PyArray1<u8>>,
     Bound<'py, PyArray1<u64>>,

@@ -1,5 +1,4 @@
-//! What a `tokenizer.json` says, and whether fastokens reads it as tokenizers does. Knows JSON, and runs no
-//! engine.
+//! What a `tokenizer.json` says, and whether fastokens reads it as tokenizers does. Knows JSON and runs no engine.
 
 use fastokens::tiktoken;
 use serde_json::Value;

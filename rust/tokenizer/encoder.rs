@@ -50,7 +50,8 @@ impl Encoder {
     /// The tokenizer of a `tokenizer.json`.
     ///
     /// # Errors
-    /// Bytes that are no `tokenizer.json`; [`EngineChoice::Fastokens`] for a tokenizer whose ids it is not known to give.
+    /// Bytes that are no `tokenizer.json`; [`EngineChoice::Fastokens`] for a tokenizer whose ids it is not known to
+    /// give.
     pub fn from_json(json: &[u8], choice: EngineChoice) -> Result<Self, Error> {
         open(json, choice).map(Self)
     }
@@ -75,8 +76,9 @@ impl Encoder {
         self.0.engine.encode(text, add_special_tokens, ids)
     }
 
-    /// The last byte at which a text may be cut: its ids are those of both parts, the second one without special tokens.
-    /// So may any other text that is the same up to [`Seams::AFTER`](super::Seams::AFTER) bytes behind it.
+    /// The last byte at which a text may be cut: its ids are those of both parts, the second one without special
+    /// tokens. So may any other text that is the same up to [`Seams::AFTER`](crate::tokenizer::Seams::AFTER) bytes
+    /// behind it.
     #[must_use]
     pub fn seam(&self, text: &str) -> Option<usize> {
         self.0.seams.last(text)
@@ -176,7 +178,8 @@ fn cut(texts: &[&str]) -> Vec<Range<usize>> {
     chunks
 }
 
-/// Makes `ids` long enough for `end` ids; for all ids, if those up to `end` are the `share` of them that they seem to be.
+/// Makes `ids` long enough for `end` ids; for all ids, if those up to `end` are the `share` of them that they seem to
+/// be.
 fn make_room(ids: &mut Vec<u32>, end: usize, share: f64) {
     let guess = if share < 1.0 {
         (end as f64 / share * 1.1) as usize

@@ -1,5 +1,5 @@
-//! The tokenizer: its chat template turns chats into texts, and its engine turns texts into ids. Knows no preference groups
-//! and no Python.
+//! The tokenizer: its chat template turns chats into texts, and its engine turns texts into ids. Knows no preference
+//! groups and no Python.
 
 mod config;
 mod encoder;

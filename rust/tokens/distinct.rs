@@ -9,8 +9,8 @@ use crate::tokenizer::Table;
 /// number. So many fill a hash map that one more would double.
 const KNOWN: usize = 7 << 15;
 
-/// Ids for which a table has room from the start. The system hands out so large a piece by itself, untouched, and gets it
-/// back whole; a table that grew to that size would leave holes all over the heap.
+/// Ids for which a table has room from the start. The system hands out so large a piece by itself, untouched, and gets
+/// it back whole; a table that grew to that size would leave holes all over the heap.
 const ROOM: usize = 12 << 20;
 
 /// Sequences by 128 bits of their content: two of 10⁶ different ones share them with a chance below 10⁻²⁶.

@@ -14,7 +14,8 @@ use crate::tokens::texts::{Response, Unfinished};
 ///
 /// let json = br#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
 ///     "normalizer": null, "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
-///     "model": {"type": "WordLevel", "unk_token": "?", "vocab": {"?": 0, "hello": 1, "world": 2, "moon": 3, "</s>": 4}}}"#;
+///     "model": {"type": "WordLevel", "unk_token": "?",
+///               "vocab": {"?": 0, "hello": 1, "world": 2, "moon": 3, "</s>": 4}}}"#;
 /// let encoder = Encoder::from_json(json, EngineChoice::Auto)?;
 /// let unfinished = Unfinished { chosen: &[false], rejected: &[true], end_ids: &[] };
 /// let groups = Groups { offsets: &[0, 1], rows: &[0], unfinished, add_special_tokens: true };
@@ -99,7 +100,7 @@ pub enum Verdict {
     Long = 3,
 }
 
-/// Groups as row numbers of the tables that an [`Interner`](super::Interner) fills.
+/// Groups as row numbers of the tables that an [`Interner`](crate::tokens::Interner) fills.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct GroupRows {
     /// `[groups]`: the [`Verdict`] on each.

@@ -26,10 +26,11 @@ pub struct Interner {
 impl Interner {
     /// Tokenizes groups, and stores those of their prompts and responses that are new.
     ///
-    /// The responses of a group start at the border: the shortest common prefix of its prompt's ids with those of each of
-    /// its joint texts. Where a token spans the end of the prompt, or the template renders a prompt alone differently, the
-    /// border lies before the end, for all responses of the group (TRL 1.16, `DPOTrainer._prepare_dataset`). With
-    /// `limit`, groups with more tokens, or without a token in a response, are left out.
+    /// The responses of a group start at the border: the shortest common prefix of its prompt's ids with those of each
+    /// of its joint texts. Where a token spans the end of the prompt, or the template renders a prompt alone
+    /// differently, the border lies before the end, for all responses of the group (TRL 1.16,
+    /// `DPOTrainer._prepare_dataset`). With `limit`, groups with more tokens, or without a token in a response, are
+    /// left out.
     ///
     /// # Errors
     /// Arrays of different lengths; a text that the template or the tokenizer refuses, with its row.
@@ -111,8 +112,8 @@ struct Chunk {
     /// Length and hash of each prompt and response of the kept groups, prompt first.
     sequences: Vec<(usize, u128)>,
     ids: Vec<u32>,
-    /// Of the group at hand: the ids that all its texts begin with, those of the rest of its prompt, and those of the rest
-    /// of its joint texts, one after another.
+    /// Of the group at hand: the ids that all its texts begin with, those of the rest of its prompt, and those of the
+    /// rest of its joint texts, one after another.
     head: Vec<u32>,
     prompt: Vec<u32>,
     joint: Vec<u32>,

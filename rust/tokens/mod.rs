@@ -1,5 +1,5 @@
-//! Tokens: preference groups become row numbers of tables of ids, in which each prompt and response is stored once. Knows
-//! texts, ids and row numbers; no columns and no Python.
+//! Tokens: preference groups become row numbers of tables of ids, in which each prompt and response is stored once.
+//! Knows texts, ids and row numbers; no columns and no Python.
 
 mod distinct;
 mod groups;

@@ -1,5 +1,5 @@
-//! The texts of preference groups: prompts alone, and prompts with a response. Knows texts and chat templates, and no ids
-//! but those that end a turn.
+//! The texts of preference groups: prompts alone, and prompts with a response. Knows texts and chat templates, and no
+//! ids but those that end a turn.
 
 use std::borrow::Cow;
 
@@ -147,8 +147,8 @@ impl Unfinished<'_> {
         .is_some_and(|&unfinished| unfinished)
     }
 
-    /// The ids of a response, without the end of a turn that it never reached and what follows that end (a line break in
-    /// many templates).
+    /// The ids of a response, without the end of a turn that it never reached and what follows that end (a line break
+    /// in many templates).
     pub(crate) fn cut<'a>(&self, group: usize, response: Response, ids: &'a [u32]) -> &'a [u32] {
         let end = || ids.iter().rposition(|id| self.end_ids.contains(id));
         if self.contains(group, response) && !self.end_ids.is_empty() {

@@ -384,7 +384,11 @@ def test_nemo_rl_reads_ranked_completions(tmp_path: Path, chat: bool, suffix: st
     made = groups_of(2, 1, chat)
     path = tmp_path / f"pairs{suffix}"
     export(made, str(path), format="nemo-rl")
-    rows = pl.read_parquet(path).to_dicts() if suffix == ".parquet" else list(map(json.loads, path.open()))
+    rows = (
+        pl.read_parquet(path).to_dicts()
+        if suffix == ".parquet"
+        else list(map(json.loads, path.read_text().splitlines()))
+    )
     assert rows == [
         {
             "context": [{"role": "user", "content": f"p{i}"}],

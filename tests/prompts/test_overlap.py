@@ -346,7 +346,9 @@ def test_the_commands(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_run_drops_what_its_held_out_rows_hold(tmp_path: Path) -> None:
     world.write(tmp_path, train=40, test=12, seed=1)
-    rows = [json.loads(line) for name in ("train", "test") for line in (tmp_path / f"{name}.jsonl").open()]
+    rows = [
+        json.loads(line) for name in ("train", "test") for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()
+    ]
     (tmp_path / "train.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows[:43]))
     settings = yaml.safe_load((demo.HERE / "recipe.yaml").read_text()) | {"model": str(demo.HERE / "model")}
     settings["prompts"]["overlap_share"] = 1.0

@@ -560,9 +560,8 @@ def test_a_step_projects_three_times_instead_of_four(
 
 def test_the_fused_loss_reads_a_ready_reference_alone(store: PairStore, tokenizer: Any, tmp_path: Path) -> None:
     rows = store.to_trl()
-    rows = rows.add_column(preference_head.REF[0], [-9.0] * len(rows)).add_column(
-        preference_head.REF[1], [-8.0] * len(rows)
-    )
+    for name, logp in zip(preference_head.REF, (-9.0, -8.0), strict=True):
+        rows = rows.add_column(name, [logp] * len(rows))
     fused, plain = both(rows, tmp_path, tokenizer, max_steps=1)
     for made in (fused, plain):
         made.train()

@@ -1,7 +1,7 @@
 """Checksums: whether something is as it was written, or equal to something else. One kind for files, values and stores.
 
-Of XXH3, 128 bits as 32 hexadecimal digits, at the speed of memory (rust/checksum.rs). It finds broken disks, cut files and changed
-inputs; it is no defence against somebody who wants two files to have one checksum.
+Of XXH3, 128 bits as 32 hexadecimal digits, at the speed of memory (rust/checksum.rs). It finds broken disks, cut files
+and changed inputs; it is no defence against somebody who wants two files to have one checksum.
 """
 
 from __future__ import annotations

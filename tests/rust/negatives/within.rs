@@ -58,7 +58,8 @@ impl Table<'_> {
     }
 }
 
-/// Whether every row can have K counterparts and be the counterpart of K rows: a bipartite matching, by augmenting paths.
+/// Whether every row can have K counterparts and be the counterpart of K rows: a bipartite matching, by augmenting
+/// paths.
 fn can_balance(table: &Table, negatives: usize) -> bool {
     let n = table.alike.len();
     let mut uses = vec![vec![false; n]; n];

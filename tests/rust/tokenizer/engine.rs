@@ -95,9 +95,8 @@ fn what_fastokens_is_not_known_to_support_is_named() -> Result<(), Error> {
         assert_eq!(opened.name(), "tokenizers", "{place}");
         assert!(opened.why().starts_with(reason), "{}", opened.why());
         assert!(opened.encode(&["the<e>", ""], false).is_ok());
-        assert!(
-            matches!(encoder(&json, EngineChoice::Fastokens), Err(Error::Fastokens { reason: why }) if why.starts_with(reason))
-        );
+        let refusal = encoder(&json, EngineChoice::Fastokens).err();
+        assert!(matches!(refusal, Some(Error::Fastokens { reason: why }) if why.starts_with(reason)));
     }
     Ok(())
 }

@@ -1,2 +1,4 @@
+mod data;
 mod groups;
+mod refusals;
 mod seams;
