@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mipo.loss.preference import preference_loss, sequence_logps, token_logps
+from mipo.loss import preference_loss, sequence_logps, token_logps
 
 BETA = 0.1
 MEAN_LOGP = -1.0

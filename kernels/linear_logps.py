@@ -1,6 +1,6 @@
-"""LM head to log-probs of target tokens, in pieces, without keeping the logits.
+"""LM head to log-probs of target tokens, piece by piece, without keeping the logits.
 
-Its truth is `token_statistics` in mipo/loss.py; the modes, their costs and limits are in README.md beside it.
+`mipo.loss.token_statistics` is its definition. README.md in this folder has the modes, their costs and limits.
 """
 
 from __future__ import annotations
@@ -31,35 +31,36 @@ def forward(
     mode: str,
     statistics: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Log-probs [T]; entropy [T] and other statistics [3, T], or [0]; state [T, …]; and what the mode keeps.
+    """Log-probs [T]; entropy [T] and other statistics [3, T], or [0]; state [T, …]; two tensors for the backward.
 
-    Kept are G weight [T, D] and G up [T, r] in M1, G [T, V] in M3, and [0] otherwise. F FLOPs, in M1 2F; F = 2TDV.
+    The last two are G weight [T, D] and G up [T, r] in M1, G [T, V] and [0] in M3, and [0] otherwise. F FLOPs, in M1
+    2F; F = 2TDV.
     """
     transform = Transform(scale, softcap, temperature)
     p = Projection.of(hidden, weight, targets, bias, down, up, transform, logits_dtype, chunk_bytes)
     state = p.state(statistics)
-    kept, kept_low = {"M0": _logits_alone, "M1": _gradient_now, "M3": _keep_g, "M4": _slice_by_slice}[mode](p, state)
+    saved, saved_low = {"M0": _logps_only, "M1": _multiply_g, "M3": _keep_g, "M4": _by_word_slices}[mode](p, state)
     entropy, others = statistics_of(state, len(weight)) if statistics else (state.new_empty(0), state.new_empty(0))
-    return logps_of(state), entropy, others, state, kept, kept_low
+    return logps_of(state), entropy, others, state, saved, saved_low
 
 
-def _logits_alone(p: Projection, state: Tensor) -> tuple[Tensor, Tensor]:
+def _logps_only(p: Projection, state: Tensor) -> tuple[Tensor, Tensor]:
     logits = p.buffer(min(len(p.hidden), p.capacity(False)), len(p.weight), p.logits_dtype)
     for tokens in p.chunks(with_gradient=False):
         p.fold(tokens, p.words, logits, state)
     return p.hidden.new_empty(0), p.hidden.new_empty(0)
 
 
-def _gradient_now(p: Projection, state: Tensor) -> tuple[Tensor, Tensor]:
+def _multiply_g(p: Projection, state: Tensor) -> tuple[Tensor, Tensor]:
     logits, g = p.buffers(min(len(p.hidden), p.capacity(True)), len(p.weight))
-    kept, kept_low = torch.empty_like(p.hidden), p.hidden.new_empty(0) if p.down is None else torch.empty_like(p.down)
+    saved, saved_low = torch.empty_like(p.hidden), p.hidden.new_empty(0) if p.down is None else torch.empty_like(p.down)
     for tokens in p.chunks(with_gradient=True):
         p.fold(tokens, p.words, logits, state, g)
         rows = g[: tokens.stop - tokens.start, p.words]
-        torch.mm(rows, p.weight, out=kept[tokens])
+        torch.mm(rows, p.weight, out=saved[tokens])
         if p.up is not None:
-            torch.mm(rows, p.up, out=kept_low[tokens])
-    return kept, kept_low
+            torch.mm(rows, p.up, out=saved_low[tokens])
+    return saved, saved_low
 
 
 def _keep_g(p: Projection, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,7 +74,7 @@ def _keep_g(p: Projection, state: Tensor) -> tuple[Tensor, Tensor]:
     return g, p.hidden.new_empty(0)
 
 
-def _slice_by_slice(p: Projection, state: Tensor) -> tuple[Tensor, Tensor]:
+def _by_word_slices(p: Projection, state: Tensor) -> tuple[Tensor, Tensor]:
     slices = p.word_slices(len(p.hidden), with_gradient=False)
     logits = p.buffer(len(p.hidden), slices[0].stop, p.logits_dtype)
     for words in slices:
@@ -94,21 +95,21 @@ def backward(
     logits_dtype: torch.dtype,
     chunk_bytes: int,
     state: Tensor,  # [T, 3 or 7]
-    g: Tensor,  # [T, at least V] as M3 keeps it, or [0]
+    g: Tensor,  # [T, at least V] saved by M3, or [0]
     upstream: Tensor,  # [T] dL/dlogps
     upstream_entropy: Tensor | None,  # [T] dL/dentropy; needs a state with statistics, and no g
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of hidden, weight, bias, down and up, [0] where not wanted; F FLOPs for each of the first two.
 
-    Without `g` the logits are projected again, F FLOPs more, in slices of words over all tokens at once.
+    Without `g` it projects the logits again, for F FLOPs more, in slices of words over all tokens at once.
     """
     transform = Transform(scale, softcap, temperature)
     p = Projection.of(hidden, weight, targets, bias, down, up, transform, logits_dtype, chunk_bytes)
     gradients = Gradients(p, wanted, chunks=1 if len(hidden) else 0)
     weights = None
     if upstream_entropy is not None:
-        # G is that of the weighted sum then, so that nothing remains to be scaled.
+        # G is then the gradient of the weighted sum: nothing is left to scale.
         weights, upstream = torch.stack([upstream, upstream_entropy], 1), torch.ones_like(upstream)
     if not len(hidden):
         pass
@@ -125,19 +126,19 @@ def backward(
 
 
 def register(name: str, function: Callable[..., Any]) -> Any:
-    """The operator of this name, for torch.compile to see as one node."""
-    # What torch.library.custom_op does, less its wrapper, which imports torch._dynamo at the first call: 3.8 s on two
-    # cores, 2026-11-24.
+    """Registers an operator of this name, one node for torch.compile, and returns it."""
+    # torch.library.custom_op without its wrapper, which imports torch._dynamo at the first call: 3.8 s on two cores,
+    # 2026-11-24.
     torch.library.define(name, torch.library.infer_schema(function, mutates_args=()))
     torch.library.impl(name, "CompositeExplicitAutograd", function)
     return getattr(torch.ops.mipo, name.removeprefix("mipo::"))
 
 
 def refuse_second_order(*_: Any) -> None:
-    """Raises RuntimeError: the gradient's own gradient was asked for."""
+    """Raises RuntimeError: the gradient of a gradient."""
     raise RuntimeError(
-        "mipo's fused ops have first derivatives only, but a second one was asked for (create_graph=True); use "
-        "mipo.loss, which autograd differentiates as often as you like"
+        "expected one differentiation, got a second one (create_graph=True): mipo's fused ops have first derivatives "
+        "only; use mipo.loss, which has derivatives of any order"
     )
 
 
@@ -149,16 +150,16 @@ scaled_rows_op = register("mipo::scaled_rows", scaled_rows)
 @torch.library.register_fake("mipo::linear_logps")
 def _forward_fake(hidden, weight, targets, bias, down, up, *options):  # type: ignore[no-untyped-def]
     logits_dtype, _, mode, statistics = options[-4:]
-    # Not len(): it makes a number of what torch.compile wants to keep open.
+    # Not len(): it turns a symbolic size of torch.compile into a number.
     (tokens, width), words = hidden.shape, weight.shape[0]
     state = hidden.new_empty(tokens, 7 if statistics else 3, dtype=torch.promote_types(logits_dtype, torch.float32))
-    kept = {"M1": (tokens, width), "M3": (tokens, aligned(words))}.get(mode, (0,))
+    saved = {"M1": (tokens, width), "M3": (tokens, aligned(words))}.get(mode, (0,))
     return (
         state.new_empty(tokens),
         state.new_empty(tokens if statistics else 0),
         state.new_empty((3, tokens) if statistics else (0,)),
         state,
-        hidden.new_empty(kept),
+        hidden.new_empty(saved),
         hidden.new_empty(0) if down is None or mode != "M1" else torch.empty_like(down),
     )
 
@@ -176,7 +177,7 @@ def _scaled_rows_fake(rows, upstream):  # type: ignore[no-untyped-def]
 def gradients_like(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor | None, up: Tensor | None, wanted: list[bool]
 ) -> tuple[Tensor, ...]:
-    """Empty tensors of the shapes that `Gradients.finished` gives."""
+    """Empty tensors of the shapes of `Gradients.finished`."""
     inputs = (hidden, weight, bias, down, up)
     return tuple(
         torch.empty_like(x) if want and x is not None else hidden.new_empty(0)
@@ -186,10 +187,10 @@ def gradients_like(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.scale, ctx.softcap, ctx.temperature, ctx.logits_dtype, ctx.chunk_bytes, ctx.mode, statistics = inputs
-    *_, state, kept, kept_low = output
-    # M1 keeps [T, D] and nothing else, unless the gradient of the entropy may be asked for.
+    *_, state, saved, saved_low = output
+    # M1 saves [T, D] alone, unless the entropy may need its gradient.
     alone = ctx.mode == "M1" and not statistics
-    ctx.save_for_backward(state, kept, kept_low, *([] if alone else tensors))
+    ctx.save_for_backward(state, saved, saved_low, *([] if alone else tensors))
     ctx.set_materialize_grads(False)
 
 
@@ -198,17 +199,17 @@ def _differentiate(ctx: Any, *upstreams: Tensor | None) -> tuple[Tensor | None, 
     if any(x is not None for x in others):
         refuse_second_order()
     wanted = [ctx.needs_input_grad[i] for i in (0, 1, 3, 4, 5)]
-    state, kept, kept_low, *tensors = ctx.saved_tensors
+    state, saved, saved_low, *tensors = ctx.saved_tensors
     if upstream is None and upstream_entropy is None:
         return (None,) * 13
     if ctx.mode == "M1" and upstream_entropy is None:
         assert not any(wanted[i] for i in (1, 2, 4)), "M1 is for a frozen head"
-        down = scaled_rows_op(kept_low, upstream) if wanted[3] else kept_low
-        gradients = (scaled_rows_op(kept, upstream), kept, kept, down, kept)
+        down = scaled_rows_op(saved_low, upstream) if wanted[3] else saved_low
+        gradients = (scaled_rows_op(saved, upstream), saved, saved, down, saved)
     else:
         if upstream is None:
             upstream = torch.zeros_like(state[:, 0])
-        g = kept if ctx.mode == "M3" and upstream_entropy is None else kept.new_empty(0)
+        g = saved if ctx.mode == "M3" and upstream_entropy is None else saved.new_empty(0)
         options = ctx.scale, ctx.softcap, ctx.temperature, ctx.logits_dtype, ctx.chunk_bytes
         gradients = _backward(*tensors, *options, state, g, upstream, upstream_entropy, wanted)
     dh, dw, db, dd, du = (x if want else None for x, want in zip(gradients, wanted, strict=True))
@@ -256,9 +257,9 @@ def linear_logps(
     mode: str,
     statistics: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probs [T] of targets [T]; with `statistics` also entropy [T] and [3, T], the rest of them.
+    """Log-probs [T] of targets [T]; with `statistics` also entropy [T] and other statistics [3, T].
 
-    Differentiable once, in all but the last. Nothing is checked here: `mipo.fused.linear_logps` is the door.
+    All but the last are differentiable once. It checks no arguments: `mipo.fused.linear_logps` does.
     """
     down, up = lora or (None, None)
     logps, entropy, others, *_ = _forward(

@@ -1,9 +1,9 @@
-"""LM head to the loss of preference groups, with every gradient made on the way: nothing is projected twice.
+"""LM head to the loss of preference groups, with every gradient in the forward: nothing is projected twice.
 
-A group's loss is known when its last token's logits are, and with it what each token is to be told. So a chunk of
-whole groups goes through projection, loss and gradient products before the next. The truth of log-probs and losses is
-mipo/loss.py; here the losses stand with their derivatives, since no autograd runs inside an operator. Costs and limits
-are in README.md beside it.
+The logits of a group's last token complete its loss, and with it dL/dlogps of all its tokens. So each chunk of whole
+groups goes through projection, loss and gradient products before the next one. `mipo.loss` defines log-probs and
+losses; here the losses come with their derivatives, since no autograd runs inside an operator. README.md in this folder
+has the costs and limits.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from .projection import Gradients, Projection
 from .rows import Transform, logps_of, statistics_of
 
 
-class Pairs(NamedTuple):
-    """What a loss of pairs may look at; all but the numbers are [G]."""
+class LossInputs(NamedTuple):
+    """The inputs of a pairwise loss; tensors are [G]."""
 
     chosen: Tensor  # log-ratio of policy and reference
     rejected: Tensor
@@ -44,26 +44,26 @@ class Pairs(NamedTuple):
     sft_weight: float  # groups / tokens of all chosen responses
 
 
-# Loss, and its derivatives by the two log-ratios: [G] each.
+# A loss and its derivatives by the two log-ratios: [G] each.
 Differentiated = tuple[Tensor, Tensor, Tensor]
 
 
-def _of_margin(pairs: Pairs, loss: Tensor, slope: Tensor) -> Differentiated:
+def _of_margin(inputs: LossInputs, loss: Tensor, slope: Tensor) -> Differentiated:
     """For a loss of x = beta (chosen - rejected), with its derivative by x."""
-    return loss, pairs.beta * slope, -pairs.beta * slope
+    return loss, inputs.beta * slope, -inputs.beta * slope
 
 
-def _of_rewards(pairs: Pairs, loss: Tensor, chosen: Tensor, rejected: Tensor) -> Differentiated:
+def _of_rewards(inputs: LossInputs, loss: Tensor, chosen: Tensor, rejected: Tensor) -> Differentiated:
     """For a loss of the implicit rewards beta chosen and beta rejected, with its derivatives by them."""
-    return loss, pairs.beta * chosen, pairs.beta * rejected
+    return loss, inputs.beta * chosen, inputs.beta * rejected
 
 
-def _margin(pairs: Pairs) -> Tensor:
-    return pairs.beta * (pairs.chosen - pairs.rejected)
+def _margin(inputs: LossInputs) -> Tensor:
+    return inputs.beta * (inputs.chosen - inputs.rejected)
 
 
-def _mean_margin(pairs: Pairs) -> Tensor:
-    return pairs.chosen / pairs.chosen_length - pairs.rejected / pairs.rejected_length
+def _mean_margin(inputs: LossInputs) -> Tensor:
+    return inputs.chosen / inputs.chosen_length - inputs.rejected / inputs.rejected_length
 
 
 def _bell(x: Tensor) -> Tensor:
@@ -71,77 +71,77 @@ def _bell(x: Tensor) -> Tensor:
     return torch.sigmoid(x) * torch.sigmoid(-x)
 
 
-def _hinge(pairs: Pairs) -> Differentiated:
-    short = 1 - _margin(pairs)
-    return _of_margin(pairs, short.relu(), -(short > 0).to(short.dtype))
+def _hinge(inputs: LossInputs) -> Differentiated:
+    short = 1 - _margin(inputs)
+    return _of_margin(inputs, short.relu(), -(short > 0).to(short.dtype))
 
 
-def _ipo(pairs: Pairs) -> Differentiated:
-    error = _mean_margin(pairs) - 1 / (2 * pairs.beta)
-    return error**2, 2 * error / pairs.chosen_length, -2 * error / pairs.rejected_length
+def _ipo(inputs: LossInputs) -> Differentiated:
+    error = _mean_margin(inputs) - 1 / (2 * inputs.beta)
+    return error**2, 2 * error / inputs.chosen_length, -2 * error / inputs.rejected_length
 
 
-def _sigmoid_norm(pairs: Pairs) -> Differentiated:
-    x = pairs.beta * _mean_margin(pairs)
-    slope = -pairs.beta * torch.sigmoid(-x)
-    return -logsigmoid(x), slope / pairs.chosen_length, -slope / pairs.rejected_length
+def _sigmoid_norm(inputs: LossInputs) -> Differentiated:
+    x = inputs.beta * _mean_margin(inputs)
+    slope = -inputs.beta * torch.sigmoid(-x)
+    return -logsigmoid(x), slope / inputs.chosen_length, -slope / inputs.rejected_length
 
 
-def _exo_pair(pairs: Pairs) -> Differentiated:
-    x, e = _margin(pairs), pairs.label_smoothing
+def _exo_pair(inputs: LossInputs) -> Differentiated:
+    x, e = _margin(inputs), inputs.label_smoothing
     # KL((q, 1 - q), (1 - e, e)) with q = sigmoid(x).
     kept, flipped = logsigmoid(x) - math.log1p(-e), logsigmoid(-x) - math.log(e)
-    return _of_margin(pairs, torch.sigmoid(x) * kept + torch.sigmoid(-x) * flipped, _bell(x) * (kept - flipped))
+    return _of_margin(inputs, torch.sigmoid(x) * kept + torch.sigmoid(-x) * flipped, _bell(x) * (kept - flipped))
 
 
-def _nca_pair(pairs: Pairs) -> Differentiated:
-    a, b = pairs.beta * pairs.chosen, pairs.beta * pairs.rejected
+def _nca_pair(inputs: LossInputs) -> Differentiated:
+    a, b = inputs.beta * inputs.chosen, inputs.beta * inputs.rejected
     loss = -logsigmoid(a) - 0.5 * logsigmoid(-a) - 0.5 * logsigmoid(-b)
-    return _of_rewards(pairs, loss, 0.5 * torch.sigmoid(a) - torch.sigmoid(-a), 0.5 * torch.sigmoid(b))
+    return _of_rewards(inputs, loss, 0.5 * torch.sigmoid(a) - torch.sigmoid(-a), 0.5 * torch.sigmoid(b))
 
 
-def _robust(pairs: Pairs) -> Differentiated:
-    x, e = _margin(pairs), pairs.label_smoothing
+def _robust(inputs: LossInputs) -> Differentiated:
+    x, e = _margin(inputs), inputs.label_smoothing
     loss = (-(1 - e) * logsigmoid(x) + e * logsigmoid(-x)) / (1 - 2 * e)
-    return _of_margin(pairs, loss, (-(1 - e) * torch.sigmoid(-x) - e * torch.sigmoid(x)) / (1 - 2 * e))
+    return _of_margin(inputs, loss, (-(1 - e) * torch.sigmoid(-x) - e * torch.sigmoid(x)) / (1 - 2 * e))
 
 
-def _bco_pair(pairs: Pairs) -> Differentiated:
-    a, b = pairs.beta * pairs.chosen, pairs.beta * pairs.rejected
-    return _of_rewards(pairs, -logsigmoid(a) - logsigmoid(-b), -torch.sigmoid(-a), torch.sigmoid(b))
+def _bco_pair(inputs: LossInputs) -> Differentiated:
+    a, b = inputs.beta * inputs.chosen, inputs.beta * inputs.rejected
+    return _of_rewards(inputs, -logsigmoid(a) - logsigmoid(-b), -torch.sigmoid(-a), torch.sigmoid(b))
 
 
-def _sppo_hard(pairs: Pairs) -> Differentiated:
-    a, b = pairs.chosen - 0.5 / pairs.beta, pairs.rejected + 0.5 / pairs.beta
+def _sppo_hard(inputs: LossInputs) -> Differentiated:
+    a, b = inputs.chosen - 0.5 / inputs.beta, inputs.rejected + 0.5 / inputs.beta
     return a**2 + b**2, 2 * a, 2 * b
 
 
-def _apo_zero(pairs: Pairs) -> Differentiated:
-    a, b = pairs.beta * pairs.chosen, pairs.beta * pairs.rejected
-    return _of_rewards(pairs, 1 - torch.sigmoid(a) + torch.sigmoid(b), -_bell(a), _bell(b))
+def _apo_zero(inputs: LossInputs) -> Differentiated:
+    a, b = inputs.beta * inputs.chosen, inputs.beta * inputs.rejected
+    return _of_rewards(inputs, 1 - torch.sigmoid(a) + torch.sigmoid(b), -_bell(a), _bell(b))
 
 
-def _apo_down(pairs: Pairs) -> Differentiated:
-    a, x = pairs.beta * pairs.chosen, _margin(pairs)
-    return _of_rewards(pairs, torch.sigmoid(a) + 1 - torch.sigmoid(x), _bell(a) - _bell(x), _bell(x))
+def _apo_down(inputs: LossInputs) -> Differentiated:
+    a, x = inputs.beta * inputs.chosen, _margin(inputs)
+    return _of_rewards(inputs, torch.sigmoid(a) + 1 - torch.sigmoid(x), _bell(a) - _bell(x), _bell(x))
 
 
-def _discopop(pairs: Pairs) -> Differentiated:
-    x, tau = _margin(pairs), pairs.discopop_tau
+def _discopop(inputs: LossInputs) -> Differentiated:
+    x, tau = _margin(inputs), inputs.discopop_tau
     mix, rest = torch.sigmoid(x / tau), torch.sigmoid(-x / tau)
-    # exp(-x) mix as one power: each by itself may overflow where their product is next to nothing.
+    # exp(-x) mix as one exponential: exp(-x) alone may overflow where the product is nearly 0.
     steep = torch.exp(logsigmoid(x / tau) - x)
     loss = -logsigmoid(x) * rest + steep
     slope = -torch.sigmoid(-x) * rest - steep + (logsigmoid(x) * mix * rest + steep * rest) / tau
-    return _of_margin(pairs, loss, slope)
+    return _of_margin(inputs, loss, slope)
 
 
-def _sft(pairs: Pairs) -> Differentiated:
-    slope = torch.full_like(pairs.chosen, -pairs.sft_weight)
-    return slope * pairs.chosen_logps, slope, torch.zeros_like(slope)
+def _sft(inputs: LossInputs) -> Differentiated:
+    slope = torch.full_like(inputs.chosen, -inputs.sft_weight)
+    return slope * inputs.chosen_logps, slope, torch.zeros_like(slope)
 
 
-PAIR_LOSSES: dict[str, Callable[[Pairs], Differentiated]] = {
+PAIR_LOSSES: dict[str, Callable[[LossInputs], Differentiated]] = {
     "hinge": _hinge,
     "ipo": _ipo,
     "exo_pair": _exo_pair,
@@ -158,7 +158,7 @@ PAIR_LOSSES: dict[str, Callable[[Pairs], Differentiated]] = {
 
 
 def softmax_loss(ratios: Tensor, mask: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """Loss [G] and its derivative [G, K+1]: -log softmax(beta ratios)_0 among the responses of `mask`; K = 1 is DPO."""
+    """Loss [G] and derivative [G, K+1] of -log softmax(beta ratios)_0 over the responses of `mask`; K = 1 is DPO."""
     deficits = (-(beta * (ratios[:, :1] - ratios[:, 1:]))).masked_fill(~mask[:, 1:], -torch.inf)
     peak = deficits.amax(1, keepdim=True)
     shares = (deficits - peak).exp()
@@ -193,7 +193,7 @@ def forward(
     """Mean loss [], losses [G], log-probs [G, K+1] and [T], entropy [T], other statistics [3, T] (or [0]), gradients.
 
     The gradients are those of hidden, weight, bias, down and up, [0] where not wanted: F FLOPs for each of the first
-    two and F for the logits, F = 2TDV. A group longer than a chunk is projected twice, by slices of words.
+    two and F for the logits, F = 2TDV. A group longer than a chunk is projected twice, in slices of words.
     """
     transform = Transform(scale, softcap, temperature)
     p = Projection.of(hidden, weight, targets, bias, down, up, transform, logits_dtype, chunk_bytes)
@@ -203,11 +203,11 @@ def forward(
     gradients = Gradients(p, wanted, len(chunks))
     fitting = max((t.stop - t.start for _, t in chunks if t.stop - t.start <= p.capacity(True)), default=0)
     for groups, tokens in chunks:
-        # Each allocates its own logits, so that the one's are gone before the other's come.
+        # Each function allocates its own logits, so that one buffer is freed before the next exists.
         if tokens.stop - tokens.start <= fitting:
             _at_once(p, groups, tokens, state, sums, gradients, fitting)
         else:
-            _by_slices_of_words(p, groups, tokens, state, sums, gradients)
+            _by_word_slices(p, groups, tokens, state, sums, gradients)
     entropy, others = statistics_of(state, len(weight)) if statistics else (state.new_empty(0), state.new_empty(0))
     dh, dw, db, dd, du = gradients.finished()
     return sums.losses.mean(), sums.losses, sums.logps, logps_of(state), entropy, others, dh, dw, db, dd, du
@@ -222,7 +222,7 @@ def _at_once(
     gradients.add(tokens, [p.words], lambda words: g[: len(upstream), words], upstream)
 
 
-def _by_slices_of_words(
+def _by_word_slices(
     p: Projection, groups: slice, tokens: slice, state: Tensor, sums: _Sums, gradients: Gradients
 ) -> None:
     slices = p.word_slices(tokens.stop - tokens.start, with_gradient=True)
@@ -234,26 +234,26 @@ def _by_slices_of_words(
 
 
 def checked_lengths(lengths: Tensor, tokens: int) -> Tensor:
-    """The lengths [G, K+1] of responses, on the CPU; ValueError unless they share out so many tokens and form groups.
+    """A copy of the lengths [G, K+1], on the CPU; raises ValueError unless they sum to `tokens` and form groups.
 
-    An operator, so that it looks at the numbers also where torch.compile has traced everything around it.
+    It is an operator so that it also reads the numbers inside a graph of torch.compile.
     """
     if int(lengths.sum()) != tokens or int(lengths.min()) < 0:
         raise ValueError(
-            f"expected lengths that add up to the {tokens} tokens, got {int(lengths.sum())}, the least "
-            f"{int(lengths.min())}; count the response tokens that are in targets"
+            f"expected lengths that add up to the {tokens} tokens, got {int(lengths.sum())} with a least of "
+            f"{int(lengths.min())}; count the response tokens in targets"
         )
-    impossible = (lengths[:, 0] == 0) | (lengths[:, 1:].sum(1) == 0)
-    if bool(impossible.any()):
+    invalid = (lengths[:, 0] == 0) | (lengths[:, 1:].sum(1) == 0)
+    if bool(invalid.any()):
         raise ValueError(
             "expected a chosen response (column 0) and at least one rejected one in every group, missing in groups "
-            f"{impossible.nonzero().flatten().tolist()[:10]}; drop these groups"
+            f"{invalid.nonzero().flatten().tolist()[:10]}; drop these groups"
         )
     return lengths.clone()
 
 
 def chunks_of_groups(lengths: Tensor, capacity: int) -> Iterator[tuple[slice, slice]]:
-    """Runs of whole groups, and of their tokens, of at most `capacity` tokens; a longer group is alone in its run."""
+    """Runs of whole groups, and of their tokens, with at most `capacity` tokens; a longer group has its own run."""
     sizes = lengths.sum(1).tolist()
     ends = [0, *accumulate(sizes)]
     first = 0
@@ -264,7 +264,7 @@ def chunks_of_groups(lengths: Tensor, capacity: int) -> Iterator[tuple[slice, sl
 
 
 class _Sums:
-    """Log-probs of responses and losses of groups, as chunks of whole groups come in."""
+    """Log-probs of responses and losses of groups, summed chunk by chunk."""
 
     def __init__(
         self,
@@ -283,7 +283,7 @@ class _Sums:
         self.losses = torch.empty_like(ref_logps[:, 0])
 
     def add(self, groups: slice, logps: Tensor) -> Tensor:
-        """DL/dlogps [n] for the log-probs [n] of the tokens of these groups, where L is the mean over all groups."""
+        """Adds groups by the log-probs [n] of their tokens; returns dL/dlogps [n], L being the mean over all groups."""
         lengths = self.lengths[groups]
         sums = torch.segment_reduce(logps, "sum", lengths=lengths.flatten(), unsafe=True).view_as(lengths)
         losses, slopes = self._losses(sums, lengths, sums - self.ref_logps[groups])
@@ -299,8 +299,7 @@ class _Sums:
             else:
                 tokens = lengths.to(ratios.dtype)
                 sides = ratios[:, 0], ratios[:, 1], tokens[:, 0], tokens[:, 1]
-                pairs = Pairs(*sides, logps[:, 0], *self.options)
-                loss, chosen, rejected = PAIR_LOSSES[name](pairs)
+                loss, chosen, rejected = PAIR_LOSSES[name](LossInputs(*sides, logps[:, 0], *self.options))
                 slope = torch.stack([chosen, rejected], 1)
             losses += weight * loss
             slopes += weight * slope
@@ -344,9 +343,9 @@ def _differentiate(ctx: Any, upstream: Tensor | None, *others: Tensor | None) ->
 
 
 def _times(gradient: Tensor, upstream: Tensor) -> Tensor:
-    """The gradient, rounded once, and not in place: the graph may be retained and walked again."""
+    """The gradient times upstream, rounded once, in a new tensor: a retained graph may run again."""
     rows = gradient if gradient.ndim == 2 else gradient[:, None]
-    # x * upstream would round the upstream to the dtype of x first, on a GPU.
+    # On a GPU, x * upstream would first round the upstream to the dtype of x.
     product: Tensor = scaled_rows_op(rows, -upstream.expand(rows.shape[0]))
     return product.view_as(gradient)
 
@@ -380,7 +379,7 @@ def linear_preference_loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Mean loss [], differentiable once; detached losses [G], log-probs [G, K+1] and [T], entropy [T], others [3, T].
 
-    Nothing is checked here: `mipo.fused.linear_preference_loss` is the door.
+    It checks no arguments: `mipo.fused.linear_preference_loss` does.
     """
     down, up = lora or (None, None)
     wanted = [x is not None and x.requires_grad for x in (hidden, weight, bias, down, up)]

@@ -1,7 +1,7 @@
-"""The products with an LM head, in pieces that fit a byte budget: logits out of hidden states, gradients back in.
+"""The products with an LM head, in pieces that fit a byte budget: logits from hidden states, and their gradients.
 
-This file knows torch and the rows. It does not know when a gradient is wanted, nor what for: that is a mode, and each
-fused operation has its own. Costs and limits are in README.md beside it.
+Knows torch and the rows. Knows nothing of modes, which each fused operation has of its own. README.md in this folder
+has the costs and limits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .rows import SLICE_BYTES, Transform, aligned, fold_rows, gradient_rows, new
 
 @dataclass(frozen=True)
 class Projection:
-    """Hidden states, an LM head, perhaps with a product of low rank added, and the bytes their logits may take."""
+    """Hidden states, an LM head, optionally with a low-rank product, and the bytes that their logits may take."""
 
     hidden: Tensor  # [T, D]
     weight: Tensor  # [V, D]
@@ -28,7 +28,7 @@ class Projection:
     transform: Transform
     logits_dtype: torch.dtype
     chunk_bytes: int
-    # That of the weight as it was given, and of its gradient. All products have the dtype of hidden.
+    # The dtype of the original weight and of its gradient. All products have the dtype of hidden.
     weight_dtype: torch.dtype
 
     @classmethod
@@ -44,7 +44,7 @@ class Projection:
         logits_dtype: torch.dtype,
         chunk_bytes: int,
     ) -> Projection:
-        """With a copy of the weight in the dtype of hidden, where it has another, as under autocast."""
+        """Casts the weight to the dtype of hidden where it has another one, as under autocast."""
         narrow, bias = weight.to(hidden.dtype), None if bias is None else bias.contiguous()
         targets = targets.contiguous()
         return cls(hidden, narrow, targets, bias, down, up, transform, logits_dtype, chunk_bytes, weight.dtype)
@@ -61,7 +61,7 @@ class Projection:
 
     @property
     def separate(self) -> bool:
-        """Whether G needs a buffer of its own: it is multiplied with the weight, so it has the weight's dtype."""
+        """Whether G needs its own buffer: G has the dtype of the weight, its factor in the products."""
         return self.logits_dtype != self.weight.dtype
 
     @property
@@ -70,33 +70,33 @@ class Projection:
         return torch.promote_types(self.logits_dtype, torch.float32)
 
     def capacity(self, with_gradient: bool) -> int:
-        """How many tokens fit the budget with all their logits; at least one."""
+        """The number of tokens whose logits fit the budget; at least one."""
         return max(1, self.chunk_bytes // (aligned(len(self.weight)) * self._logit_bytes(with_gradient)))
 
     def chunks(self, with_gradient: bool) -> Iterator[slice]:
-        """Even runs of tokens, each with all its logits within the budget."""
+        """Even runs of tokens, each with its logits within the budget."""
         return _even(len(self.hidden), self.capacity(with_gradient))
 
     def word_slices(self, tokens: int, with_gradient: bool) -> list[slice]:
-        """Even runs of words such that the logits of this many tokens are within the budget; 16 words at least."""
+        """Even runs of words, with the logits of this many tokens within the budget; at least 16 words each."""
         size = self.chunk_bytes // (max(1, tokens) * self._logit_bytes(with_gradient))
         return list(_even(len(self.weight), size // 16 * 16 or 16, 16))
 
     def buffer(self, tokens: int, words: int, dtype: torch.dtype) -> Tensor:
-        """Uninitialised [tokens, words and what aligns the rows]."""
+        """Uninitialised [tokens, words], with wider rows for alignment."""
         return self.hidden.new_empty(tokens, aligned(words), dtype=dtype)
 
     def buffers(self, tokens: int, words: int) -> tuple[Tensor, Tensor]:
-        """For logits and their G: one and the same where the dtypes allow it."""
+        """Buffers for logits and their G: the same buffer where the dtypes allow it."""
         logits = self.buffer(tokens, words, self.logits_dtype)
         return logits, self.buffer(tokens, words, self.weight.dtype) if self.separate else logits
 
     def state(self, statistics: bool) -> Tensor:
-        """Room for the state of every token's softmax."""
+        """An uninitialised state of the softmax of every token."""
         return new_state(self.targets, self.wide, statistics)
 
     def fold(self, tokens: slice, words: slice, logits: Tensor, state: Tensor, g: Tensor | None = None) -> None:
-        """Projects tokens on words into the buffer `logits`, and folds them into `state` [T, …]; fills `g` if given."""
+        """Projects tokens on words into the buffer `logits` and folds these into `state` [T, …]; fills `g`, if any."""
         logits = self._project(tokens, words, logits)
         fold_rows(
             logits,
@@ -112,7 +112,7 @@ class Projection:
     def gradient(
         self, tokens: slice, words: slice, logits: Tensor, state: Tensor, g: Tensor, weights: Tensor | None = None
     ) -> Tensor:
-        """Projects again, into `logits`, and gives G of these tokens and words, in `g`, from the finished state."""
+        """Projects again into `logits`, and returns G of these tokens and words, in `g`, from the finished state."""
         logits = self._project(tokens, words, logits)
         n = words.stop - words.start
         gradient_rows(
@@ -154,7 +154,7 @@ class Gradients:
         wide = torch.promote_types(p.hidden.dtype, torch.float32)
         dtype = p.weight_dtype if chunks == 1 and p.weight_dtype == p.hidden.dtype else wide
         low_dtype = p.hidden.dtype if chunks == 1 else wide
-        # No chunk at all, no first product: the sum is 0.
+        # Without chunks there is no first product: the sum is 0.
         empty = torch.zeros_like if chunks == 0 else torch.empty_like
         self.hidden = torch.empty_like(p.hidden) if wanted[0] else None
         self.weight = empty(p.weight, dtype=dtype) if wanted[1] else None
@@ -163,11 +163,11 @@ class Gradients:
         self.up = empty(p.up, dtype=low_dtype) if wanted[4] and p.up is not None else None
 
     def add(self, tokens: slice, words: list[slice], g_of: Callable[[slice], Tensor], upstream: Tensor) -> None:
-        """One chunk: `g_of` gives G [n, words] of a slice of words, `upstream` [n] is dL/dlogps of its tokens."""
+        """Adds a chunk: `g_of` returns G [n, words] of a slice of words, `upstream` [n] is dL/dlogps of its tokens."""
         p, first = self.projection, self.left == self.chunks
         scaled_hidden = scaled_rows(p.hidden[tokens], upstream) if self.weight is not None else None
         scaled_down = scaled_rows(p.down[tokens], upstream) if self.up is not None and p.down is not None else None
-        # Without slices dH is one product, rounded once; with them it is summed in fp32.
+        # With one slice dH is one product, rounded once; several are summed in fp32.
         dh, dd = (
             None
             if whole is None
@@ -203,7 +203,7 @@ class Gradients:
 
 
 def product(out: Tensor, a: Tensor, b: Tensor, *, add: bool = False) -> None:
-    """Out [n, m] = a [n, k] b [k, m], or += with `add`; each element rounded once, to the dtype of `out`."""
+    """Computes out [n, m] = a [n, k] b [k, m], or += with `add`; rounds each element once, to the dtype of `out`."""
     if out.dtype == a.dtype:
         torch.addmm(out, a, b, out=out) if add else torch.mm(a, b, out=out)
     elif out.is_cuda:
@@ -212,11 +212,11 @@ def product(out: Tensor, a: Tensor, b: Tensor, *, add: bool = False) -> None:
         else:
             torch.mm(a, b, out_dtype=out.dtype, out=out)
     else:
-        _product_on_a_cpu(out, a, b, add)
+        _product_on_cpu(out, a, b, add)
 
 
-def _product_on_a_cpu(out: Tensor, a: Tensor, b: Tensor, add: bool) -> None:
-    # A CPU has no product of narrow factors into a wide sum: the larger factor is widened piece by piece.
+def _product_on_cpu(out: Tensor, a: Tensor, b: Tensor, add: bool) -> None:
+    # A CPU has no product of narrow factors into a wide sum: cast the larger factor piece by piece.
     if a.numel() >= b.numel():
         wide = b.to(out.dtype)
         for rows in slices(len(a), SLICE_BYTES // (out.itemsize * a.shape[1])):
@@ -233,7 +233,7 @@ def scaled_rows(rows: Tensor, upstream: Tensor) -> Tensor:
 
 
 def _even(n: int, size: int, multiple: int = 1) -> Iterator[slice]:
-    """As few runs of at most `size` as possible, of nearly one length, which is a multiple of `multiple`."""
+    """The fewest runs of at most `size`, of about one length, which is a multiple of `multiple`."""
     count = -(-n // size)
     length = -(-n // max(1, count))
     return slices(n, -(-length // multiple) * multiple)

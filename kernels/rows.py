@@ -1,7 +1,7 @@
-"""Rows of logits to what is wanted of them: the state of their softmax, and in their place their gradient.
+"""Rows of logits to the state of their softmax and, in the same memory, their gradient.
 
-This file knows torch and triton, and nothing of where logits come from. It does a row's whole vocabulary at once, or
-one slice of it after another. Derivation and limits are in README.md beside it.
+Knows torch and triton. Knows nothing of the source of the logits. It takes a row's whole vocabulary at once, or one
+slice after another. README.md in this folder has the derivation and the limits.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from torch import Tensor
 try:
     import triton
     import triton.language as tl
-except ImportError:  # macOS and Windows have no Triton: the PyTorch rows below do the same work
+except ImportError:  # macOS and Windows have no Triton: the PyTorch rows below replace it
     triton = tl = None
 
-# One program per row. Many threads per program and so few programs per multiprocessor, because the second read of a
-# row should still be in L2: two programs of 1,024 threads on each of 132 multiprocessors hold 68 MB of bf16 rows of
-# 128,256, eight programs of 256 threads would hold 271 MB. Arithmetic, not a measurement: no GPU was at hand.
+# One program per row, with many threads, so that few programs share a multiprocessor and the second read of a row still
+# hits L2: two programs of 1,024 threads on each of 132 multiprocessors hold 68 MB of bf16 rows of 128,256 words; eight
+# programs of 256 threads would hold 271 MB. This is arithmetic, not a measurement.
 BLOCK = 8192
 NUM_WARPS = 32
 
 # Fp32 temporaries of the PyTorch rows and of casts on a CPU: small enough to stay in a cache, and never 4CV.
 SLICE_BYTES = 4 << 20
 
-# What a row's state holds, column by column, about the final logits z seen so far; the last four only for statistics.
+# The columns of a row's state, over the final logits z folded so far; the last four exist only for statistics.
 PEAK = 0  # m = max z; the lowest float and not -inf, so that a slice that is all -inf gives exp(-inf), not exp(NaN)
 TOTAL = 1  # s = sum exp(z - m)
-TARGET = 2  # z of the target; NaN while, or where, it is outside
+TARGET = 2  # z of the target; NaN as long as no slice has held it
 SHIFTED = 3  # sum exp(z - m) (z - m)
 SQUARES = 4  # sum exp(z - m)^2
 LOGITS = 5  # sum z
@@ -38,7 +38,7 @@ EARLIER = 6  # max z of the words before the target
 
 
 class Transform(NamedTuple):
-    """What happens to a raw logit a before the softmax: z = softcap tanh(scale a / softcap) / temperature."""
+    """The final logit z of a raw logit a: z = softcap tanh(scale a / softcap) / temperature."""
 
     scale: float
     softcap: float | None
@@ -46,14 +46,15 @@ class Transform(NamedTuple):
 
 
 def _jit(function: Callable[..., Any]) -> Any:
-    # Where a chunk of tokens begins must not decide what is compiled; only logits, their gradient and bias are wide.
+    # Only logits, their gradient and bias are wide: the alignment of others, which a chunk's start decides, would
+    # compile more kernels.
     narrow = [x for x in ("targets_ptr", "state_ptr", "weights_ptr") if x in function.__code__.co_varnames]
     return function if triton is None else triton.jit(function, do_not_specialize_on_alignment=narrow)
 
 
 @_jit
 def _capped_tanh(a, softcap):  # type: ignore[no-untyped-def]
-    # tanh(x) = 2 sigmoid(2x) - 1: no libdevice, so that the interpreter can run it.
+    # tanh(x) = 2 sigmoid(2x) - 1, without libdevice, so that the interpreter can run it.
     return 2.0 * tl.sigmoid(2.0 * a / softcap) - 1.0
 
 
@@ -77,17 +78,17 @@ def _row_kernel(  # type: ignore[no-untyped-def]
     g_stride,
     first,
     n_cols,
-    width,  # n_cols or more: a multiple of 16 can be read and written by the vector
+    width,  # n_cols or more: a multiple of 16 allows vector loads and stores
     scale,
     softcap,
     inv_t,
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     FOLD: tl.constexpr,  # fold these words into the state
-    RESUME: tl.constexpr,  # the state already knows the words before `first`
+    RESUME: tl.constexpr,  # the state holds the words before `first`
     STATISTICS: tl.constexpr,
     WRITE_G: tl.constexpr,
-    ENTROPY: tl.constexpr,  # g is that of the entropy, too, and already weighted
+    ENTROPY: tl.constexpr,  # g is the weighted sum for log-prob and entropy
     STATE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -178,7 +179,7 @@ def _row_kernel(  # type: ignore[no-untyped-def]
 
 
 def new_state(targets: Tensor, dtype: torch.dtype, statistics: bool) -> Tensor:
-    """Room for the state [rows, 3 or 7] of rows with these targets [rows]; written by the first `fold_rows`."""
+    """An uninitialised state [rows, 3 or 7] for targets [rows]; the first `fold_rows` writes it."""
     return torch.empty(len(targets), 7 if statistics else 3, dtype=dtype, device=targets.device)
 
 
@@ -197,12 +198,12 @@ def statistics_of(state: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
 
 
 def block_of(state: Tensor) -> int:
-    """Words a program reads at a time: fewer with statistics, so that two programs fit a multiprocessor then, too."""
+    """Words that a program reads at a time: fewer with statistics, so that two programs still fit a multiprocessor."""
     return BLOCK // 4 if state.shape[1] == 7 else BLOCK
 
 
 def runs_triton(logits: Tensor) -> bool:
-    """Whether rows like these go through the Triton kernel: on CUDA or ROCm, or under TRITON_INTERPRET=1; not fp64."""
+    """Whether these rows use the Triton kernel: on CUDA or ROCm, or with TRITON_INTERPRET=1, but not in fp64."""
     if triton is None or logits.dtype == torch.float64:
         return False
     return logits.is_cuda or not isinstance(_row_kernel, triton.JITFunction)
@@ -219,12 +220,12 @@ def fold_rows(
     first: int = 0,
     g: Tensor | None = None,
 ) -> None:
-    """Folds raw logits [rows, width] of the words from `first` on into `state`; words before `first` came in before.
+    """Folds raw logits [rows, width] of the words from `first` on into `state`, which holds the words before `first`.
 
-    The first `words` columns count; the others are there for the vector loads, and overwritten. Targets [rows] and bias
+    The first `words` columns count; the others pad the vector loads and are overwritten. Targets [rows] and bias
     [words] are contiguous. With `g` [rows, width], which may be `logits` itself, the words must be the whole
-    vocabulary; it is filled with G = (softmax(z) - onehot(target)) dz/da, the gradient of minus the log-prob with
-    respect to the raw logit a.
+    vocabulary: `g` gets G = (softmax(z) - onehot(target)) dz/da, the gradient of minus the log-prob with respect to the
+    raw logit a.
     """
     assert g is None or (first == 0 and g.shape == logits.shape)
     if runs_triton(logits):
@@ -246,9 +247,9 @@ def gradient_rows(
     g: Tensor,
     weights: Tensor | None = None,
 ) -> None:
-    """Fills `g` [rows, width], which may be `logits`, with G of the words from `first` on, given the finished state.
+    """Fills `g` [rows, width], which may be `logits`, with G of the words from `first` on, from the finished state.
 
-    With weights [rows, 2], of log-prob and entropy, it is minus the gradient of their weighted sum instead, and the
+    With weights [rows, 2], of log-prob and entropy, `g` is minus the gradient of their weighted sum instead, and the
     state must have statistics.
     """
     if runs_triton(logits):
@@ -267,7 +268,7 @@ def _launch(
     first: int,
     g: Tensor | None,
     weights: Tensor | None,
-    **what: bool,
+    **steps: bool,
 ) -> None:
     out = logits if g is None else g
     # Triton launches on the current device, which need not be that of the logits.
@@ -295,7 +296,7 @@ def _launch(
             STATE=state.shape[1],
             BLOCK=min(block_of(state), triton.next_power_of_2(logits.shape[1])),
             num_warps=NUM_WARPS if words >= BLOCK else 4,
-            **what,
+            **steps,
         )
 
 
@@ -333,9 +334,9 @@ def _fold_torch(
         e = z.exp()
         now[TOTAL].mul_(shrink).add_(e.sum(1))
         if len(now) > EARLIER:
-            moved = before[SHIFTED] + (before[PEAK] - now[PEAK]) * before[TOTAL]
+            shifted = before[SHIFTED] + (before[PEAK] - now[PEAK]) * before[TOTAL]
             # Where e is 0, z may be -inf, and 0 times that is NaN.
-            now[SHIFTED].copy_(shrink * moved + (z.masked_fill_(e == 0, 0) * e).sum(1))
+            now[SHIFTED].copy_(shrink * shifted + (z.masked_fill_(e == 0, 0) * e).sum(1))
             now[SQUARES].mul_(shrink * shrink).add_(e.square().sum(1))
         if g is not None:
             e /= now[TOTAL][:, None]
@@ -380,7 +381,7 @@ def _final_logits(a: Tensor, bias: Tensor | None, transform: Transform) -> tuple
 
 
 def aligned(words: int) -> int:
-    """The width of a row of so many words in a buffer: a multiple of 16, for cuBLAS and for loads by the vector."""
+    """The width of a row of this many words in a buffer: a multiple of 16, for cuBLAS and vector loads."""
     return -(-words // 16) * 16
 
 
@@ -389,6 +390,6 @@ def _row_slices(logits: Tensor, dtype: torch.dtype) -> Iterator[slice]:
 
 
 def slices(n: int, size: int) -> Iterator[slice]:
-    """The numbers 0 to n in runs of `size`, at least one, and a shorter last run."""
+    """The numbers from 0 to n - 1 in runs of `size`, or of 1 where that is less; the last run may be shorter."""
     size = max(1, size)
     return (slice(start, min(start + size, n)) for start in range(0, n, size))

@@ -1,4 +1,4 @@
-"""mipo's own errors: what a caller can mend. The command line shows these in one line; anything else is a bug.
+"""mipo's own errors: what a caller can fix. The command line shows them in one line; any other exception is a bug.
 
 Each is also the built-in exception that a Python caller expects, so `except ValueError` catches an `InputError`.
 """
@@ -17,7 +17,7 @@ class InputTypeError(MipoError, TypeError):
 
 
 class NotThereError(MipoError, FileNotFoundError):
-    """A file, a folder, a model or a data set that is not there."""
+    """A file, a folder, a model or a data set that does not exist."""
 
 
 class WriteError(MipoError, OSError):
@@ -25,8 +25,8 @@ class WriteError(MipoError, OSError):
 
 
 class LibraryError(MipoError, ImportError):
-    """A library that is not installed, and the extra that brings it."""
+    """A library that is not installed; the message names the extra that installs it."""
 
 
 class UnsupportedError(MipoError, NotImplementedError):
-    """A model or a setting that mipo knows and does not support."""
+    """A model or a setting that mipo recognizes but does not support."""

@@ -1,4 +1,4 @@
-"""Heads: what is read from a model makes the model's own log-probs, and a head that can't be read is refused.
+"""Heads: a head gives the log-probs of its model, and an unsupported one is refused.
 
 On small models of transformers' own classes, made from configurations, with PEFT's own layers.
 """
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mipo.fused.heads import Head, response_states
 from mipo.fused.operators import linear_logps
-from mipo.loss.preference import token_logps
+from mipo.loss import token_logps
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -57,7 +57,7 @@ CONFIGS = {
 }  # fmt: skip
 
 
-def made(config: Any) -> Any:
+def model_of(config: Any) -> Any:
     torch.manual_seed(0)
     kinds = hf.AutoModelForImageTextToText if hasattr(config, "vision_config") else hf.AutoModelForCausalLM
     model = kinds.from_config(config)
@@ -71,22 +71,22 @@ def made(config: Any) -> Any:
 
 
 def llama(**fields: Any) -> Any:
-    return made(hf.LlamaConfig(**SIZES, **fields))
+    return model_of(hf.LlamaConfig(**SIZES, **fields))
 
 
 def text() -> Tensor:
     return torch.randint(3, 50, (ROWS, LENGTH), generator=torch.Generator().manual_seed(1))
 
 
-def said() -> Tensor:
-    """Responses of several lengths, one of them empty; what stands behind them is padding on the right."""
+def response_mask() -> Tensor:
+    """The mask of responses of several lengths, one of them empty, with padding on the right."""
     mask = torch.zeros(ROWS, LENGTH, dtype=torch.bool)
     mask[0, 4:], mask[1, 1:3] = True, True
     return mask
 
 
 def ours(model: Any) -> Tensor:
-    hidden, targets = response_states(model, text(), said())
+    hidden, targets = response_states(model, text(), response_mask())
     logps = token_logps(hidden, targets=targets, **Head.of(model)(hidden))
     assert isinstance(logps, Tensor)
     return logps
@@ -94,7 +94,7 @@ def ours(model: Any) -> Tensor:
 
 def theirs(model: Any) -> Tensor:
     logps = model(input_ids=text()).logits[:, :-1].float().log_softmax(-1)
-    return logps.gather(-1, text()[:, 1:, None])[..., 0][said()[:, 1:]]
+    return logps.gather(-1, text()[:, 1:, None])[..., 0][response_mask()[:, 1:]]
 
 
 def assert_same_logps(model: Any) -> None:
@@ -115,8 +115,8 @@ def assert_same_gradients(model: Any) -> None:
 def with_lora(model: Any, **fields: Any) -> Any:
     """PEFT's model with LoRA on the head, B no longer zero."""
     targets = fields.pop("target_modules", ["q_proj", "lm_head"])
-    made = get_peft_model(model, LoraConfig(r=4, target_modules=targets, init_lora_weights=False, **fields))
-    return made.eval()
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=targets, init_lora_weights=False, **fields))
+    return adapted.eval()
 
 
 # Reading a model
@@ -124,7 +124,7 @@ def with_lora(model: Any, **fields: Any) -> Any:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_head_makes_the_log_probs_of_its_model(name: str) -> None:
-    model = made(CONFIGS[name]())
+    model = model_of(CONFIGS[name]())
     assert_same_logps(model)
     head = Head.of(model)
     head.verify(model)
@@ -136,10 +136,10 @@ def test_a_head_makes_the_log_probs_of_its_model(name: str) -> None:
 
 
 def test_verify_sees_what_no_layer_shows() -> None:
-    """Gemma 3 with images has no softcap, whatever its configuration says of one."""
+    """Gemma 3 with images has no softcap, even where its configuration has one."""
     config = CONFIGS["gemma3 with images"]()
     config.text_config.final_logit_softcapping = 1.5
-    model = made(config)
+    model = model_of(config)
     with pytest.raises(ValueError, match="Gemma3ForConditionalGeneration"):
         Head.of(model).verify(model)
 
@@ -192,7 +192,7 @@ def test_sharded_weights_are_gathered() -> None:
 
 
 def test_a_trained_weight_sharded_by_itself_is_refused() -> None:
-    """Over two processes nobody would sum its gradient; the other process need not be there to be asked."""
+    """Over two processes nobody would sum its gradient; the refusal needs no second process."""
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import distribute_tensor
@@ -215,8 +215,8 @@ def test_a_trained_weight_sharded_by_itself_is_refused() -> None:
 
 
 def test_the_arguments_are_those_of_the_fused_head() -> None:
-    for model in (made(CONFIGS["phi, bias"]()), made(CONFIGS["gemma2, softcap"]()), with_lora(llama())):
-        hidden, targets = response_states(model, text(), said())
+    for model in (model_of(CONFIGS["phi, bias"]()), model_of(CONFIGS["gemma2, softcap"]()), with_lora(llama())):
+        hidden, targets = response_states(model, text(), response_mask())
         logps = linear_logps(hidden, targets=targets, **Head.of(model)(hidden))
         torch.testing.assert_close(logps, theirs(model), atol=ATOL, rtol=0)
 
@@ -226,7 +226,7 @@ def test_the_arguments_are_those_of_the_fused_head() -> None:
 
 def test_packed_states_are_those_that_predict_the_response() -> None:
     model = llama()
-    hidden, targets = response_states(model, text(), said())
+    hidden, targets = response_states(model, text(), response_mask())
     every = model.model(input_ids=text()).last_hidden_state
     assert targets.tolist() == [*text()[0, 4:].tolist(), *text()[1, 1:3].tolist()]
     torch.testing.assert_close(hidden, torch.cat([every[0, 3:-1], every[1, :2]]))
@@ -234,7 +234,7 @@ def test_packed_states_are_those_that_predict_the_response() -> None:
 
 def test_padding_on_the_left_changes_nothing() -> None:
     model = llama()
-    ids, mask = text(), said()
+    ids, mask = text(), response_mask()
     shifted = torch.cat([torch.zeros(ROWS, 2, dtype=torch.int64), ids], 1)
     later = torch.cat([torch.zeros(ROWS, 2, dtype=torch.bool), mask], 1)
     seen = torch.ones_like(shifted)
@@ -244,12 +244,12 @@ def test_padding_on_the_left_changes_nothing() -> None:
 
 
 def test_a_mask_that_can_t_be_is_refused() -> None:
-    first = said()
+    first = response_mask()
     first[2, 0] = True
     with pytest.raises(ValueError, match="first column"):
         response_states(llama(), text(), first)
     with pytest.raises(ValueError, match="shape of input_ids"):
-        response_states(llama(), text(), said()[:, 1:])
+        response_states(llama(), text(), response_mask()[:, 1:])
 
 
 # PEFT
@@ -260,7 +260,7 @@ def test_a_mask_that_can_t_be_is_refused() -> None:
 )
 @pytest.mark.parametrize("fields", [{}, {"lora_alpha": 3, "use_rslora": True}], ids=["lora", "rslora"])
 def test_lora_on_the_head(config: str, fields: dict[str, Any]) -> None:
-    model = with_lora(made(CONFIGS[config]()), **fields, target_modules=["o_proj", "lm_head"])
+    model = with_lora(model_of(CONFIGS[config]()), **fields, target_modules=["o_proj", "lm_head"])
     head = Head.of(model)
     assert not head.weight.requires_grad
     assert len(head.adapters) == 1
@@ -270,7 +270,7 @@ def test_lora_on_the_head(config: str, fields: dict[str, Any]) -> None:
 
 
 def test_lora_on_a_head_with_bias() -> None:
-    assert_same_gradients(with_lora(made(CONFIGS["phi, bias"]())))
+    assert_same_gradients(with_lora(model_of(CONFIGS["phi, bias"]())))
 
 
 def test_dropout_falls_on_what_the_adapter_reads() -> None:
@@ -283,7 +283,7 @@ def test_dropout_falls_on_what_the_adapter_reads() -> None:
     arguments = Head.of(model)(states)
     logps = token_logps(states[:, :-1], targets=text()[:, 1:],
                         **{**arguments, "lora": (arguments["lora"][0][:, :-1], arguments["lora"][1])})  # fmt: skip
-    torch.testing.assert_close(logps[said()[:, 1:]], expected, atol=ATOL, rtol=0)
+    torch.testing.assert_close(logps[response_mask()[:, 1:]], expected, atol=ATOL, rtol=0)
     assert (arguments["lora"][0] - Head.of(model.eval())(states)["lora"][0]).abs().max() > 0.1
 
 
@@ -291,7 +291,7 @@ def test_several_adapters_stand_side_by_side() -> None:
     model = with_lora(llama())
     model.add_adapter("second", LoraConfig(r=3, target_modules=["lm_head"], init_lora_weights=False))
     model.base_model.set_adapter(["default", "second"])
-    hidden, _ = response_states(model, text(), said())
+    hidden, _ = response_states(model, text(), response_mask())
     assert [tuple(part.shape) for part in Head.of(model)(hidden)["lora"]] == [(len(hidden), 7), (VOCABULARY, 7)]
     assert_same_logps(model)
     assert_same_gradients(model)
@@ -342,7 +342,7 @@ def test_adapters_take_the_dtype_of_the_weight() -> None:
     model = with_lora(llama().bfloat16())
     head = Head.of(model)
     assert {head.adapters[0].down.dtype, head.adapters[0].up.dtype} == {torch.float32}
-    hidden, _ = response_states(model, text(), said())
+    hidden, _ = response_states(model, text(), response_mask())
     assert {part.dtype for part in head(hidden)["lora"]} == {torch.bfloat16}
     head.verify(model)
 
@@ -351,16 +351,16 @@ def test_adapters_take_the_dtype_of_the_weight() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "found"),
+    ("fields", "message"),
     [
         ({"use_dora": True}, "Dora variant"),
         ({"lora_bias": True}, "lora_bias=True"),
         ({"target_modules": ["q_proj"], "trainable_token_indices": {"lm_head": [3]}}, "TrainableTokensWrapper"),
     ],
 )
-def test_other_adapters_are_refused_by_name(fields: dict[str, Any], found: str) -> None:
+def test_other_adapters_are_refused_by_name(fields: dict[str, Any], message: str) -> None:
     model = with_lora(llama(), **fields)
-    with pytest.raises(NotImplementedError, match=found):
+    with pytest.raises(NotImplementedError, match=message):
         Head.of(model)
 
 
@@ -383,7 +383,7 @@ def test_learned_prompts_have_no_states_of_their_own() -> None:
     model = get_peft_model(llama(), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
     assert Head.of(model).weight is model.get_base_model().lm_head.weight
     with pytest.raises(NotImplementedError, match="learned prompts"):
-        response_states(model, text(), said())
+        response_states(model, text(), response_mask())
 
 
 class Scaled(nn.Linear):

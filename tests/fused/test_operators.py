@@ -120,7 +120,7 @@ def test_a_pair_is_dpo_to_the_bit(mode: str, wanted: str) -> None:
 
 @pytest.mark.parametrize("options", EVERY)
 def test_the_kernels_losses_have_the_values_of_their_definitions(options: dict[str, Any]) -> None:
-    """From one and the same log-probs: what `check_preference` allows the products to differ by is not needed."""
+    """From the same log-probs: without the tolerance of `check_preference` for the products."""
     mode = None if BATCH_LOSSES.intersection(str(options["loss_type"]).split("'")) else "M2"
     out = linear_preference_loss(**problem(), **options, mode=mode)
     defined = preference_loss(out.logps, -3.0 * PAIRS.float(), lengths=PAIRS, **options)
@@ -130,10 +130,10 @@ def test_the_kernels_losses_have_the_values_of_their_definitions(options: dict[s
 @pytest.mark.parametrize("name", sorted(set(LOSS_TYPES) - BATCH_LOSSES - {"sigmoid"}))
 def test_the_kernels_slopes_are_finite_where_mathematics_is(name: str) -> None:
     far = torch.tensor([-1e4, -50.0, 0.0, 50.0, 1e4])
-    pairs = loss_kernel.Pairs(
+    pairs = loss_kernel.LossInputs(
         far, -far, torch.full((5,), 3.0), torch.full((5,), 2.0), far, 1.0, SMOOTHED.get(name, 0.0), 0.05, 0.5
     )
-    wide = loss_kernel.Pairs(*(x.double() if isinstance(x, Tensor) else x for x in pairs))
+    wide = loss_kernel.LossInputs(*(x.double() if isinstance(x, Tensor) else x for x in pairs))
     for ours, truth in zip(loss_kernel.PAIR_LOSSES[name](pairs), loss_kernel.PAIR_LOSSES[name](wide), strict=True):
         fits = truth.abs() < torch.finfo(torch.float32).max
         assert torch.allclose(ours[fits].double(), truth[fits], rtol=DISCOPOP_RTOL, atol=1e-6)
@@ -158,16 +158,16 @@ def test_the_kernels_slopes_are_finite_where_mathematics_is(name: str) -> None:
 def test_the_mode_follows_from_what_is_trained_and_what_fits(
     wanted: str, chunk_bytes: int | None, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = problem(tuple(wanted.split()), bias=True, rank=2)
-    del given["lengths"], given["ref_logps"]
+    kwargs = problem(tuple(wanted.split()), bias=True, rank=2)
+    del kwargs["lengths"], kwargs["ref_logps"]
     modes: list[str] = []
     kernel = operators.logps_kernel.linear_logps
     monkeypatch.setattr(
         operators.logps_kernel, "linear_logps", lambda *a, mode, **o: modes.append(mode) or kernel(*a, mode=mode, **o)
     )
-    linear_logps(**given, chunk_bytes=chunk_bytes)
+    linear_logps(**kwargs, chunk_bytes=chunk_bytes)
     with torch.no_grad():
-        linear_logps(**given, chunk_bytes=chunk_bytes)
+        linear_logps(**kwargs, chunk_bytes=chunk_bytes)
     assert modes == [expected, "M0"]
 
 
@@ -185,22 +185,22 @@ def test_the_loss_is_inside_where_the_head_is_trained_and_its_logits_do_not_fit(
     monkeypatch.setattr(
         operators.loss_kernel, "linear_preference_loss", lambda *a, **o: calls.append(1) or kernel(*a, **o)
     )
-    given = problem(tuple(wanted.split()), bias=True, rank=2)
-    linear_preference_loss(**given, loss_type=loss_type, chunk_bytes=chunk_bytes)
+    kwargs = problem(tuple(wanted.split()), bias=True, rank=2)
+    linear_preference_loss(**kwargs, loss_type=loss_type, chunk_bytes=chunk_bytes)
     assert bool(calls) == inside
     with torch.no_grad():
-        linear_preference_loss(**given, loss_type=loss_type, chunk_bytes=chunk_bytes, mode="M2" if inside else None)
+        linear_preference_loss(**kwargs, loss_type=loss_type, chunk_bytes=chunk_bytes, mode="M2" if inside else None)
     assert len(calls) == inside
 
 
 def test_float16_has_its_gradients_made_after_the_loss_is_scaled() -> None:
     """Small gradients that a scaler lifts into float16's range must not have been rounded to it before."""
-    given = problem(bias=True)
-    given |= {name: given[name].detach().half().requires_grad_() for name in ("hidden", "weight", "bias")}
+    kwargs = problem(bias=True)
+    kwargs |= {name: kwargs[name].detach().half().requires_grad_() for name in ("hidden", "weight", "bias")}
     scale = 2.0**14
-    loss = linear_preference_loss(**given, beta=1e-4, chunk_bytes=1 << 12).loss * scale
-    (ours,) = torch.autograd.grad(loss, given["weight"])
-    true = {name: x.detach().double() if name in ("hidden", "weight", "bias") else x for name, x in given.items()}
+    loss = linear_preference_loss(**kwargs, beta=1e-4, chunk_bytes=1 << 12).loss * scale
+    (ours,) = torch.autograd.grad(loss, kwargs["weight"])
+    true = {name: x.detach().double() if name in ("hidden", "weight", "bias") else x for name, x in kwargs.items()}
     true["weight"].requires_grad_()
     (truth,) = torch.autograd.grad(linear_preference_loss(**true, beta=1e-4).loss * scale, true["weight"])
     # The logits' own rounding in float16, 2^-11.
@@ -220,21 +220,21 @@ def test_by_default_the_logits_take_what_trl_s_head_takes() -> None:
 @pytest.mark.parametrize("mode", ["M0", "M1", "M2", "M3", "M4"])
 def test_statistics_come_with_the_loss_in_every_mode(mode: str) -> None:
     wanted = {"M0": (), "M1": ("hidden",)}.get(mode, ("hidden", "weight"))
-    given = problem(wanted)
-    out = linear_preference_loss(**given, mode=mode, statistics=True)
-    lengths, ref_logps = given.pop("lengths"), given.pop("ref_logps")
-    alone = linear_logps(**given, statistics=True)
+    kwargs = problem(wanted)
+    out = linear_preference_loss(**kwargs, mode=mode, statistics=True)
+    lengths, ref_logps = kwargs.pop("lengths"), kwargs.pop("ref_logps")
+    alone = linear_logps(**kwargs, statistics=True)
     for name, ours, theirs in zip(alone._fields, out.statistics, alone, strict=True):
         assert not ours.requires_grad
         assert relative_error(ours, theirs.detach().double()) < FP32_RTOL, name
-    assert linear_preference_loss(**given, lengths=lengths, ref_logps=ref_logps, mode=mode).statistics is None
+    assert linear_preference_loss(**kwargs, lengths=lengths, ref_logps=ref_logps, mode=mode).statistics is None
 
 
 def test_the_module_is_the_function() -> None:
     options = {"beta": 0.3, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5], "softcap": 5.0}
-    given = problem(bias=True)
+    kwargs = problem(bias=True)
     module = FusedPreferenceLoss(**options)
-    ours, theirs = module(**given), linear_preference_loss(**given, **options)
+    ours, theirs = module(**kwargs), linear_preference_loss(**kwargs, **options)
     assert torch.equal(ours.loss, theirs.loss)
     assert not list(module.parameters())
     assert "beta=0.3, loss_type=['sigmoid', 'sft']" in repr(module)
@@ -246,27 +246,27 @@ def test_the_module_is_the_function() -> None:
 @pytest.mark.parametrize("mode", ["M2", "M3", "M4"])
 def test_autocast_does_not_round_the_gradient_of_a_float32_weight(mode: str, rows: int) -> None:
     """Float32 weights and bf16 products, as TRL trains by default: dW is as good as the products, in float32."""
-    given = problem(rank=2, bias=True)
+    kwargs = problem(rank=2, bias=True)
     with torch.autocast("cpu", torch.bfloat16):
-        out = linear_preference_loss(**given, mode=mode, chunk_bytes=Case(rows=rows).chunk_bytes // 2)
+        out = linear_preference_loss(**kwargs, mode=mode, chunk_bytes=Case(rows=rows).chunk_bytes // 2)
     out.loss.backward()
-    assert given["weight"].grad.dtype == out.loss.dtype == torch.float32
-    assert not torch.equal(given["weight"].grad, given["weight"].grad.bfloat16().float())
-    narrow = {name: x.detach().bfloat16() if name in ("hidden", "weight", "bias") else x for name, x in given.items()}
-    narrow["lora"] = tuple(x.bfloat16() for x in given["lora"])
+    assert kwargs["weight"].grad.dtype == out.loss.dtype == torch.float32
+    assert not torch.equal(kwargs["weight"].grad, kwargs["weight"].grad.bfloat16().float())
+    narrow = {name: x.detach().bfloat16() if name in ("hidden", "weight", "bias") else x for name, x in kwargs.items()}
+    narrow["lora"] = tuple(x.bfloat16() for x in kwargs["lora"])
     narrow["weight"].requires_grad_()
     again = linear_preference_loss(**narrow, mode=mode, chunk_bytes=Case(rows=rows).chunk_bytes // 2)
     again.loss.backward()
     assert torch.equal(out.loss, again.loss)
-    assert torch.equal(given["weight"].grad.bfloat16(), narrow["weight"].grad)
+    assert torch.equal(kwargs["weight"].grad.bfloat16(), narrow["weight"].grad)
 
 
 def test_autocast_computes_in_its_dtype() -> None:
-    given = problem(rank=2, bias=True)
+    kwargs = problem(rank=2, bias=True)
     with torch.autocast("cpu", torch.bfloat16):
-        out = linear_preference_loss(**given)
-    narrow = {name: x.detach().bfloat16() if name in ("hidden", "weight", "bias") else x for name, x in given.items()}
-    narrow["lora"] = tuple(x.bfloat16() for x in given["lora"])
+        out = linear_preference_loss(**kwargs)
+    narrow = {name: x.detach().bfloat16() if name in ("hidden", "weight", "bias") else x for name, x in kwargs.items()}
+    narrow["lora"] = tuple(x.bfloat16() for x in kwargs["lora"])
     narrow["weight"].requires_grad_()
     assert torch.equal(out.loss, linear_preference_loss(**narrow).loss)
 
@@ -318,10 +318,10 @@ def packed(model: Any, batch: dict[str, Tensor]) -> dict[str, Any]:
     from mipo.fused.heads import Head, response_states
 
     order = torch.arange(16).view(2, 8).t().flatten()
-    ids, seen, said = (batch[name][order] for name in ("input_ids", "attention_mask", "completion_mask"))
-    hidden, targets = response_states(model, ids, said, seen)
+    ids, attention, mask = (batch[name][order] for name in ("input_ids", "attention_mask", "completion_mask"))
+    hidden, targets = response_states(model, ids, mask, attention)
     ref_logps = torch.stack([batch["ref_chosen_logps"], batch["ref_rejected_logps"]], 1)
-    return {**Head.of(model)(hidden), "hidden": hidden, "targets": targets, "lengths": said.sum(1).view(8, 2),
+    return {**Head.of(model)(hidden), "hidden": hidden, "targets": targets, "lengths": mask.sum(1).view(8, 2),
             "ref_logps": ref_logps}  # fmt: skip
 
 
@@ -342,9 +342,9 @@ def test_loss_and_gradients_are_trl_s_through_the_same_model(
 
     theirs = trl_trainer._compute_loss(model, dict(batch), False)
     their_gradients = torch.autograd.grad(theirs, list(trained.values()))
-    given = packed(model, batch)
+    kwargs = packed(model, batch)
     named = None if BATCH_LOSSES.intersection(types) else mode
-    ours = linear_preference_loss(**given, beta=trl_trainer.beta, **options, mode=named)
+    ours = linear_preference_loss(**kwargs, beta=trl_trainer.beta, **options, mode=named)
     our_gradients = torch.autograd.grad(ours.loss, list(trained.values()))
     head.requires_grad_(True)
 
@@ -357,33 +357,33 @@ def test_loss_and_gradients_are_trl_s_through_the_same_model(
         assert relative_error(our_gradients[at], their_gradients[at].double()) < TRL_RTOL
 
 
-def _trl_step(given: dict[str, Any]) -> None:
+def _trl_step(kwargs: dict[str, Any]) -> None:
     from trl.kernels import ChunkedLogProbFunction
 
     logps, *_ = ChunkedLogProbFunction.apply(
-        given["hidden"], given["weight"], None, given["targets"], 1.0, 32768, None, 1.0, ()
+        kwargs["hidden"], kwargs["weight"], None, kwargs["targets"], 1.0, 32768, None, 1.0, ()
     )
     sums = torch.segment_reduce(logps, "sum", lengths=PAIRS.flatten()).view(4, 2)
-    preference_loss(sums, given["ref_logps"]).mean().backward()
+    preference_loss(sums, kwargs["ref_logps"]).mean().backward()
 
 
 @pytest.mark.parametrize(("wanted", "ours", "theirs"), [("hidden", 2, 3), ("hidden weight", 3, 4)])
 def test_one_product_fewer_than_trl(wanted: str, ours: int, theirs: int) -> None:
     """Counted on one input: 2F and 3F with a frozen head, 3F and 4F with a trained one."""
-    given = problem(tuple(wanted.split()))
+    kwargs = problem(tuple(wanted.split()))
 
     def flops(step: Callable[[], object]) -> float:
         # TRL's sums in place are not in PyTorch's own list of products.
         in_place = {torch.ops.aten.addmm_: lambda total, a, b, **_: 2 * a[0] * a[1] * b[1]}
         with FlopCounterMode(display=False, custom_mapping=in_place) as counter, LookInside():
             step()
-        return counter.get_total_flops() / (2 * given["hidden"].numel() * len(given["weight"]))
+        return counter.get_total_flops() / (2 * kwargs["hidden"].numel() * len(kwargs["weight"]))
 
-    assert flops(lambda: linear_preference_loss(**given).loss.backward()) == ours
-    assert flops(lambda: _trl_step(given)) == theirs
+    assert flops(lambda: linear_preference_loss(**kwargs).loss.backward()) == ours
+    assert flops(lambda: _trl_step(kwargs)) == theirs
 
 
-# What is wrong is said
+# Errors
 
 WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"hidden": torch.zeros(20, 16)}, ValueError, r"hidden \[\.\.\., D\] and weight \[V, D\] with one D"),
@@ -409,7 +409,7 @@ WRONG_LOSS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"lengths": torch.tensor([[10, 10]])}, ValueError, r"\[1, 2\] and \[4, 2\]"),
     ({"lengths": PAIRS.int()}, TypeError, "int64 lengths"),
     ({"lengths": PAIRS + 1}, ValueError, "add up to the 20 tokens, got 28"),
-    ({"lengths": torch.tensor([[21, -1], [0, 0], [0, 0], [0, 0]])}, ValueError, "the least -1"),
+    ({"lengths": torch.tensor([[21, -1], [0, 0], [0, 0], [0, 0]])}, ValueError, "a least of -1"),
     ({"lengths": torch.tensor([[3, 2], [0, 5], [2, 2], [6, 0]])}, ValueError, r"missing in groups \[1, 3\]"),
     ({"ref_logps": torch.zeros(4, 2, dtype=torch.bfloat16)}, TypeError, "ref_logps in float32"),
     ({"ref_logps": torch.zeros(4, 2, requires_grad=True)}, ValueError, "without a gradient"),
@@ -425,12 +425,12 @@ WRONG_LOSS: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 @pytest.mark.parametrize(("change", "error", "message"), WRONG)
 def test_what_is_wrong_is_said(change: dict[str, Any], error: type[Exception], message: str) -> None:
-    given = problem()
+    kwargs = problem()
     with pytest.raises(error, match=message):
-        linear_preference_loss(**given | change)
-    del given["lengths"], given["ref_logps"]
+        linear_preference_loss(**kwargs | change)
+    del kwargs["lengths"], kwargs["ref_logps"]
     with pytest.raises(error, match=message):
-        linear_logps(**given | change)
+        linear_logps(**kwargs | change)
 
 
 @pytest.mark.parametrize(("change", "error", "message"), WRONG_LOSS)
@@ -448,10 +448,10 @@ def test_a_mode_that_cannot_give_the_gradient_is_refused() -> None:
 
 def test_more_rejected_responses_have_the_softmax_only() -> None:
     lengths = torch.tensor(GROUPS["ragged"])
-    given = problem(tokens=int(lengths.sum())) | {"lengths": lengths, "ref_logps": torch.zeros(3, 3)}
+    kwargs = problem(tokens=int(lengths.sum())) | {"lengths": lengths, "ref_logps": torch.zeros(3, 3)}
     with pytest.raises(ValueError, match="one rejected response per group for ipo, got 2"):
-        linear_preference_loss(**given, loss_type="ipo")
-    out = linear_preference_loss(**given)
+        linear_preference_loss(**kwargs, loss_type="ipo")
+    out = linear_preference_loss(**kwargs)
     assert out.loss > 0
     assert math.isclose(out.loss.item(), out.losses.mean().item(), rel_tol=FP32_RTOL)
     assert not out.logps[lengths == 0].any()

@@ -14,16 +14,16 @@ import trl
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.integrations import deepspeed
-from trl.trainer import utils as place
+from trl.trainer import utils as trl_utils
 
 import mipo.demo
 from mipo.demo import world
-from mipo.fused import trl as room
+from mipo.fused import trl as trl_head
 from mipo.fused.trl import ARGUMENTS, OUTPUTS, Patch, patch_trl
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore::FutureWarning")]
 DEMO = str(Path(mipo.demo.__file__).parent / "model")
-THEIRS = place._ChunkedLogProbFunction
+THEIRS = trl_utils._ChunkedLogProbFunction
 # Two orders of float32 sums, on log-probs of about -5 and gradients of about 1.
 ATOL = 2e-5
 # bfloat16 has 8 bits; the two round a gradient of about 1 at different points.
@@ -38,11 +38,11 @@ TIMES = {"train_runtime", "train_samples_per_second", "train_steps_per_second", 
 
 
 @pytest.fixture(autouse=True)
-def nothing_stands_before_or_after() -> Iterator[None]:
-    assert place._ChunkedLogProbFunction is THEIRS
+def no_patch_before_or_after() -> Iterator[None]:
+    assert trl_utils._ChunkedLogProbFunction is THEIRS
     yield
-    assert place._ChunkedLogProbFunction is THEIRS
-    assert Patch._standing == []
+    assert trl_utils._ChunkedLogProbFunction is THEIRS
+    assert Patch._active == []
 
 
 # The function
@@ -54,28 +54,30 @@ def arguments(dtype: torch.dtype = torch.float32, seed: int = 0, **fields: Any) 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(dtype).requires_grad_()
 
-    made = {"hidden": normal(9, 16), "weight": normal(37, 16), "bias": None, "targets": torch.arange(9) * 4,
+    defaults = {"hidden": normal(9, 16), "weight": normal(37, 16), "bias": None, "targets": torch.arange(9) * 4,
             "temperature": 1.0, "chunk_size": 8, "final_logit_softcapping": None, "logit_scale": 1.0,
             "outputs": OUTPUTS[1:]}  # fmt: skip
-    return {**made, **fields}
+    return {**defaults, **fields}
 
 
-def both(given: dict[str, Any]) -> list[tuple[Any, dict[str, Tensor]]]:
+def both(values: dict[str, Any]) -> list[tuple[Any, dict[str, Tensor]]]:
     """Outputs, and gradients of a sum of the log-probs and of the entropy if there is one; TRL's, then ours."""
-    found = []
+    results = []
     for patched in (False, True):
         with patch_trl() if patched else warnings.catch_warnings():
-            scores = place._ChunkedLogProbFunction.apply(*(given[name] for name in ARGUMENTS))
-        leaves = {name: given[name] for name in ARGUMENTS[:3] if given[name] is not None and given[name].requires_grad}
-        weights = torch.linspace(-1, 1, len(given["targets"]))
+            scores = trl_utils._ChunkedLogProbFunction.apply(*(values[name] for name in ARGUMENTS))
+        leaves = {
+            name: values[name] for name in ARGUMENTS[:3] if values[name] is not None and values[name].requires_grad
+        }
+        weights = torch.linspace(-1, 1, len(values["targets"]))
         total = (weights * scores[0]).sum() + (0 if scores[1] is None else (weights * scores[1]).square().sum())
         gradients = torch.autograd.grad(total, list(leaves.values())) if leaves else ()
-        found.append((scores, dict(zip(leaves, gradients, strict=True))))
-    return found
+        results.append((scores, dict(zip(leaves, gradients, strict=True))))
+    return results
 
 
-def assert_same(given: dict[str, Any], atol: float = ATOL) -> None:
-    (theirs, their_gradients), (ours, our_gradients) = both(given)
+def assert_same(values: dict[str, Any], atol: float = ATOL) -> None:
+    (theirs, their_gradients), (ours, our_gradients) = both(values)
     for name, one, two in zip(OUTPUTS, theirs, ours, strict=True):
         assert (one is None) == (two is None), name
         if one is not None:
@@ -92,22 +94,22 @@ def assert_same(given: dict[str, Any], atol: float = ATOL) -> None:
 )
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
 def test_it_returns_what_trl_s_returns(outputs: tuple[str, ...], fields: dict[str, Any], bias: bool) -> None:
-    given = arguments(outputs=outputs, **fields)
-    assert_same({**given, "bias": torch.linspace(-1, 1, 37, requires_grad=True) if bias else None})
+    values = arguments(outputs=outputs, **fields)
+    assert_same({**values, "bias": torch.linspace(-1, 1, 37, requires_grad=True) if bias else None})
 
 
 @pytest.mark.parametrize("frozen", [("weight",), ("hidden",), ("hidden", "weight")], ids=str)
 def test_each_gradient_alone(frozen: tuple[str, ...]) -> None:
-    given = arguments()
-    assert_same({**given, **{name: given[name].detach() for name in frozen}})
+    values = arguments()
+    assert_same({**values, **{name: values[name].detach() for name in frozen}})
 
 
 def test_it_computes_in_the_dtype_of_the_hidden_states() -> None:
     """As after cast_lm_head_to_fp32: float32 states, outside autocast, and a weight still in bfloat16."""
-    given = arguments(torch.bfloat16, bias=torch.zeros(37, dtype=torch.bfloat16, requires_grad=True))
-    given["hidden"] = given["hidden"].detach().float().requires_grad_()
-    assert_same(given, BF16_ATOL)  # the weight's gradient is rounded to bfloat16
-    (theirs, _), (ours, gradients) = both(given)
+    values = arguments(torch.bfloat16, bias=torch.zeros(37, dtype=torch.bfloat16, requires_grad=True))
+    values["hidden"] = values["hidden"].detach().float().requires_grad_()
+    assert_same(values, BF16_ATOL)  # the weight's gradient is rounded to bfloat16
+    (theirs, _), (ours, gradients) = both(values)
     torch.testing.assert_close(ours[0], theirs[0], atol=ATOL, rtol=0)
     assert gradients["weight"].dtype == torch.bfloat16
     assert ours[0].dtype == torch.float32
@@ -120,47 +122,47 @@ def test_it_computes_in_the_dtype_of_autocast() -> None:
 
 def test_with_and_without_gradients_it_rounds_alike() -> None:
     """Of a policy that is still its own reference, every log-ratio is exactly 0."""
-    given = arguments(torch.bfloat16)
+    values = arguments(torch.bfloat16)
     with patch_trl():
-        trained = place._ChunkedLogProbFunction.apply(*given.values())[0]
+        trained = trl_utils._ChunkedLogProbFunction.apply(*values.values())[0]
         with torch.no_grad():
-            scored = place._ChunkedLogProbFunction.apply(*given.values())[0]
+            scored = trl_utils._ChunkedLogProbFunction.apply(*values.values())[0]
     assert torch.equal(trained, scored)
 
 
 def test_a_batch_without_a_label_keeps_its_graph() -> None:
     """What TRL hands in on a GPU when every label is -100: no token, and a loss that can still go backward."""
-    given = arguments()
-    given.update(hidden=given["hidden"][:0], targets=given["targets"][:0])
+    values = arguments()
+    values.update(hidden=values["hidden"][:0], targets=values["targets"][:0])
     with patch_trl():
-        scores = place._ChunkedLogProbFunction.apply(*given.values())
+        scores = trl_utils._ChunkedLogProbFunction.apply(*values.values())
     assert [tuple(score.shape) for score in scores] == [(0,)] * 5
     (scores[0].sum() + scores[1].sum()).backward()
-    assert not given["weight"].grad.any()
+    assert not values["weight"].grad.any()
 
 
 @pytest.mark.parametrize(("frozen", "products"), [(False, (4, 3)), (True, (3, 2))], ids=["trained", "frozen"])
 def test_it_takes_one_product_less(frozen: bool, products: tuple[int, int]) -> None:
-    given = arguments(outputs=("entropy", "mean_logits", "is_top1"))
-    given["weight"].requires_grad_(not frozen)
-    one = 2 * given["hidden"].numel() * len(given["weight"])
+    values = arguments(outputs=("entropy", "mean_logits", "is_top1"))
+    values["weight"].requires_grad_(not frozen)
+    one = 2 * values["hidden"].numel() * len(values["weight"])
     counted = []
     for patched in (False, True):
         # TRL's sums in place are not in PyTorch's own list of products.
         in_place = {torch.ops.aten.addmm_: lambda into, a, b, **_: 2 * a[0] * a[1] * b[1]}
         counter = FlopCounterMode(display=False, custom_mapping=in_place)
         with patch_trl() if patched else warnings.catch_warnings(), counter:
-            place._ChunkedLogProbFunction.apply(*given.values())[0].sum().backward()
+            trl_utils._ChunkedLogProbFunction.apply(*values.values())[0].sum().backward()
         counted.append(counter.get_total_flops())
     assert counted == [one * n for n in products]
 
 
 def test_a_smaller_budget_gives_the_same() -> None:
-    given = arguments()
+    values = arguments()
     with patch_trl():
-        whole = place._ChunkedLogProbFunction.apply(*given.values())
+        whole = trl_utils._ChunkedLogProbFunction.apply(*values.values())
     with patch_trl(chunk_bytes=512):
-        parts = place._ChunkedLogProbFunction.apply(*given.values())
+        parts = trl_utils._ChunkedLogProbFunction.apply(*values.values())
     torch.testing.assert_close(parts[0], whole[0], atol=ATOL, rtol=0)
     with pytest.raises(ValueError, match="chunk_bytes"):
         patch_trl(chunk_bytes=0)
@@ -171,15 +173,15 @@ def test_a_smaller_budget_gives_the_same() -> None:
 
 def rows() -> list[dict[str, Any]]:
     rng = random.Random(0)
-    made = []
+    rows = []
     for user in rng.sample([user for user in world.users() if not world.held_out(user)], 12):
         topic = rng.choice(sorted(user))
         other = rng.choice([value for value in world.TOPICS[topic].values if value != user[topic]])
         prompt = [{"role": "system", "content": world.context(user, rng)},
                   {"role": "user", "content": world.question(topic, rng)}]  # fmt: skip
         answers = [[{"role": "assistant", "content": world.answer(topic, v, rng)}] for v in (user[topic], other)]
-        made.append({"prompt": prompt, "chosen": answers[0], "rejected": answers[1]})
-    return made
+        rows.append({"prompt": prompt, "chosen": answers[0], "rejected": answers[1]})
+    return rows
 
 
 def trainer(kind: str, folder: Path, tokenizer: Any, **fields: Any) -> Any:
@@ -200,7 +202,7 @@ def trainer(kind: str, folder: Path, tokenizer: Any, **fields: Any) -> Any:
              "rloo": (trl.RLOOTrainer, trl.RLOOConfig)}  # fmt: skip
     if kind in ("grpo", "rloo"):
         fields = {"num_generations": 4, "max_completion_length": 8, **fields}
-        shared["reward_funcs"] = lambda completions, **_: [len(said[0]["content"]) / 10 for said in completions]
+        shared["reward_funcs"] = lambda completions, **_: [len(messages[0]["content"]) / 10 for messages in completions]
     peft_config = fields.pop("peft_config", None)
     args = kinds[kind][1](**{**plain, **fields})
     return kinds[kind][0](
@@ -215,11 +217,13 @@ def lora() -> Any:
     return LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"])
 
 
-def trained(made: Any) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
-    """The log, and how far each weight that is trained has gone."""
-    before = {name: p.detach().clone() for name, p in made.model.named_parameters() if p.requires_grad}
-    made.train()
-    return made.state.log_history, {name: made.model.get_parameter(name).detach() - p for name, p in before.items()}
+def trained(instance: Any) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+    """The log, and the change of each trained weight."""
+    before = {name: p.detach().clone() for name, p in instance.model.named_parameters() if p.requires_grad}
+    instance.train()
+    return instance.state.log_history, {
+        name: instance.model.get_parameter(name).detach() - p for name, p in before.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -238,20 +242,20 @@ def test_a_trainer_trains_the_same(
     kind: str, fields: dict[str, Any], tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    ours = room.linear_logps
+    ours = trl_head.linear_logps
 
     def counted(*args: Any, **options: Any) -> Any:
         calls.append(options)
         return ours(*args, **options)
 
-    monkeypatch.setattr(room, "linear_logps", counted)
+    monkeypatch.setattr(trl_head, "linear_logps", counted)
     results = []
     for patched in (False, True):
-        given = {name: value() if callable(value) else value for name, value in fields.items()}
-        made = trainer(kind, tmp_path / str(patched), tokenizer, **given)
+        options = {name: value() if callable(value) else value for name, value in fields.items()}
+        instance = trainer(kind, tmp_path / str(patched), tokenizer, **options)
         assert calls == []
         with patch_trl() if patched else warnings.catch_warnings():
-            results.append(trained(made))
+            results.append(trained(instance))
     assert len(calls) >= STEPS
     (log, steps), (our_log, our_steps) = results
     for row, our_row in zip(log, our_log, strict=True):
@@ -269,25 +273,25 @@ def test_a_trainer_trains_the_same(
 
 def test_undo_restores_what_was_there_and_twice_is_once() -> None:
     patch = patch_trl()
-    assert place._ChunkedLogProbFunction is patch.head
+    assert trl_utils._ChunkedLogProbFunction is patch.head
     patch.undo()
-    assert place._ChunkedLogProbFunction is THEIRS
+    assert trl_utils._ChunkedLogProbFunction is THEIRS
     later = patch_trl()
     patch.undo()
-    assert place._ChunkedLogProbFunction is later.head
+    assert trl_utils._ChunkedLogProbFunction is later.head
     later.undo()
 
 
 def test_patches_nest_and_come_away_in_any_order() -> None:
     with patch_trl(chunk_bytes=1000) as outer:
         with patch_trl(chunk_bytes=2000) as inner:
-            assert place._ChunkedLogProbFunction is inner.head
-        assert place._ChunkedLogProbFunction is outer.head
+            assert trl_utils._ChunkedLogProbFunction is inner.head
+        assert trl_utils._ChunkedLogProbFunction is outer.head
     first, second, third = patch_trl(), patch_trl(), patch_trl()
     second.undo()
-    assert place._ChunkedLogProbFunction is third.head
+    assert trl_utils._ChunkedLogProbFunction is third.head
     first.undo()
-    assert place._ChunkedLogProbFunction is third.head
+    assert trl_utils._ChunkedLogProbFunction is third.head
     assert third.head.theirs is THEIRS
     third.undo()
 
@@ -300,13 +304,13 @@ def test_an_error_inside_undoes_too() -> None:
 def test_another_s_patch_on_top_is_not_thrown_away() -> None:
     patch = patch_trl()
     other = object()
-    place._ChunkedLogProbFunction = other
-    with pytest.raises(RuntimeError, match=r"expected our own head .* undo that first"):
+    trl_utils._ChunkedLogProbFunction = other
+    with pytest.raises(RuntimeError, match=r"expected mipo's head .* undo that first"):
         patch.undo()
     with pytest.raises(RuntimeError, match="undo that first"):
         patch_trl()
-    assert place._ChunkedLogProbFunction is other
-    place._ChunkedLogProbFunction = patch.head
+    assert trl_utils._ChunkedLogProbFunction is other
+    trl_utils._ChunkedLogProbFunction = patch.head
     patch.undo()
 
 
@@ -314,11 +318,11 @@ def test_another_s_patch_on_top_is_not_thrown_away() -> None:
 
 
 def refuses(match: str) -> None:
-    found = place._ChunkedLogProbFunction
+    head = trl_utils._ChunkedLogProbFunction
     with pytest.raises(RuntimeError, match=match) as raised:
         patch_trl()
-    assert place._ChunkedLogProbFunction is found
-    for part in ("expected", "found", trl.__version__, "trl==1.16"):
+    assert trl_utils._ChunkedLogProbFunction is head
+    for part in ("expected", "got", trl.__version__, "trl==1.16"):
         assert part in str(raised.value)
 
 
@@ -328,15 +332,15 @@ def test_another_signature_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
             return hidden
 
-    monkeypatch.setattr(place, "_ChunkedLogProbFunction", Later)
-    refuses("found hidden, weight, targets in TRL")
+    monkeypatch.setattr(trl_utils, "_ChunkedLogProbFunction", Later)
+    refuses("got hidden, weight, targets in TRL")
 
 
 def test_something_else_in_its_place_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(place, "_ChunkedLogProbFunction", nn.Identity)
+    monkeypatch.setattr(trl_utils, "_ChunkedLogProbFunction", nn.Identity)
     refuses("arguments hidden, weight, bias")
-    monkeypatch.delattr(place, "_ChunkedLogProbFunction")
-    with pytest.raises(RuntimeError, match="found none"):
+    monkeypatch.delattr(trl_utils, "_ChunkedLogProbFunction")
+    with pytest.raises(RuntimeError, match="got none"):
         patch_trl()
     monkeypatch.undo()
 
@@ -365,7 +369,7 @@ def head_without(model: Any) -> Any:
     ],
 )
 def test_another_use_is_refused(head: Any, match: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(place, "add_fused_lm_head", head)
+    monkeypatch.setattr(trl_utils, "add_fused_lm_head", head)
     refuses(match)
 
 
@@ -376,29 +380,29 @@ def test_another_meaning_of_the_same_arguments_is_refused(monkeypatch: pytest.Mo
             ctx: Any, hidden: Any, weight: Any, bias: Any, targets: Any, temperature: float, chunk_size: int,
             final_logit_softcapping: Any = None, logit_scale: float = 1.0, outputs: Any = (),
         ) -> Any:  # fmt: skip
-            given = (bias, targets, 1 / temperature, chunk_size, final_logit_softcapping, logit_scale, outputs)
-            return THEIRS.forward(ctx, hidden, weight, *given)
+            values = (bias, targets, 1 / temperature, chunk_size, final_logit_softcapping, logit_scale, outputs)
+            return THEIRS.forward(ctx, hidden, weight, *values)
 
-    monkeypatch.setattr(place, "_ChunkedLogProbFunction", Later)
+    monkeypatch.setattr(trl_utils, "_ChunkedLogProbFunction", Later)
     refuses("expected log_probs")
 
 
 def test_another_version_with_the_same_contract_is_welcome(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trl, "__version__", "1.99.0")
     with patch_trl() as patch:
-        assert place._ChunkedLogProbFunction is patch.head
+        assert trl_utils._ChunkedLogProbFunction is patch.head
 
 
-def test_under_zero3_trl_s_own_function_is_called_and_this_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = arguments(outputs=("entropy",))
+def test_zero3_calls_trl_s_own_function_and_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = arguments(outputs=("entropy",))
     assert deepspeed.is_deepspeed_zero3_enabled() is False
-    room._say_zero3.cache_clear()
+    trl_head._warn_of_zero3.cache_clear()
     with patch_trl():
-        monkeypatch.setattr(room, "is_deepspeed_zero3_enabled", lambda: True)
-        monkeypatch.setattr(room, "linear_logps", None)
+        monkeypatch.setattr(trl_head, "is_deepspeed_zero3_enabled", lambda: True)
+        monkeypatch.setattr(trl_head, "linear_logps", None)
         with pytest.warns(UserWarning, match="ZeRO-3"):
-            scores = place._ChunkedLogProbFunction.apply(*given.values())
+            scores = trl_utils._ChunkedLogProbFunction.apply(*values.values())
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            place._ChunkedLogProbFunction.apply(*given.values())
-    torch.testing.assert_close(scores[0], THEIRS.apply(*given.values())[0])
+            trl_utils._ChunkedLogProbFunction.apply(*values.values())
+    torch.testing.assert_close(scores[0], THEIRS.apply(*values.values())[0])

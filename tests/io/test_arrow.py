@@ -44,18 +44,18 @@ def small(tmp_path: Path) -> Path:
 def test_what_is_read_is_what_was_written(tmp_path_factory: Any, batches: Any) -> None:
     path = tmp_path_factory.mktemp("arrow") / "file.arrow"
     checksum = write(path, batches)
-    found, told = arrow.read(path, SCHEMA)
-    assert told == checksum
-    assert [batch.column("ids").to_pylist() for batch in found] == batches
-    assert [batch.column("row").to_pylist() for batch in found] == [list(range(len(rows))) for rows in batches]
+    stored, stored_checksum = arrow.read(path, SCHEMA)
+    assert stored_checksum == checksum
+    assert [batch.column("ids").to_pylist() for batch in stored] == batches
+    assert [batch.column("row").to_pylist() for batch in stored] == [list(range(len(rows))) for rows in batches]
     assert pa.ipc.open_file(str(path)).read_all().num_rows == sum(map(len, batches)), "any reader of Arrow reads it"
 
 
 def test_equal_files_have_equal_checksums_and_others_other_ones(tmp_path: Path) -> None:
     contents = [[], [[]], [[[]]], [[[1]]], [[[1], []]], [[[], [1]]], [[[1]], [[]]], [[[1, 2]]], [[[1], [2]]]]
-    told = [write(tmp_path / f"{i}.arrow", content) for i, content in enumerate(contents)]
-    assert len({*told}) == len(contents)
-    assert told == [write(tmp_path / "again.arrow", content) for content in contents]
+    checksums = [write(tmp_path / f"{i}.arrow", content) for i, content in enumerate(contents)]
+    assert len({*checksums}) == len(contents)
+    assert checksums == [write(tmp_path / "again.arrow", content) for content in contents]
 
 
 def test_every_flipped_byte_is_found(small: Path) -> None:
@@ -64,7 +64,7 @@ def test_every_flipped_byte_is_found(small: Path) -> None:
         broken = bytearray(whole)
         broken[place] ^= 1 << place % 8
         small.write_bytes(broken)
-        with pytest.raises(ValueError, match=r"small\.arrow: (is not as it was written|no Arrow file that mipo)"):
+        with pytest.raises(ValueError, match=r"small\.arrow: (is not as it was written|not an Arrow file that mipo)"):
             arrow.read(small, SCHEMA)
 
 
@@ -96,9 +96,9 @@ def test_what_is_no_file_of_ours_is_refused(small: Path, tmp_path: Path) -> None
     with pa.ipc.new_file(str(tmp_path / "theirs.arrow"), SCHEMA) as theirs:
         theirs.write_batch(pa.record_batch(list(batch([[1]])), schema=SCHEMA))
     for name in ("text.arrow", "theirs.arrow"):
-        with pytest.raises(ValueError, match=rf"{name}: no Arrow file that mipo wrote, or its head is broken"):
+        with pytest.raises(ValueError, match=rf"{name}: not an Arrow file that mipo wrote, or its head is broken"):
             arrow.read(tmp_path / name, SCHEMA)
-    with pytest.raises(ValueError, match=r"small\.arrow: expected the columns ids: .*; came row: uint64, ids: "):
+    with pytest.raises(ValueError, match=r"small\.arrow: expected the columns ids: .*; got row: uint64, ids: "):
         TokenTable.open(small)
 
 
@@ -112,7 +112,7 @@ def test_a_file_that_was_not_closed_is_refused(tmp_path: Path) -> None:
 def test_batches_lie_in_the_file(tmp_path: Path) -> None:
     write(tmp_path / "ids.arrow", [[list(range(1_000_000))]])
     before = pa.total_allocated_bytes()
-    (found,), _ = arrow.read(tmp_path / "ids.arrow", SCHEMA)
-    _, ids = arrow.parts(found.column("ids"))
+    (stored,), _ = arrow.read(tmp_path / "ids.arrow", SCHEMA)
+    _, ids = arrow.parts(stored.column("ids"))
     assert pa.total_allocated_bytes() - before < ids.nbytes / 10
     assert not ids.flags.writeable

@@ -1,4 +1,4 @@
-"""Records: plain values become frozen, typed settings, or what is wrong is told in words."""
+"""Records: plain values become frozen, typed settings, or every wrong one is refused in words."""
 
 from typing import Annotated, Any, Literal
 
@@ -31,15 +31,15 @@ class Outer(Record, frozen=True, kw_only=True):
 
 def test_a_record_is_read_from_plain_values_and_written_as_such() -> None:
     values = {"inner": {"column": "a", "limits": {"x": 1}}, "other": None, "rows": 2, "rate": 1}
-    made = records.read(Outer, values)
-    assert made == Outer(inner=Inner(column="a", limits={"x": 1.0}), rows=2, rate=1.0)
-    assert records.read(Outer, records.settings(made)) == made
+    record = records.read(Outer, values)
+    assert record == Outer(inner=Inner(column="a", limits={"x": 1.0}), rows=2, rate=1.0)
+    assert records.read(Outer, records.settings(record)) == record
 
 
 @pytest.mark.parametrize("number", [np.float64(0.25), np.float32(0.25), 0.25])
 def test_numpy_s_numbers_are_numbers(number: Any) -> None:
-    made = records.read(Outer, {"inner": {"column": "a"}, "rate": number, "rows": np.int64(4)})
-    assert (made.rate, type(made.rate), made.rows, type(made.rows)) == (0.25, float, 4, int)
+    record = records.read(Outer, {"inner": {"column": "a"}, "rate": number, "rows": np.int64(4)})
+    assert (record.rate, type(record.rate), record.rows, type(record.rows)) == (0.25, float, 4, int)
 
 
 @pytest.mark.parametrize(
@@ -93,11 +93,11 @@ JSON = st.recursive(
 
 @given(st.fixed_dictionaries({}, optional={"inner": JSON, "other": JSON, "rows": JSON, "rate": JSON, "more": JSON}))
 def test_any_values_are_a_record_or_refused_by_name(values: dict[str, Any]) -> None:
-    made, problems = records.examine(Outer, values)
-    assert (made is None) == bool(problems)
-    if made is None:
+    record, problems = records.examine(Outer, values)
+    assert (record is None) == bool(problems)
+    if record is None:
         assert all(problem.startswith(("inner", "other", "rows", "rate", "more")) for problem in problems)
         with pytest.raises(InputError):
             records.read(Outer, values)
     else:
-        assert records.read(Outer, records.settings(made)) == made
+        assert records.read(Outer, records.settings(record)) == record

@@ -46,8 +46,8 @@ def test_digests_are_equal_for_equal_values_alone() -> None:
 
 
 @given(st.lists(st.integers(), max_size=9))
-def test_what_is_made_ahead_is_the_same_in_order(made: list[int]) -> None:
-    assert list(tables.ahead(iter(made))) == made
+def test_what_is_made_ahead_is_the_same_in_order(batches: list[int]) -> None:
+    assert list(tables.ahead(iter(batches))) == batches
 
 
 def test_what_is_made_ahead_is_made_while_the_one_before_is_in_use_and_errors_come_in_their_turn() -> None:
@@ -59,12 +59,12 @@ def test_what_is_made_ahead_is_made_while_the_one_before_is_in_use_and_errors_co
         yield 2
         raise ValueError("row 3 is wrong")
 
-    made = tables.ahead(make())
-    assert next(made) == 1
+    batches = tables.ahead(make())
+    assert next(batches) == 1
     assert second.wait(30), "the next one waits until this one is done with"
-    assert next(made) == 2
+    assert next(batches) == 2
     with pytest.raises(ValueError, match="row 3 is wrong"):
-        next(made)
+        next(batches)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])

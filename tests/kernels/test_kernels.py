@@ -40,7 +40,7 @@ from mipo.fused.operators import linear_logps, linear_preference_loss
 from mipo.kernels import linear_logps as logps_kernel
 from mipo.kernels import linear_preference_loss as loss_kernel
 from mipo.kernels import rows
-from mipo.loss.preference import preference_loss, token_logps
+from mipo.loss import preference_loss, token_logps
 
 
 @pytest.fixture(autouse=True)
@@ -110,19 +110,19 @@ def test_bf16_is_no_worse_than_eager(name: str, mode: str, device: str) -> None:
         return preference_loss(sums, ref_logps.to(sums)).mean()
 
     def run(dtype: torch.dtype, ours: bool) -> list[Tensor]:
-        given = leaves(inputs, wanted, dtype)
-        head, options = {**arguments(given), **case.options}, {"chunk_bytes": chunk_bytes}
+        params = leaves(inputs, wanted, dtype)
+        head, options = {**arguments(params), **case.options}, {"chunk_bytes": chunk_bytes}
         if not ours:
-            logps = eager_logps(case, given, targets)
+            logps = eager_logps(case, params, targets)
             out = loss(logps) if mode == "M2" else logps
         elif mode == "M2":
-            found = linear_preference_loss(
+            result = linear_preference_loss(
                 **head, targets=targets, lengths=lengths, ref_logps=ref_logps, statistics=True, mode=mode, **options
             )
-            logps, out = found.statistics.logps, found.loss
+            logps, out = result.statistics.logps, result.loss
         else:
             logps = out = linear_logps(**head, targets=targets, mode=mode, **options)
-        return [logps.detach(), *torch.autograd.grad(out, [given[x] for x in wanted], upstream(out))]
+        return [logps.detach(), *torch.autograd.grad(out, [params[x] for x in wanted], upstream(out))]
 
     runs = zip(run(torch.bfloat16, True), run(torch.bfloat16, False), run(torch.float64, False), strict=True)
     for quantity, (mine, theirs, truth) in zip(("logps", *wanted), runs, strict=True):
@@ -143,11 +143,11 @@ def test_without_gradients_bf16_inputs_keep_fp32_logits(device: str) -> None:
 @pytest.mark.parametrize("staging", [torch.bfloat16, torch.float32])
 def test_staging_the_logits_is_a_choice(staging: torch.dtype, mode: str) -> None:
     inputs, targets = make(CASES["plain"], "cpu", torch.bfloat16)
-    given = leaves(inputs, ("hidden",))
-    logps = linear_logps(**arguments(given), targets=targets, logits_dtype=staging, mode=mode, chunk_bytes=9000)
+    params = leaves(inputs, ("hidden",))
+    logps = linear_logps(**arguments(params), targets=targets, logits_dtype=staging, mode=mode, chunk_bytes=9000)
     truth = token_logps(**arguments(leaves(inputs, (), torch.float64)), targets=targets)
     assert (relative_error(logps.detach(), truth) < FP32_RTOL) == (staging == torch.float32)
-    (gradient,) = torch.autograd.grad(logps.sum(), given["hidden"])
+    (gradient,) = torch.autograd.grad(logps.sum(), params["hidden"])
     assert gradient.dtype == torch.bfloat16
 
 
@@ -155,13 +155,13 @@ def test_staging_the_logits_is_a_choice(staging: torch.dtype, mode: str) -> None
 def test_gradcheck_of_the_log_probs(mode: str) -> None:
     case = Case(tokens=4, width=3, vocabulary=7, bias=True, rank=1, softcap=5.0, scale=1.7, temperature=1.3)
     inputs, targets = make(case, "cpu", torch.float64)
-    given = leaves(inputs, ("hidden", "down") if mode == "M1" else case.inputs)
+    params = leaves(inputs, ("hidden", "down") if mode == "M1" else case.inputs)
 
     def function(*tensors: Tensor) -> Tensor:
         named = dict(zip(case.inputs, tensors, strict=True))
         return linear_logps(**arguments(named), targets=targets, **case.options, mode=mode, chunk_bytes=128)
 
-    assert torch.autograd.gradcheck(function, tuple(given.values()))
+    assert torch.autograd.gradcheck(function, tuple(params.values()))
 
 
 @pytest.mark.parametrize("lengths", [[[2, 1], [1, 2]], [[1, 1, 2], [1, 0, 1]]])
@@ -184,17 +184,17 @@ def test_gradcheck_of_the_loss(lengths: list[list[int]]) -> None:
 @pytest.mark.parametrize("mode", ["M1", "M2", "M3", "M4"])
 def test_second_derivatives_are_refused(mode: str) -> None:
     inputs, targets = make(CASES["plain"], "cpu")
-    given = leaves(inputs, ("hidden",) if mode == "M1" else ("hidden", "weight"))
+    params = leaves(inputs, ("hidden",) if mode == "M1" else ("hidden", "weight"))
     if mode == "M2":
         lengths, ref_logps = torch.tensor([[5, 6]]), torch.full((1, 2), -20.0)
         value = linear_preference_loss(
-            **arguments(given), targets=targets, lengths=lengths, ref_logps=ref_logps, mode=mode
+            **arguments(params), targets=targets, lengths=lengths, ref_logps=ref_logps, mode=mode
         ).loss
     else:
-        value = linear_logps(**arguments(given), targets=targets, mode=mode).sum()
+        value = linear_logps(**arguments(params), targets=targets, mode=mode).sum()
 
     def twice() -> None:
-        (gradient,) = torch.autograd.grad(value, given["hidden"], create_graph=True)
+        (gradient,) = torch.autograd.grad(value, params["hidden"], create_graph=True)
         gradient.sum().backward()
 
     with pytest.raises(RuntimeError, match="first derivatives only"):
@@ -208,16 +208,16 @@ def plain_step(wanted: tuple[str, ...], mode: str, chunk_rows: int = 6) -> Calla
     """Forward and backward; in mode M2 of a group of 5 tokens and one of 6."""
     case = CASES["plain"]
     inputs, targets = make(case, "cpu")
-    given = leaves(inputs, wanted)
+    params = leaves(inputs, wanted)
     chunk_bytes = Case(rows=chunk_rows).chunk_bytes
     if mode == "M2":
         lengths, ref_logps = torch.tensor([[3, 2], [4, 2]]), torch.full((2, 2), -20.0)
         return lambda: linear_preference_loss(
-            **given, targets=targets, lengths=lengths, ref_logps=ref_logps, chunk_bytes=chunk_bytes, mode=mode
+            **params, targets=targets, lengths=lengths, ref_logps=ref_logps, chunk_bytes=chunk_bytes, mode=mode
         ).loss.backward()
 
     def step() -> None:
-        logps = linear_logps(**given, targets=targets, mode=mode, chunk_bytes=chunk_bytes)
+        logps = linear_logps(**params, targets=targets, mode=mode, chunk_bytes=chunk_bytes)
         if wanted:
             logps.sum().backward()
 
@@ -295,17 +295,17 @@ def test_peak_memory_is_what_the_table_says(
     """Gradients included, in fp32, where no product needs a wider sum; see kernels/README.md."""
     monkeypatch.setattr(rows, "SLICE_BYTES", ROW)
     inputs, targets = make(Case(tokens=T, width=D, vocabulary=V), "cpu")
-    given = leaves(inputs, tuple(trained.split()))
+    params = leaves(inputs, tuple(trained.split()))
     chunk_bytes = chunk_tokens * ROW
 
     def step() -> None:
         if mode == "M2":
             lengths, ref_logps = torch.full((T // 16, 2), 8), torch.full((T // 16, 2), -60.0)
             linear_preference_loss(
-                **given, targets=targets, lengths=lengths, ref_logps=ref_logps, chunk_bytes=chunk_bytes, mode=mode
+                **params, targets=targets, lengths=lengths, ref_logps=ref_logps, chunk_bytes=chunk_bytes, mode=mode
             ).loss.backward()
         else:
-            logps = linear_logps(**given, targets=targets, mode=mode, chunk_bytes=chunk_bytes)
+            logps = linear_logps(**params, targets=targets, mode=mode, chunk_bytes=chunk_bytes)
             if trained:
                 logps.sum().backward()
 
@@ -318,28 +318,28 @@ def test_all_logits_never_exist_at_once(mode: str, dtype: torch.dtype, monkeypat
     """Whatever is narrower or wider on the way: only M3 ever has a matrix of tokens by words."""
     monkeypatch.setattr(rows, "SLICE_BYTES", ROW)
     inputs, targets = make(Case(tokens=T, width=4, vocabulary=V), "cpu", dtype)
-    given = leaves(inputs, ("hidden",) if mode == "M1" else ("hidden", "weight"))
+    params = leaves(inputs, ("hidden",) if mode == "M1" else ("hidden", "weight"))
 
     def step() -> None:
         chunk_bytes = 8 * V * dtype.itemsize
         if mode == "M2":
             lengths, ref_logps = torch.full((T // 8, 2), 4), torch.full((T // 8, 2), -30.0)
             out = linear_preference_loss(
-                **given, targets=targets, lengths=lengths, ref_logps=ref_logps, chunk_bytes=chunk_bytes, mode=mode
+                **params, targets=targets, lengths=lengths, ref_logps=ref_logps, chunk_bytes=chunk_bytes, mode=mode
             )
             out.loss.backward()
         else:
-            linear_logps(**given, targets=targets, mode=mode, chunk_bytes=chunk_bytes).sum().backward()
+            linear_logps(**params, targets=targets, mode=mode, chunk_bytes=chunk_bytes).sum().backward()
 
     assert (peak(step) >= T * V * dtype.itemsize) == (mode == "M3")
 
 
 def test_a_frozen_head_keeps_one_matrix_for_the_backward() -> None:
     inputs, targets = make(CASES["plain"], "cpu")
-    given, kept = leaves(inputs, ("hidden",)), []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
-        linear_logps(**given, targets=targets)
-    assert sorted(kept) == [0, 3 * len(targets), given["hidden"].numel()]
+    params, sizes = leaves(inputs, ("hidden",)), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+        linear_logps(**params, targets=targets)
+    assert sorted(sizes) == [0, 3 * len(targets), params["hidden"].numel()]
 
 
 # How it fits in
@@ -349,12 +349,12 @@ def test_a_frozen_head_keeps_one_matrix_for_the_backward() -> None:
 def test_no_tokens(mode: str) -> None:
     case = Case(tokens=0, bias=True, rank=2)
     inputs, targets = make(case, "cpu")
-    given = leaves(inputs, ("hidden",) if mode == "M1" else case.inputs)
-    logps = linear_logps(**arguments(given), targets=targets, mode=mode)
+    params = leaves(inputs, ("hidden",) if mode == "M1" else case.inputs)
+    logps = linear_logps(**arguments(params), targets=targets, mode=mode)
     logps.sum().backward()
     assert logps.shape == (0,)
-    assert given["hidden"].grad.shape == (0, 17)
-    assert mode == "M1" or not any(given[x].grad.any() for x in HEAD)
+    assert params["hidden"].grad.shape == (0, 17)
+    assert mode == "M1" or not any(params[x].grad.any() for x in HEAD)
 
 
 def test_leading_dimensions_are_kept() -> None:
@@ -367,12 +367,12 @@ def test_leading_dimensions_are_kept() -> None:
 @pytest.mark.parametrize("rank", [0, 2])
 def test_autocast_computes_in_its_dtype(rank: int) -> None:
     inputs, targets = make(Case(rank=rank), "cpu")
-    given = leaves(inputs, ("weight",))
+    params = leaves(inputs, ("weight",))
     with torch.autocast("cpu", torch.bfloat16):
-        logps = linear_logps(**arguments(given), targets=targets)
+        logps = linear_logps(**arguments(params), targets=targets)
     logps.sum().backward()
-    assert logps.dtype == given["weight"].grad.dtype == torch.float32
-    narrow = {name: x.bfloat16() for name, x in given.items()}
+    assert logps.dtype == params["weight"].grad.dtype == torch.float32
+    narrow = {name: x.bfloat16() for name, x in params.items()}
     assert torch.equal(logps, linear_logps(**arguments(narrow), targets=targets))
 
 
@@ -383,12 +383,12 @@ def test_torch_compile_sees_one_node_each_way(mode: str) -> None:
     wanted = tuple(x for x in case.inputs if mode != "M1" or x not in HEAD)
     lengths, ref_logps = torch.tensor([[3, 2], [4, 2]]), torch.full((2, 2), -20.0)
 
-    def step(given: dict[str, Tensor]) -> Tensor:
+    def step(params: dict[str, Tensor]) -> Tensor:
         if mode == "M2":
             return linear_preference_loss(
-                **arguments(given), targets=targets, lengths=lengths, ref_logps=ref_logps, mode=mode
+                **arguments(params), targets=targets, lengths=lengths, ref_logps=ref_logps, mode=mode
             ).loss
-        return linear_logps(**arguments(given), targets=targets, mode=mode)
+        return linear_logps(**arguments(params), targets=targets, mode=mode)
 
     graphs = []
 
@@ -401,9 +401,9 @@ def test_torch_compile_sees_one_node_each_way(mode: str) -> None:
 
     runs = []
     for function in (torch.compile(step, fullgraph=True, backend=backend), step):
-        given = leaves(inputs, wanted)
-        out = function(given)
-        runs.append([out, *torch.autograd.grad(out, [given[x] for x in wanted], upstream(out))])
+        params = leaves(inputs, wanted)
+        out = function(params)
+        runs.append([out, *torch.autograd.grad(out, [params[x] for x in wanted], upstream(out))])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
     forward, backward = graphs
     # The numbers of lengths, which tracing does not see, are looked at in a node of their own.
@@ -422,20 +422,20 @@ def test_torch_compile_keeps_the_number_of_tokens_open(mode: str) -> None:
         return graph
 
     @torch.compile(fullgraph=True, backend=backend)
-    def step(given: dict[str, Tensor], targets: Tensor, lengths: Tensor, ref_logps: Tensor) -> Tensor:
+    def step(params: dict[str, Tensor], targets: Tensor, lengths: Tensor, ref_logps: Tensor) -> Tensor:
         return linear_preference_loss(
-            **arguments(given), targets=targets, lengths=lengths, ref_logps=ref_logps, mode=mode
+            **arguments(params), targets=targets, lengths=lengths, ref_logps=ref_logps, mode=mode
         ).loss
 
     torch._dynamo.reset()
     for n in (3, 5, 8, 13):
         inputs, targets = make(Case(tokens=2 * n + 1), "cpu")
-        given = leaves(inputs, ("hidden",) if mode == "M1" else ("hidden", "weight"))
-        step(given, targets, torch.tensor([[n, n + 1]]), torch.full((1, 2), -20.0)).backward()
-        assert given["hidden"].grad.isfinite().all()
+        params = leaves(inputs, ("hidden",) if mode == "M1" else ("hidden", "weight"))
+        step(params, targets, torch.tensor([[n, n + 1]]), torch.full((1, 2), -20.0)).backward()
+        assert params["hidden"].grad.isfinite().all()
     assert len(graphs) <= 2
     with pytest.raises(ValueError, match="add up to the 27 tokens, got 26"):
-        step(given, targets, torch.tensor([[13, 13]]), torch.full((1, 2), -20.0))
+        step(params, targets, torch.tensor([[13, 13]]), torch.full((1, 2), -20.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -450,9 +450,9 @@ def test_the_operators_of_the_log_probs_are_what_they_declare(mode: str, dtype: 
     forward, backward = torch.ops.mipo.linear_logps.default, torch.ops.mipo.linear_logps_backward.default
     torch.library.opcheck(forward, (h, w, targets, b, down, up, *options, mode, True), test_utils=checks)
     h, w, b, down, up = inputs.values()
-    state, kept = logps_kernel.forward(h, w, targets, b, down, up, *options, mode, True)[3:5]
+    state, saved = logps_kernel.forward(h, w, targets, b, down, up, *options, mode, True)[3:5]
     if mode in ("M3", "M4"):
-        rest = (state, kept, torch.ones(len(h)), None, [True] * 5)
+        rest = (state, saved, torch.ones(len(h)), None, [True] * 5)
         torch.library.opcheck(backward, (h, w, targets, b, down, up, *options, *rest), test_utils=checks[::2])
 
 

@@ -13,21 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from mipo.loss.preference import (
-    BATCH_LOSSES,
-    LENGTH_LOSSES,
-    LOSS_TYPES,
-    check_losses,
-    implicit_rewards,
-    preference_loss,
-    sequence_logps,
-    token_logps,
-    token_statistics,
-)
+from mipo.loss import implicit_rewards, preference_loss, sequence_logps, token_logps, token_statistics
+from mipo.loss.preference import BATCH_LOSSES, LENGTH_LOSSES, LOSS_TYPES, check_losses
 
 # Sums of a few fp64 terms, each exact to 1.1e-16.
 FP64_RTOL = 1e-12
-# What the issue asks of agreement with TRL in fp32, where one rounding is 6e-8.
+# Agreement with TRL in fp32, where one rounding is 6e-8.
 TRL_RTOL = 1e-6
 # TRL's entropy is the difference of two numbers as large as the logits, here up to 20, each rounded a few times.
 TRL_ENTROPY_ATOL = 5e-6
@@ -140,8 +131,8 @@ def test_the_order_of_the_negatives_does_not_matter(group: tuple[Tensor, Tensor,
     logps, ref_logps, beta = group
     order = list(range(1, logps.shape[1]))
     random.shuffle(order)
-    moved = preference_loss(logps[:, [0, *order]], ref_logps[:, [0, *order]], beta=beta)
-    close(moved, preference_loss(logps, ref_logps, beta=beta))
+    permuted = preference_loss(logps[:, [0, *order]], ref_logps[:, [0, *order]], beta=beta)
+    close(permuted, preference_loss(logps, ref_logps, beta=beta))
 
 
 @law
@@ -211,7 +202,7 @@ def test_a_small_loss_keeps_its_digits() -> None:
     torch.testing.assert_close(loss, torch.tensor([math.exp(-40)]), rtol=TRL_RTOL, atol=0)
 
 
-def test_an_impossible_mask_off_the_cpu_would_be_nan() -> None:
+def test_an_invalid_mask_off_the_cpu_would_be_nan() -> None:
     # torch.compile may not look at values either, so it takes the same way.
     logps, ref_logps = random_groups(3, 3)
     mask = torch.tensor([[False, True, True], [True, False, False], [True, True, False]])
@@ -361,8 +352,8 @@ def test_sorted_losses_do_not_know_the_order(group: tuple[Tensor, Tensor, float]
     order = list(range(len(logps)))
     random.shuffle(order)
     case = options(name) | {"beta": beta}
-    moved = preference_loss(logps[order], ref_logps[order], **case)
-    assert torch.equal(moved, preference_loss(logps, ref_logps, **case))
+    permuted = preference_loss(logps[order], ref_logps[order], **case)
+    assert torch.equal(permuted, preference_loss(logps, ref_logps, **case))
 
 
 @law
@@ -375,8 +366,8 @@ def test_swapping_a_batch_moves_it_by_its_margins(
     case = {"loss_type": name, "beta": beta, "label_smoothing": 0.0 if name == "sigmoid" else smoothing}
     factor = {"sigmoid": 1.0, "robust": 1 / (1 - 2 * smoothing)}.get(name, 1 - 2 * smoothing)
     rewards = implicit_rewards(logps, ref_logps, beta=beta)
-    moved = preference_loss(logps.flip(1), ref_logps.flip(1), **case) - preference_loss(logps, ref_logps, **case)
-    close(moved.sum(), factor * (rewards[:, 0] - rewards[:, 1]).sum())
+    difference = preference_loss(logps.flip(1), ref_logps.flip(1), **case) - preference_loss(logps, ref_logps, **case)
+    close(difference.sum(), factor * (rewards[:, 0] - rewards[:, 1]).sum())
 
 
 @law

@@ -62,7 +62,7 @@ def test_equal_texts_never_face_each_other(texts: list[str], kind: Any, seed: in
     drawn = contrast(pl.DataFrame(columns), kind=kind, seed=seed, negatives=negatives)
     for row, text in enumerate(texts):
         mine = drawn.filter(pl.col("prompt_id") == row)
-        admissible = [i for i, found in enumerate(texts) if not same(text, found)]
+        admissible = [i for i, other in enumerate(texts) if not same(text, other)]
         if len(admissible) < negatives:
             unlike = "prompt" if kind == "random" else kind
             lacking = f"fewer than {negatives} row{'s' * (negatives > 1)} with another {unlike}"
@@ -76,12 +76,12 @@ def test_equal_texts_never_face_each_other(texts: list[str], kind: Any, seed: in
 
 def test_normalising_makes_equal_whatever_python_folds_to_the_same() -> None:
     every = [chr(c) for c in range(0x20000) if not 0xD800 <= c <= 0xDFFF]
-    made = normalised(pl.Series(every)).to_list()
-    found: dict[str, set[str]] = {}
-    for character, ours in zip(every, made, strict=True):
+    texts = normalised(pl.Series(every)).to_list()
+    forms: dict[str, set[str]] = {}
+    for character, ours in zip(every, texts, strict=True):
         folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", character).casefold())
-        found.setdefault(re.sub(r"[^\S\x1c-\x1f]+", " ", folded).strip(" "), set()).add(ours)
-    assert {folded: ours for folded, ours in found.items() if len(ours) > 1} == {}
+        forms.setdefault(re.sub(r"[^\S\x1c-\x1f]+", " ", folded).strip(" "), set()).add(ours)
+    assert {folded: ours for folded, ours in forms.items() if len(ours) > 1} == {}
     # A text that is mended beside texts that are not, and the other way round.
     assert normalised(pl.Series(["A  b", None, "É\t c ", "Ab"])).to_list() == ["a b", None, "é c", "ab"]
     plain = [chr(c) for c in range(0x21, 0x7F) if not chr(c).isupper()]
@@ -133,7 +133,7 @@ def test_match_and_differ_hold_or_the_row_is_refused_with_a_reason(
     assert drawn["prompt_id"].to_list() == [row for row in range(n) for _ in range(negatives)]
     assert drawn["negative"].to_list() == list(range(negatives)) * n
     for row in range(n):
-        found = drawn.filter(pl.col("prompt_id") == row)
+        mine = drawn.filter(pl.col("prompt_id") == row)
         admissible = {
             other
             for other in range(n)
@@ -142,9 +142,9 @@ def test_match_and_differ_hold_or_the_row_is_refused_with_a_reason(
             and all(table[c][row] != table[c][other] for c in differ)
         }
         feasible = len(admissible) >= negatives
-        assert (found["reason"].null_count() == negatives) == feasible
-        assert set(found["counterpart_id"].drop_nulls()) <= admissible
-        assert found["counterpart_id"].drop_nulls().n_unique() == (negatives if feasible else 0)
+        assert (mine["reason"].null_count() == negatives) == feasible
+        assert set(mine["counterpart_id"].drop_nulls()) <= admissible
+        assert mine["counterpart_id"].drop_nulls().n_unique() == (negatives if feasible else 0)
 
 
 def test_a_reason_says_what_was_lacking() -> None:
@@ -196,14 +196,14 @@ def test_near_a_text_is_near_its_length_in_characters(
     prompts: list[Any] = [[{"role": "user", "content": text}] for text in texts] if messages else texts
     drawn = contrast(pl.DataFrame({"prompt": prompts}), near=("prompt", tolerance), negatives=negatives, seed=seed)
     for row, text in enumerate(texts):
-        found = drawn.filter(pl.col("prompt_id") == row)["counterpart_id"].drop_nulls().to_list()
+        mine = drawn.filter(pl.col("prompt_id") == row)["counterpart_id"].drop_nulls().to_list()
         admissible = {
             other
             for other, length in enumerate(lengths)
             if not same(text, texts[other]) and abs(length - lengths[row]) <= tolerance
         }
-        assert set(found) <= admissible
-        assert len(set(found)) == (negatives if len(admissible) >= negatives else 0)
+        assert set(mine) <= admissible
+        assert len(set(mine)) == (negatives if len(admissible) >= negatives else 0)
 
 
 def test_near_goes_with_match_and_differ_and_is_balanced_where_that_is_possible() -> None:
@@ -280,22 +280,22 @@ PARTS = [
 
 @pytest.mark.parametrize(("text", "parts"), PARTS)
 def test_parts_end_where_sentences_end(text: str, parts: list[str]) -> None:
-    found = {part(text, seed=0, row=row) for row in range(200)}
-    assert found == (set(parts) or {None})
+    cut = {part(text, seed=0, row=row) for row in range(200)}
+    assert cut == (set(parts) or {None})
 
 
 @given(st.text("aB1 .!?。」\n\t\u3000\"'`", max_size=30), seeds, st.integers(0, 2**64 - 1))
 @example("。 a", 0, 0)
 @settings(max_examples=300, deadline=None)
 def test_a_part_is_a_beginning_neither_empty_nor_the_whole_and_the_same_again(text: str, seed: int, row: int) -> None:
-    found = part(text, seed=seed, row=row)
-    assert found == part(text, seed=seed, row=row)
-    if found is not None:
-        assert text.startswith(found)
-        assert found.strip()
-        assert found.strip() != text.strip()
-        assert text[len(found) :].strip()
-        assert not found[-1:].isspace()
+    cut = part(text, seed=seed, row=row)
+    assert cut == part(text, seed=seed, row=row)
+    if cut is not None:
+        assert text.startswith(cut)
+        assert cut.strip()
+        assert cut.strip() != text.strip()
+        assert text[len(cut) :].strip()
+        assert not cut[-1:].isspace()
 
 
 def test_parts_of_rows_depend_on_row_and_seed_alone() -> None:
@@ -330,8 +330,8 @@ def text(prompt: str, context: str | None = None) -> str:
 @pytest.mark.parametrize("kind", ["random", "context", "dropped", "partial"])
 def test_the_counter_prompt_of_each_kind(kind: Any, shape: Any) -> None:
     drawn = contrast(FRAME, kind=kind, seed=4)
-    made = counter_prompts(FRAME, drawn, chat=shape is chat).to_list()
-    for row, other, asked in zip(range(3), drawn["counterpart_id"], made, strict=True):
+    composed = counter_prompts(FRAME, drawn, chat=shape is chat).to_list()
+    for row, other, counter in zip(range(3), drawn["counterpart_id"], composed, strict=True):
         prompt, context = FRAME["prompt"][row], FRAME["context"][row]
         expected = {
             "random": lambda o=other: shape(FRAME["prompt"][o], FRAME["context"][o]),
@@ -339,22 +339,22 @@ def test_the_counter_prompt_of_each_kind(kind: Any, shape: Any) -> None:
             "dropped": lambda p=prompt: shape(p),
             "partial": lambda p=prompt, c=context, r=row: shape(part(p, seed=4, row=r) or "", c),
         }
-        assert asked == expected[kind]()
+        assert counter == expected[kind]()
 
 
 def test_counter_prompts_of_several_kinds_in_one_table() -> None:
     kinds = ["random", "context", "dropped", "partial"]
     drawn = [contrast(FRAME, kind=kind, seed=4) for kind in kinds]
     together = counter_prompts(FRAME, pl.concat(drawn, how="diagonal"), chat=True).to_list()
-    assert together == [asked for one in drawn for asked in counter_prompts(FRAME, one, chat=True).to_list()]
+    assert together == [prompt for one in drawn for prompt in counter_prompts(FRAME, one, chat=True).to_list()]
 
 
 def test_counter_prompts_are_null_where_there_is_a_reason() -> None:
     frame = pl.DataFrame({"prompt": ["a", "A", "One. Two."], "context": ["x", "x", "x"]})
     for drawn in (contrast(frame, negatives=2), contrast(frame, kind="context"), contrast(frame, kind="partial")):
         for shape in (True, False):
-            made = counter_prompts(frame, drawn, chat=shape)
-            assert made.is_null().to_list() == drawn["reason"].is_not_null().to_list()
+            composed = counter_prompts(frame, drawn, chat=shape)
+            assert composed.is_null().to_list() == drawn["reason"].is_not_null().to_list()
 
 
 def test_messages_keep_all_but_what_the_kind_changes() -> None:
@@ -362,12 +362,12 @@ def test_messages_keep_all_but_what_the_kind_changes() -> None:
     prompts = [[*before, {"role": "user", "content": text}] for text in ("First. Second.", "Third. Fourth.")]
     frame = pl.DataFrame({"prompt": prompts, "context": ["ann", "bob"]})
     system = [{"role": "system", "content": name} for name in ("ann", "bob")]
-    made = {kind: counter_prompts(frame, contrast(frame, kind=kind), chat=True).to_list()
+    composed = {kind: counter_prompts(frame, contrast(frame, kind=kind), chat=True).to_list()
             for kind in ("random", "context", "dropped", "partial")}  # fmt: skip
-    assert made["random"] == [[system[1], *prompts[1]], [system[0], *prompts[0]]]
-    assert made["context"] == [[system[1], *prompts[0]], [system[0], *prompts[1]]]
-    assert made["dropped"] == prompts
-    assert made["partial"] == [
+    assert composed["random"] == [[system[1], *prompts[1]], [system[0], *prompts[0]]]
+    assert composed["context"] == [[system[1], *prompts[0]], [system[0], *prompts[1]]]
+    assert composed["dropped"] == prompts
+    assert composed["partial"] == [
         [system[0], *before, {"role": "user", "content": "First."}],
         [system[1], *before, {"role": "user", "content": "Third."}],
     ]
@@ -378,9 +378,9 @@ def test_messages_keep_all_but_what_the_kind_changes() -> None:
 def test_no_counter_prompt_is_edited(texts: list[str], seed: int) -> None:
     frame = pl.DataFrame({"prompt": texts})
     drawn = contrast(frame, seed=seed)
-    for shape, content in ((False, lambda asked: asked), (True, lambda asked: asked[0]["content"])):
-        made = counter_prompts(frame, drawn, chat=shape).to_list()
-        assert [None if asked is None else content(asked) for asked in made] == [
+    for shape, content in ((False, lambda prompt: prompt), (True, lambda prompt: prompt[0]["content"])):
+        composed = counter_prompts(frame, drawn, chat=shape).to_list()
+        assert [None if prompt is None else content(prompt) for prompt in composed] == [
             None if other is None else texts[other] for other in drawn["counterpart_id"]
         ]
 
@@ -399,18 +399,18 @@ def test_counterparts_of_other_prompts_are_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "other"}, "kind: expected one of random, partial, context, dropped, came 'other'"),
-        ({"negatives": 3}, r"negatives: expected 1 to 2 \(3 prompts\), came 3"),
+        ({"kind": "other"}, "kind: expected one of random, partial, context, dropped, got 'other'"),
+        ({"negatives": 3}, r"negatives: expected 1 to 2 \(3 prompts\), got 3"),
         ({"negatives": 0}, "negatives: expected 1 to 2"),
         ({"seed": -1}, "seed: expected 0 to"),
         ({"kind": "partial", "seed": -1}, "seed: expected 0 to"),
         ({"match": ["nobody"]}, "needs the column 'nobody'; the prompts have prompt, context, user"),
         ({"differ": ["nobody"]}, "needs the column 'nobody'"),
-        ({"kind": "dropped", "negatives": 2}, "one counter-prompt a prompt, got 2"),
+        ({"kind": "dropped", "negatives": 2}, "one counter-prompt per prompt, got 2"),
         ({"kind": "partial", "differ": ["user"]}, "draws no other row"),
         ({"kind": "dropped", "near": ("user", 1)}, "near: expected none with kind 'dropped'"),
         ({"near": ("nobody", 1)}, "needs the column 'nobody'"),
-        ({"near": ("user", -1)}, r"near: expected a column and a number of at least 0, .* came \('user', -1\)"),
+        ({"near": ("user", -1)}, r"near: expected a column and a number of at least 0, .* got \('user', -1\)"),
         ({"near": ("user", float("nan"))}, "near: expected a column and a number"),
         ({"near": "prompt"}, "near: expected a column and a number"),
     ],
@@ -427,9 +427,9 @@ def test_tables_that_cannot_be_drawn_from_are_refused() -> None:
         contrast(pl.DataFrame({"prompt": ["a", None, "c"]}))
     with pytest.raises(ValueError, match=r"column 'context': 2 null value.*first in row 1"):
         contrast(pl.DataFrame({"prompt": ["a", "b"], "context": [None, None]}), kind="context")
-    with pytest.raises(ValueError, match="at least 2 prompts, came 1"):
+    with pytest.raises(ValueError, match="at least 2 prompts, got 1"):
         contrast(FRAME.head(1))
-    with pytest.raises(ValueError, match="at least 2 prompts, came 0"):
+    with pytest.raises(ValueError, match="at least 2 prompts, got 0"):
         contrast(FRAME.clear())
     with pytest.raises(ValueError, match="prompt_id: expected 2 distinct whole numbers"):
         contrast(pl.DataFrame({"prompt": ["a", "b"], "prompt_id": [1, 1]}))
@@ -437,18 +437,18 @@ def test_tables_that_cannot_be_drawn_from_are_refused() -> None:
 
 def test_what_is_no_number_is_refused_as_near() -> None:
     frame = pl.DataFrame({"prompt": ["a", "b"], "flag": [True, False], "large": [2**60, 1], "none": [None, None]})
-    with pytest.raises(ValueError, match="numbers, texts or messages, came 'flag' of Boolean"):
+    with pytest.raises(ValueError, match="numbers, texts or messages, got 'flag' of Boolean"):
         contrast(frame, near=("flag", 1))
-    with pytest.raises(ValueError, match=r"whole numbers up to 2\*\*53, came larger ones in 'large'"):
+    with pytest.raises(ValueError, match=r"whole numbers up to 2\*\*53, got larger ones in 'large'"):
         contrast(frame, near=("large", 1))
     nothing = contrast(frame.with_columns(pl.col("none").cast(pl.Int64)), near=("none", 1))
     assert nothing["reason"].to_list() == ["no number in none"] * 2
 
 
 def test_independent_counterparts_are_not_balanced() -> None:
-    found = counterparts(1_000, negatives=3, seed=2, balanced=False)
-    assert set(np.bincount(found.ravel().astype(np.int64))) > {3}
-    assert not (found == np.arange(1_000, dtype=np.uint64)[:, None]).any()
+    drawn = counterparts(1_000, negatives=3, seed=2, balanced=False)
+    assert set(np.bincount(drawn.ravel().astype(np.int64))) > {3}
+    assert not (drawn == np.arange(1_000, dtype=np.uint64)[:, None]).any()
 
 
 def test_counterparts_of_a_shard_are_those_of_the_whole() -> None:

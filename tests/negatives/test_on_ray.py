@@ -98,12 +98,12 @@ def test_what_cannot_be_drawn_is_refused_in_the_same_words() -> None:
     wrong: list[dict[str, Any]] = [{"match": ["lang"]}, {"negatives": ROWS}, {"kind": "other"}, {"seed": -1}]
     wrong += [{"kind": "partial", "match": ["task"]}]
     for how in wrong:
-        told = []
-        for draw, given in ((contrast, frame), (on_ray.contrast, cluster.spread(frame, blocks=3))):
+        messages = []
+        for draw, prompts in ((contrast, frame), (on_ray.contrast, cluster.spread(frame, blocks=3))):
             with pytest.raises(ValueError, match=r"expected|needs|mean nothing") as refused:
-                draw(given, **how)
-            told.append(str(refused.value))
-        assert told[0] == told[1]
+                draw(prompts, **how)
+            messages.append(str(refused.value))
+        assert messages[0] == messages[1]
 
 
 def test_the_command_writes_the_same_bytes(tmp_path: Path) -> None:

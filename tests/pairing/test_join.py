@@ -23,7 +23,7 @@ from mipo.responses.ask import ask, counter_prompts, link
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 prompts_ = st.lists(texts.filter(lambda text: text.strip()), min_size=2, max_size=7)
-said = st.none() | st.sampled_from(["yes", "no", " yes ", "", "\n"]) | texts
+answers_or_none = st.none() | st.sampled_from(["yes", "no", " yes ", "", "\n"]) | texts
 shapes = pytest.mark.parametrize("chat", [True, False], ids=["chat", "text"])
 
 
@@ -63,23 +63,23 @@ def test_each_counterpart_is_a_pair_of_the_right_answers_or_dropped_by_name(
     negatives = data.draw(st.integers(1, min(3, n - 1))) if kind in ("random", "context") else 1
     drawn = contrast(frame, kind=kind, negatives=negatives, seed=seed)
     every = everything(frame, drawn, chat)
-    answers = data.draw(st.lists(said, min_size=len(every), max_size=len(every)))
+    answers = data.draw(st.lists(answers_or_none, min_size=len(every), max_size=len(every)))
     there = data.draw(st.lists(st.integers(0, len(every) - 1), min_size=1, unique=True))
     responses = pl.DataFrame(
         {"prompt": [every[i] for i in there], "response": pl.Series([answers[i] for i in there], dtype=pl.String)}
     )
     judged = judged_rows(frame, drawn, responses)
-    made = pairs(frame, drawn, responses)
-    assert judged.height == drawn.height == made.height + sum(dropped(judged).values())
-    assert made.columns == list(COLUMNS)
+    table = pairs(frame, drawn, responses)
+    assert judged.height == drawn.height == table.height + sum(dropped(judged).values())
+    assert table.columns == list(COLUMNS)
     ids = ["prompt_id", "negative", "kind", "chosen_id", "rejected_id"]
-    assert keep(judged).select(ids).equals(made.select(ids))
+    assert keep(judged).select(ids).equals(table.select(ids))
     batches = judged_rows(frame, drawn, responses, batch_rows=data.draw(st.integers(1, 5)))
     assert batches.equals(judged)
     counter = counter_prompts(frame, drawn, chat=chat).to_list()
     own = compose(frame["prompt"], frame["context"], chat=chat).to_list()
     answer = {json.dumps(every[i]): answers[i] for i in there}
-    rest = iter(made.iter_rows(named=True))
+    rest = iter(table.iter_rows(named=True))
     for row, one in enumerate(judged.iter_rows(named=True)):
         prompt, other = own[row // negatives], counter[row]
         chosen, rejected = answer.get(json.dumps(prompt)), answer.get(json.dumps(other))
@@ -113,20 +113,20 @@ def test_both_formats_are_trls(chat: bool) -> None:
     from trl.data_utils import is_conversational
 
     drawn = contrast(FRAME, negatives=2)
-    made = pairs(FRAME, drawn, answered(FRAME, drawn, chat))
-    assert made.height == 6
-    assert made["prompt_id"].to_list() == [0, 0, 1, 1, 2, 2]
-    assert made["negative"].to_list() == [0, 1] * 3
-    assert (made["chosen_id"] == made["prompt_id"]).all()
-    assert made["rejected_id"].to_list() == drawn["counterpart_id"].to_list()
-    row = made.select("prompt", "chosen", "rejected").row(0, named=True)
+    table = pairs(FRAME, drawn, answered(FRAME, drawn, chat))
+    assert table.height == 6
+    assert table["prompt_id"].to_list() == [0, 0, 1, 1, 2, 2]
+    assert table["negative"].to_list() == [0, 1] * 3
+    assert (table["chosen_id"] == table["prompt_id"]).all()
+    assert table["rejected_id"].to_list() == drawn["counterpart_id"].to_list()
+    row = table.select("prompt", "chosen", "rejected").row(0, named=True)
     assert is_conversational(row) == chat
     if chat:
         assert row["prompt"] == [{"role": "system", "content": "x"}, {"role": "user", "content": "a"}]
         assert row["chosen"] == [{"role": "assistant", "content": "answer 0"}]
     else:
         assert (row["prompt"], row["chosen"]) == ("x\n\na", "answer 0")
-    assert not made["chosen_truncated"].any()
+    assert not table["chosen_truncated"].any()
 
 
 @pytest.mark.parametrize(
@@ -151,9 +151,9 @@ def test_what_was_not_drawn_keeps_its_reason_and_the_rest_is_paired() -> None:
     drawn = contrast(frame, negatives=2)
     judged = judged_rows(frame, drawn, answered(frame, drawn, False))
     assert dropped(judged) == {"fewer than 2 rows with another prompt": 4}
-    made = pairs(frame, drawn, answered(frame, drawn, False))
-    assert made["prompt_id"].to_list() == keep(judged)["prompt_id"].to_list() == [2, 2]
-    assert set(made["rejected"]) == {"answer 0", "answer 1"}
+    table = pairs(frame, drawn, answered(frame, drawn, False))
+    assert table["prompt_id"].to_list() == keep(judged)["prompt_id"].to_list() == [2, 2]
+    assert set(table["rejected"]) == {"answer 0", "answer 1"}
 
 
 # Responses from elsewhere
@@ -163,17 +163,18 @@ def test_a_table_of_prompts_and_responses_from_elsewhere() -> None:
     messages = [[{"content": "a", "role": "user"}], [{"content": "b", "role": "user"}]]
     elsewhere = pl.DataFrame({"note": [1, 2], "response": ["A", "B"], "prompt": messages})
     frame = pl.DataFrame({"prompt": ["a", "b"]})
-    made = pairs(frame, contrast(frame), elsewhere)
-    assert [content(turn) for turn in made["chosen"].to_list()] == ["A", "B"]
+    table = pairs(frame, contrast(frame), elsewhere)
+    assert [content(turn) for turn in table["chosen"].to_list()] == ["A", "B"]
     named = elsewhere.with_columns(response_id=pl.Series([70, 80]), truncated=pl.Series([True, None]))
-    made = pairs(frame, contrast(frame), named)
-    assert (made["chosen_id"].to_list(), made["rejected_id"].to_list()) == ([70, 80], [80, 70])
-    assert (made["chosen_truncated"].to_list(), made["rejected_truncated"].to_list()) == ([True, False], [False, True])
+    table = pairs(frame, contrast(frame), named)
+    assert (table["chosen_id"].to_list(), table["rejected_id"].to_list()) == ([70, 80], [80, 70])
+    assert table["chosen_truncated"].to_list() == [True, False]
+    assert table["rejected_truncated"].to_list() == [False, True]
 
 
 def test_several_responses_to_one_prompt_are_refused() -> None:
     table = pl.DataFrame({"prompt": ["a", "b", "c", "b"], "response": list("wxyz")})
-    with pytest.raises(ValueError, match="2 rows share their prompts, the first is row 2; give one response a prompt"):
+    with pytest.raises(ValueError, match="2 rows share their prompts, the first is row 2; give one response"):
         pairs(FRAME, contrast(FRAME), table)
 
 
@@ -181,12 +182,12 @@ def test_other_tables_are_refused() -> None:
     drawn = contrast(FRAME)
     table = answered(FRAME, drawn, False)
     for column in ("prompt", "response"):
-        with pytest.raises(ValueError, match=f"responses: no column '{column}'; they have"):
+        with pytest.raises(ValueError, match=f"responses: no column '{column}'; it has"):
             pairs(FRAME, drawn, table.drop(column))
     with pytest.raises(ValueError, match="prompt_id 2: not among the prompts"):
         pairs(FRAME.head(2), drawn, table)
     frame = pl.DataFrame({"prompt": [[{"role": "user", "content": "a"}], [{"role": "user", "content": "b"}]]})
-    with pytest.raises(ValueError, match=r"expected prompts that are chat messages, .* got text"):
+    with pytest.raises(ValueError, match=r"expected chat messages .* got text"):
         pairs(frame, contrast(frame), pl.DataFrame({"prompt": ["a"], "response": ["b"]}))
 
 
@@ -198,8 +199,8 @@ def wide(n: int, kind: Any = "random") -> tuple[pl.DataFrame, pl.DataFrame, pl.D
     frame = pl.DataFrame({"prompt": [f"p{i % (n - 5)}. q" for i in range(n)], "context": [f"c{i}" for i in range(n)]})
     drawn = contrast(frame, kind=kind, negatives=1 if kind in ("partial", "dropped") else 2, seed=3)
     answers = answered(frame, drawn, False).sample(fraction=0.9, shuffle=True, seed=1)
-    said = [["", "same", f"answer {i}", f"answer {i}"][i % 4] for i in range(answers.height)]
-    return frame, drawn, answers.with_columns(response=pl.Series(said))
+    values = [["", "same", f"answer {i}", f"answer {i}"][i % 4] for i in range(answers.height)]
+    return frame, drawn, answers.with_columns(response=pl.Series(values))
 
 
 @pytest.mark.parametrize("kind", ["random", "context", "dropped", "partial"])
@@ -212,10 +213,10 @@ def test_a_join_in_batches_writes_the_pairs_and_accounts_for_every_row(
         table.write_parquet(tmp_path / f"{name}.parquet", row_group_size=6)
     scanned = [pl.scan_parquet(tmp_path / f"{name}.parquet") for name in "abc"]
     judged, expected = judged_rows(*whole), pairs(*whole)
-    made = join(*scanned, tmp_path / "out" / "pairs.parquet", batch_rows=batch_rows)
-    assert made == (judged.height, expected.height, dropped(judged))
-    assert list(made[2].items()) == list(dropped(judged).items())
-    assert len(made[2]) > 1
+    counts = join(*scanned, tmp_path / "out" / "pairs.parquet", batch_rows=batch_rows)
+    assert counts == (judged.height, expected.height, dropped(judged))
+    assert list(counts[2].items()) == list(dropped(judged).items())
+    assert len(counts[2]) > 1
     assert pl.read_parquet(tmp_path / "out" / "pairs.parquet").equals(expected)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["pairs.parquet"]
     assert pairs(*scanned).equals(expected)
@@ -247,7 +248,7 @@ def test_a_join_in_batches_refuses_what_a_join_at_once_refuses(tmp_path: Path) -
             pairs(*each)
         with pytest.raises(ValueError, match=r"not among the prompts|share their prompts|no column|distinct"):
             join(*each, tmp_path / "pairs.parquet", batch_rows=3)
-    with pytest.raises(ValueError, match="4 rows share their prompts, the first is row 5; give one response a prompt"):
+    with pytest.raises(ValueError, match="4 rows share their prompts, the first is row 5; give one response"):
         join(frame, drawn, twice, tmp_path / "pairs.parquet", batch_rows=3)
     with pytest.raises(ValueError, match="batch_rows: expected at least 1, got 0"):
         join(frame, drawn, answers, tmp_path / "pairs.parquet", batch_rows=0)
@@ -264,11 +265,11 @@ def test_a_join_in_batches_refuses_what_a_join_at_once_refuses(tmp_path: Path) -
 def test_what_was_linked_when_asked_is_what_a_join_of_texts_finds(tmp_path: Path, kind: Any, chat: bool) -> None:
     frame = pl.DataFrame({"prompt": [f"p{i % 35}. q" for i in range(40)], "context": [f"c{i}" for i in range(40)]})
     drawn = contrast(frame, kind=kind, negatives=1 if kind in ("partial", "dropped") else 2, seed=3)
-    asked = ask(frame, drawn, chat=chat)
-    said = [["", "same", f"answer {i}", None][i % 4] for i in range(asked.prompts.height)]
-    cut = pl.Series([i % 3 == 0 for i in range(len(said))])
-    responses = asked.prompts.with_columns(response=pl.Series(said), truncated=cut)[: len(said) - 3]
-    judged = judge(link(frame, drawn, asked), Answers.of(responses, 7))
+    requests = ask(frame, drawn, chat=chat)
+    values = [["", "same", f"answer {i}", None][i % 4] for i in range(requests.prompts.height)]
+    cut = pl.Series([i % 3 == 0 for i in range(len(values))])
+    responses = requests.prompts.with_columns(response=pl.Series(values), truncated=cut)[: len(values) - 3]
+    judged = judge(link(frame, drawn, requests), Answers.of(responses, 7))
     assert judged.drop("asked_id", "chosen_id", "rejected_id").equals(
         judged_rows(frame, drawn, responses).drop("asked_id", "chosen_id", "rejected_id")
     )
@@ -278,7 +279,8 @@ def test_what_was_linked_when_asked_is_what_a_join_of_texts_finds(tmp_path: Path
     (tmp_path / "responses").mkdir()
     for number in range(3):
         tables.write_frame(responses[number::3], tmp_path / "responses" / f"part-{number}.parquet")
-    rows = write_judged(link(frame, drawn, asked), Answers.of(responses, 7), tmp_path / "pairs.parquet", batch_rows=9)
+    links, answers = link(frame, drawn, requests), Answers.of(responses, 7)
+    rows = write_judged(links, answers, tmp_path / "pairs.parquet", batch_rows=9)
     assert rows == (drawn.height, expected.height, dropped(judged))
     for name in ("", "pairs.parquet"):
         stored = StoredPairs.find(tmp_path / name)
@@ -300,10 +302,10 @@ def test_a_file_of_texts_is_no_stored_pairs(tmp_path: Path) -> None:
 
 @given(st.lists(st.booleans(), min_size=2, max_size=30), st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
-def test_rows_that_are_no_pairs_stay_as_they_are_in_the_control(kept: list[bool], seed: int) -> None:
-    n = len(kept)
+def test_rows_that_are_no_pairs_stay_as_they_are_in_the_control(valid: list[bool], seed: int) -> None:
+    n = len(valid)
     rows = pl.DataFrame({"prompt_id": range(n), "chosen_id": range(n), "rejected_id": range(n, 2 * n)})
-    reason = pl.Series("reason", [None if one else "no response" for one in kept], dtype=pl.String)
+    reason = pl.Series("reason", [None if one else "no response" for one in valid], dtype=pl.String)
     judged = rows.with_columns(reason)
     shuffled = shuffle(judged, seed=seed)
     assert shuffled.filter(reason.is_not_null()).equals(judged.filter(reason.is_not_null()))
@@ -323,12 +325,12 @@ def groups_of(n: int, negatives: int, chat: bool) -> pl.DataFrame:
 @given(st.integers(2, 20), st.integers(0, 2**32))
 @settings(max_examples=60, deadline=None)
 def test_shuffling_swaps_exactly_half_and_is_decided_by_the_seed(chat: bool, n: int, seed: int) -> None:
-    made = groups_of(n, 1, chat).with_columns(chosen_truncated=pl.int_range(n) % 3 == 0)
-    shuffled = shuffle(made, seed=seed)
-    assert shuffled.schema == made.schema
-    assert shuffled.equals(shuffle(made, seed=seed))
+    table = groups_of(n, 1, chat).with_columns(chosen_truncated=pl.int_range(n) % 3 == 0)
+    shuffled = shuffle(table, seed=seed)
+    assert shuffled.schema == table.schema
+    assert shuffled.equals(shuffle(table, seed=seed))
     swaps = 0
-    for before, after in zip(made.iter_rows(named=True), shuffled.iter_rows(named=True), strict=True):
+    for before, after in zip(table.iter_rows(named=True), shuffled.iter_rows(named=True), strict=True):
         sides = ("", "_id", "_truncated")
         turned = before | {f"chosen{s}": before[f"rejected{s}"] for s in sides}
         turned |= {f"rejected{s}": before[f"chosen{s}"] for s in sides}
@@ -340,11 +342,11 @@ def test_shuffling_swaps_exactly_half_and_is_decided_by_the_seed(chat: bool, n: 
 @given(st.integers(4, 12), st.integers(2, 3), st.integers(0, 2**32))
 @settings(max_examples=60, deadline=None)
 def test_of_several_negatives_each_answer_is_as_likely_to_be_chosen(n: int, negatives: int, seed: int) -> None:
-    made = groups_of(n, negatives, True)
-    shuffled = shuffle(made, seed=seed)
+    groups = groups_of(n, negatives, True)
+    shuffled = shuffle(groups, seed=seed)
     changed = 0
     for prompt in range(n):
-        before, after = (table.filter(pl.col("prompt_id") == prompt) for table in (made, shuffled))
+        before, after = (table.filter(pl.col("prompt_id") == prompt) for table in (groups, shuffled))
         assert after["chosen_id"].n_unique() == 1, "still one chosen response a prompt"
         answers = [{table["chosen_id"][0], *table["rejected_id"]} for table in (before, after)]
         assert answers[0] == answers[1], "the same answers as before"
@@ -354,11 +356,11 @@ def test_of_several_negatives_each_answer_is_as_likely_to_be_chosen(n: int, nega
 
 
 def test_which_rows_are_swapped_is_left_to_chance() -> None:
-    made = groups_of(10, 1, False)
-    swapped = [(shuffle(made, seed=seed)["chosen_id"] != made["chosen_id"]).to_list() for seed in range(400)]
+    table = groups_of(10, 1, False)
+    swapped = [(shuffle(table, seed=seed)["chosen_id"] != table["chosen_id"]).to_list() for seed in range(400)]
     share = [sum(column) / 400 for column in zip(*swapped, strict=True)]
     assert all(0.35 < one < 0.65 for one in share), share  # 0.5 ± 6 standard deviations
-    assert shuffle(made.clear(), seed=0).equals(made.clear())
+    assert shuffle(table.clear(), seed=0).equals(table.clear())
 
 
 # Exports
@@ -370,20 +372,20 @@ def test_which_rows_are_swapped_is_left_to_chance() -> None:
 def test_trl_and_openrlhf_read_three_columns(tmp_path: Path, chat: bool, suffix: str, name: Any) -> None:
     import datasets
 
-    made = groups_of(3, 2, chat)
-    export(made, tmp_path / f"pairs{suffix}", format=name)
+    table = groups_of(3, 2, chat)
+    export(table, tmp_path / f"pairs{suffix}", format=name)
     kind = {".jsonl": "json", ".parquet": "parquet"}[suffix]
     files, cache = str(tmp_path / f"pairs{suffix}"), str(tmp_path / "cache")
-    found = datasets.load_dataset(kind, data_files=files, split="train", cache_dir=cache)
-    assert found.to_list() == made.select("prompt", "chosen", "rejected").to_dicts()
+    rows = datasets.load_dataset(kind, data_files=files, split="train", cache_dir=cache)
+    assert rows.to_list() == table.select("prompt", "chosen", "rejected").to_dicts()
 
 
 @shapes
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_nemo_rl_reads_ranked_completions(tmp_path: Path, chat: bool, suffix: str) -> None:
-    made = groups_of(2, 1, chat)
+    table = groups_of(2, 1, chat)
     path = tmp_path / f"pairs{suffix}"
-    export(made, str(path), format="nemo-rl")
+    export(table, str(path), format="nemo-rl")
     rows = (
         pl.read_parquet(path).to_dicts()
         if suffix == ".parquet"
@@ -404,10 +406,10 @@ def test_nemo_rl_reads_ranked_completions(tmp_path: Path, chat: bool, suffix: st
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 @pytest.mark.parametrize("name", ["trl", "nemo-rl"])
 def test_an_export_in_batches_has_the_same_rows(tmp_path: Path, suffix: str, name: Any) -> None:
-    made = groups_of(9, 2, True)
-    made.write_parquet(tmp_path / "made.parquet", row_group_size=5)
-    export(made, tmp_path / f"once{suffix}", format=name)
-    export(pl.scan_parquet(tmp_path / "made.parquet"), tmp_path / f"batches{suffix}", format=name, batch_rows=4)
+    table = groups_of(9, 2, True)
+    table.write_parquet(tmp_path / "groups.parquet", row_group_size=5)
+    export(table, tmp_path / f"once{suffix}", format=name)
+    export(pl.scan_parquet(tmp_path / "groups.parquet"), tmp_path / f"batches{suffix}", format=name, batch_rows=4)
     once, batches = (tmp_path / f"{how}{suffix}" for how in ("once", "batches"))
     if suffix == ".jsonl":
         assert batches.read_bytes() == once.read_bytes()
@@ -416,10 +418,10 @@ def test_an_export_in_batches_has_the_same_rows(tmp_path: Path, suffix: str, nam
 
 
 def test_exports_to_other_names_are_refused_and_leave_no_file(tmp_path: Path) -> None:
-    made = groups_of(2, 1, True)
+    table = groups_of(2, 1, True)
     with pytest.raises(ValueError, match=r"expected a name that ends in \.jsonl or \.parquet"):
-        export(made, tmp_path / "pairs.csv")
+        export(table, tmp_path / "pairs.csv")
     other: Any = "other"
-    with pytest.raises(ValueError, match="format: expected one of trl, openrlhf, nemo-rl, came 'other'"):
-        export(made, tmp_path / "pairs.jsonl", format=other)
+    with pytest.raises(ValueError, match="format: expected one of trl, openrlhf, nemo-rl, got 'other'"):
+        export(table, tmp_path / "pairs.jsonl", format=other)
     assert list(tmp_path.iterdir()) == []

@@ -73,10 +73,10 @@ def test_clusters_are_those_of_all_pairs(texts: list[str], threshold: float, siz
 def test_the_order_of_rows_changes_no_cluster(texts: list[str], threshold: float, chance: random.Random) -> None:
     order = list(range(len(texts)))
     chance.shuffle(order)
-    found, moved = clusters(pl.Series(texts), threshold), clusters(pl.Series([texts[i] for i in order]), threshold)
-    assert all(found[i] == found[j] for i in range(len(texts)) for j in range(i) if texts[i] == texts[j])
-    assert [[moved[a] == moved[b] for a in range(len(order))] for b in range(len(order))] == [
-        [found[i] == found[j] for i in order] for j in order
+    ids, shuffled = clusters(pl.Series(texts), threshold), clusters(pl.Series([texts[i] for i in order]), threshold)
+    assert all(ids[i] == ids[j] for i in range(len(texts)) for j in range(i) if texts[i] == texts[j])
+    assert [[shuffled[a] == shuffled[b] for a in range(len(order))] for b in range(len(order))] == [
+        [ids[i] == ids[j] for i in order] for j in order
     ]
 
 
@@ -90,9 +90,9 @@ def real(count: int) -> list[str]:
 @pytest.mark.parametrize("threshold", [0.5, 0.7])
 def test_clusters_of_real_prompts_are_those_of_all_pairs(threshold: float) -> None:
     texts = [text for text in real(150) for text in (text, text.replace("my", "our"), f"please {text}")]
-    found = clusters(pl.Series(texts), threshold).to_list()
-    assert found == chained([*normalised(pl.Series(texts))], threshold)
-    assert 30 < len(set(found)) < 400
+    ids = clusters(pl.Series(texts), threshold).to_list()
+    assert ids == chained([*normalised(pl.Series(texts))], threshold)
+    assert 30 < len(set(ids)) < 400
 
 
 def test_long_texts_of_one_template_too() -> None:
@@ -105,9 +105,9 @@ def test_long_texts_of_one_template_too() -> None:
         for _ in range(14):
             texts.append(" ".join(chance.choice(words) if chance.random() < share else word for word in template))
     for threshold in (0.6, 0.7, 0.8):
-        found = _native.clusters(pl.Series(texts), NGRAM, threshold).tolist()
-        assert found == chained(texts, threshold)
-        assert 20 < len(set(found)) < len(texts) - 20
+        ids = _native.clusters(pl.Series(texts), NGRAM, threshold).tolist()
+        assert ids == chained(texts, threshold)
+        assert 20 < len(set(ids)) < len(texts) - 20
 
 
 def test_texts_count_as_normalised_and_a_chain_is_one_cluster() -> None:
@@ -147,12 +147,12 @@ def weighed(text: str) -> list[tuple[str, int]]:
 
 def runs(words: list[tuple[str, int]], least: int) -> dict[int, list[tuple[str, int]]]:
     """From each word on the shortest run that weighs enough."""
-    found = {}
+    shortest = {}
     for start in range(len(words)):
         ends = [end for end in range(start + 1, len(words) + 1) if sum(w for _, w in words[start:end]) >= least]
         if ends:
-            found[start] = words[start : ends[0]]
-    return found
+            shortest[start] = words[start : ends[0]]
+    return shortest
 
 
 def shared(text: str, held_out: str, words: int) -> float:
@@ -185,18 +185,18 @@ def test_overlaps_are_those_of_all_pairs(texts: list[str], tests: list[str], wor
     )
     share = data.draw(st.sampled_from([0.01, 0.25, 0.5, 0.75, 1.0]))
     train, held_out = pl.DataFrame({"prompt": texts}), pl.DataFrame({"prompt": tests})
-    found = {row["prompt_id"]: row for row in overlaps(train, held_out, words=words, share=share).iter_rows(named=True)}
+    table = {row["prompt_id"]: row for row in overlaps(train, held_out, words=words, share=share).iter_rows(named=True)}
     for row, text in enumerate(normalised(train["prompt"])):
         shares = [shared(text, test, words) for test in tests]
         if max(shares) < share and text not in tests:
-            assert row not in found
+            assert row not in table
         elif text in tests:
-            assert (found[row]["held_out_id"], found[row]["reason"]) == (tests.index(text), EQUAL)
+            assert (table[row]["held_out_id"], table[row]["reason"]) == (tests.index(text), EQUAL)
         else:
             best = shares.index(max(shares))
-            assert (found[row]["held_out_id"], found[row]["reason"]) == (best, OVERLAPS)
-            assert found[row]["share"] == pytest.approx(shares[best], abs=1e-12)
-            assert (found[row]["prompt"], found[row]["held_out"]) == (texts[row], tests[best])
+            assert (table[row]["held_out_id"], table[row]["reason"]) == (best, OVERLAPS)
+            assert table[row]["share"] == pytest.approx(shares[best], abs=1e-12)
+            assert (table[row]["prompt"], table[row]["held_out"]) == (texts[row], tests[best])
 
 
 @pytest.mark.parametrize(
@@ -221,21 +221,24 @@ def test_overlaps_are_those_of_all_pairs(texts: list[str], tests: list[str], wor
     ],
 )  # fmt: skip
 def test_what_occurs(text: str, held_out: str, reason: str | None) -> None:
-    found = overlaps(pl.DataFrame({"prompt": ["x", text]}), pl.DataFrame({"prompt": ["y", held_out]}))
-    assert found["reason"].to_list() == ([] if reason is None else [reason])
+    table = overlaps(pl.DataFrame({"prompt": ["x", text]}), pl.DataFrame({"prompt": ["y", held_out]}))
+    assert table["reason"].to_list() == ([] if reason is None else [reason])
 
 
 def test_of_messages_the_users_turns_count() -> None:
-    def asked(*turns: tuple[str, str]) -> list[dict[str, str]]:
+    def chat(*turns: tuple[str, str]) -> list[dict[str, str]]:
         return [{"role": role, "content": content} for role, content in turns]
 
     prompts = [
-        asked(("system", "be brief"), ("user", "Who?"), ("assistant", "I."), ("user", "why")),
-        asked(("user", "who?"), ("assistant", "he"), ("user", "Why")),
-        asked(("system", "Who? Why"), ("user", "how")),
+        chat(("system", "be brief"), ("user", "Who?"), ("assistant", "I."), ("user", "why")),
+        chat(("user", "who?"), ("assistant", "he"), ("user", "Why")),
+        chat(("system", "Who? Why"), ("user", "how")),
     ]
-    found = overlaps(pl.DataFrame({"prompt": prompts}), pl.DataFrame({"prompt": ["who? why"]}))
-    assert found.select("prompt_id", "reason", "prompt").rows() == [(0, EQUAL, "Who?\nwhy"), (1, EQUAL, "who?\nWhy")]
+    table = overlaps(pl.DataFrame({"prompt": prompts}), pl.DataFrame({"prompt": ["who? why"]}))
+    assert table.select("prompt_id", "reason", "prompt").rows() == [
+        (0, EQUAL, "Who?\nwhy"),
+        (1, EQUAL, "who?\nWhy"),
+    ]
 
 
 def test_only_prompts_with_equal_contexts_are_compared() -> None:
@@ -286,11 +289,11 @@ def test_a_leaked_prompt_has_no_counterpart_and_is_none(kind: Any, negatives: in
             {"near_duplicates": 0.8, "kind": "dropped"},
             "near_duplicates: expected none with kind",
         ),
-        ({"held_out": TEST, "overlap_words": 0}, "words: expected a whole number from 1, came 0"),
-        ({"held_out": TEST, "overlap_words": 2.5}, "words: expected a whole number from 1, came 2.5"),
+        ({"held_out": TEST, "overlap_words": 0}, "words: expected a whole number from 1, got 0"),
+        ({"held_out": TEST, "overlap_words": 2.5}, "words: expected a whole number from 1, got 2.5"),
         ({"held_out": TEST, "overlap_share": 0}, "share: expected a share above 0 and up to 1, got 0"),
         ({"held_out": TEST.rename({"prompt": "q"})}, "held_out: no column 'prompt'; it has q"),
-        ({"held_out": TEST, "negatives": 3}, "held_out: 2 of 5 prompts occur in it, so 3 are left, at least 4 needed"),
+        ({"held_out": TEST, "negatives": 3}, "held_out: expected at least 4 prompts outside it, got 3 of 5"),
     ],
 )
 def test_what_cannot_be_done_is_refused(options: dict[str, Any], message: str) -> None:

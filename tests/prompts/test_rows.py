@@ -59,17 +59,17 @@ def test_every_row_is_kept_as_it_was_or_dropped_by_name(
             return "null context"
         return None if context.strip(WHITE) else "empty context"
 
-    kept = [row for row in rows if reason(*row) is None]
-    assume(len(kept) >= 2)
+    expected = [row for row in rows if reason(*row) is None]
+    assume(len(expected) >= 2)
     path = write(folder / "law.jsonl", [{"q": prompt, "c": context} for prompt, context in rows])
-    found = read(path, prompt="q", context="c")
-    assert found.frame.select("prompt", "context").rows() == kept
-    assert found.frame["prompt_id"].to_list() == list(range(len(kept)))
-    assert found.rows_in == len(rows) == found.frame.height + sum(found.dropped.values())
+    prompts = read(path, prompt="q", context="c")
+    assert prompts.frame.select("prompt", "context").rows() == expected
+    assert prompts.frame["prompt_id"].to_list() == list(range(len(expected)))
+    assert prompts.rows_in == len(rows) == prompts.frame.height + sum(prompts.dropped.values())
     reasons = [reason(*row) for row in rows]
-    assert found.dropped == {name: reasons.count(name) for name in dict.fromkeys(reasons) if name}
-    assert found.first == {name: reasons.index(name) + 1 for name in found.dropped}
-    assert found.rows.to_list() == [row for row, name in enumerate(reasons, start=1) if name is None]
+    assert prompts.dropped == {name: reasons.count(name) for name in dict.fromkeys(reasons) if name}
+    assert prompts.first == {name: reasons.index(name) + 1 for name in prompts.dropped}
+    assert prompts.rows.to_list() == [row for row, name in enumerate(reasons, start=1) if name is None]
 
 
 # White space as Unicode has it, and not as Python's str.strip(), which adds four separators.
@@ -79,16 +79,16 @@ WHITE = "".join(chr(c) for c in range(0x3001) if chr(c).isspace() and not 0x1C <
 @given(st.lists(conversations, min_size=2, max_size=6))
 @settings(max_examples=60, deadline=None)
 def test_messages_are_kept_as_they_were(folder: Path, rows: list[list[dict[str, str]]]) -> None:
-    asked = [[*before, {"role": "user", "content": f"{i} ?"}] for i, before in enumerate(rows)]
-    found = read(write(folder / "messages.jsonl", [{"prompt": one} for one in asked]))
-    assert found.frame["prompt"].to_list() == asked
+    chats = [[*before, {"role": "user", "content": f"{i} ?"}] for i, before in enumerate(rows)]
+    prompts = read(write(folder / "messages.jsonl", [{"prompt": one} for one in chats]))
+    assert prompts.frame["prompt"].to_list() == chats
 
 
 def test_drops_name_rows_of_the_source_also_when_they_come_one_after_another(folder: Path) -> None:
     path = write(folder / "drops.jsonl", [{"prompt": p} for p in ("", "a", " ", "long", "b", "long", "c")])
-    found = read(path)
-    assert (found.dropped, found.first) == ({"empty prompt": 2}, {"empty prompt": 1})
-    fewer = drop(found, "too long", found.frame["prompt"] == "long")
+    prompts = read(path)
+    assert (prompts.dropped, prompts.first) == ({"empty prompt": 2}, {"empty prompt": 1})
+    fewer = drop(prompts, "too long", prompts.frame["prompt"] == "long")
     assert fewer.frame.rows() == [(0, "a"), (1, "b"), (2, "c")]
     assert (fewer.dropped, fewer.first) == ({"empty prompt": 2, "too long": 2}, {"empty prompt": 1, "too long": 4})
     again = drop(fewer, "too long", fewer.frame["prompt"] == "c")
@@ -103,8 +103,8 @@ def test_drops_name_rows_of_the_source_also_when_they_come_one_after_another(fol
 @settings(max_examples=100, deadline=None)
 def test_composing_as_text_puts_the_context_before_the_prompt_and_edits_neither(rows: list[Any]) -> None:
     frame = pl.DataFrame(rows, schema={"prompt": pl.String, "context": pl.String}, orient="row")
-    made = compose(frame["prompt"], frame["context"], chat=False)
-    assert made.to_list() == [p if c is None else f"{c}\n\n{p}" for p, c in rows]
+    composed = compose(frame["prompt"], frame["context"], chat=False)
+    assert composed.to_list() == [p if c is None else f"{c}\n\n{p}" for p, c in rows]
     assert compose(frame["prompt"], None, chat=False).to_list() == [p for p, _ in rows]
 
 
@@ -112,8 +112,8 @@ def test_composing_as_text_puts_the_context_before_the_prompt_and_edits_neither(
 @settings(max_examples=100, deadline=None)
 def test_composing_as_chat_makes_the_context_the_system_message_and_edits_neither(rows: list[Any]) -> None:
     frame = pl.DataFrame(rows, schema={"prompt": pl.String, "context": pl.String}, orient="row")
-    made = compose(frame["prompt"], frame["context"], chat=True)
-    assert made.to_list() == [
+    composed = compose(frame["prompt"], frame["context"], chat=True)
+    assert composed.to_list() == [
         [*([] if c is None else [{"role": "system", "content": c}]), {"role": "user", "content": p}] for p, c in rows
     ]
     assert compose(frame["prompt"], None, chat=True).to_list() == [[{"role": "user", "content": p}] for p, _ in rows]
@@ -123,14 +123,14 @@ def test_composing_as_chat_makes_the_context_the_system_message_and_edits_neithe
 @settings(max_examples=60, deadline=None)
 def test_composing_messages_whatever_the_order_of_their_fields(rows: list[Any], turned: bool, named: bool) -> None:
     extra = {"name": "ann"} if named else {}
-    given = [[dict(sorted({**turn, **extra}.items(), reverse=turned)) for turn in asked] for asked, _ in rows]
+    chats = [[dict(sorted({**turn, **extra}.items(), reverse=turned)) for turn in turns] for turns, _ in rows]
     contexts = pl.Series([context for _, context in rows], dtype=pl.String)
-    made = compose(pl.Series(given), contexts, chat=True)
+    composed = compose(pl.Series(chats), contexts, chat=True)
     expected = [
-        [*([] if c is None else [{"role": "system", "content": c}]), *asked]
-        for asked, (_, c) in zip(given, rows, strict=True)
+        [*([] if c is None else [{"role": "system", "content": c}]), *turns]
+        for turns, (_, c) in zip(chats, rows, strict=True)
     ]
-    assert list(messages.plain(made)) == expected
+    assert list(messages.plain(composed)) == expected
 
 
 @given(texts)
@@ -143,8 +143,8 @@ def test_rendering_leaves_the_prompt_verbatim(demo_tokenizer: Any, prompt: str) 
 
 def test_a_null_prompt_stays_null() -> None:
     for chat in (False, True):
-        made = compose(pl.Series(["a", None]), pl.Series(["c", "c"]), chat=chat)
-        assert made.is_null().to_list() == [False, True]
+        composed = compose(pl.Series(["a", None]), pl.Series(["c", "c"]), chat=chat)
+        assert composed.is_null().to_list() == [False, True]
 
 
 def test_messages_need_a_template() -> None:
@@ -212,7 +212,7 @@ def test_another_seed_holds_out_other_rows() -> None:
 
 def test_holding_out_needs_rows_and_a_column() -> None:
     frame = numbered(pl.DataFrame({"prompt": list("abcd"), "user": list("xxxx")}))
-    with pytest.raises(ValueError, match="3 of 4 rows; it takes at least 2 rows and leaves at least 2"):
+    with pytest.raises(ValueError, match="expected at least 2 rows, and at least 2 left for training, got 3 of 4"):
         hold_out(frame, 3, seed=0)
     with pytest.raises(ValueError, match="no column 'who'; the prompts have prompt, user, prompt_id"):
         hold_out(frame, 2, seed=0, by="who")
@@ -243,16 +243,16 @@ def test_every_format_and_packing_reads_the_same(tmp_path: Path, name: str, pack
 def test_csv_text_stays_text(tmp_path: Path) -> None:
     path = tmp_path / "p.csv"
     path.write_bytes(b'\xef\xbb\xbfq,n\r\n007,1.50\r\n"two\nlines, ""quoted""",true\r\n2020-01-01,\r\n')
-    found = read(path, prompt="q").frame
-    assert found["prompt"].to_list() == ["007", 'two\nlines, "quoted"', "2020-01-01"]
-    assert found["n"].to_list() == ["1.50", "true", None]
+    prompts = read(path, prompt="q").frame
+    assert prompts["prompt"].to_list() == ["007", 'two\nlines, "quoted"', "2020-01-01"]
+    assert prompts["n"].to_list() == ["1.50", "true", None]
 
 
 def test_blank_lines_byte_order_marks_and_windows_line_ends_are_no_rows(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_bytes(b'\xef\xbb\xbf\r\n{"prompt": "a"}\r\n\r\n{"prompt": "b"}\r\n\n')
-    found = read(path)
-    assert (found.frame["prompt"].to_list(), found.rows_in) == (["a", "b"], 2)
+    prompts = read(path)
+    assert (prompts.frame["prompt"].to_list(), prompts.rows_in) == (["a", "b"], 2)
 
 
 def test_a_dataset_saved_to_disk(tmp_path: Path) -> None:
@@ -276,9 +276,9 @@ def test_categories_are_text(tmp_path: Path) -> None:
 
 def test_other_columns_come_along_and_none_is_taken_for_a_context_unasked(tmp_path: Path) -> None:
     rows = [{"prompt": "old", "q": f"{i} ?", "context": None, "prompt_id": "x", "user": i} for i in range(2)]
-    found = read(write(tmp_path / "p.jsonl", rows), prompt="q").frame
-    assert found.columns == ["prompt_id", "prompt", "source_prompt", "source_context", "source_prompt_id", "user"]
-    assert found["prompt"].to_list() == ["0 ?", "1 ?"]
+    prompts = read(write(tmp_path / "p.jsonl", rows), prompt="q").frame
+    assert prompts.columns == ["prompt_id", "prompt", "source_prompt", "source_context", "source_prompt_id", "user"]
+    assert prompts["prompt"].to_list() == ["0 ?", "1 ?"]
 
 
 @pytest.mark.parametrize(
@@ -293,8 +293,8 @@ def test_what_may_be_a_dataset_on_the_hub(name: str) -> None:
 
 def test_real_prompts_are_read_as_they_are(shared: Path, rows_of: Any) -> None:
     for name, column in [("prompts/t0_prompts.jsonl.xz", "prompt"), ("math/gsm8k_train.jsonl", "question")]:
-        found = read(shared / "data" / name, prompt=column)
-        assert found.frame["prompt"].to_list() == [row[column] for row in rows_of(name)]
+        prompts = read(shared / "data" / name, prompt=column)
+        assert prompts.frame["prompt"].to_list() == [row[column] for row in rows_of(name)]
 
 
 # Broken input
@@ -316,19 +316,19 @@ def test_files_that_are_not_there_or_hold_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["p.jsonl", "p.csv", "p.parquet"])
 def test_no_row_one_row_and_too_few_left(tmp_path: Path, name: str) -> None:
-    def made(values: list[str]) -> Path:
+    def composed(values: list[str]) -> Path:
         frame = pl.DataFrame({"prompt": values}, schema={"prompt": pl.String})
         writer = {".parquet": frame.write_parquet, ".csv": frame.write_csv}.get(Path(name).suffix, frame.write_ndjson)
         writer(tmp_path / name)
         return tmp_path / name
 
     with pytest.raises(ValueError, match=rf"{name}: 1 row; a counter-prompt needs at least 2 prompts"):
-        read(made(["a"]))
+        read(composed(["a"]))
     if name != "p.jsonl":
         with pytest.raises(ValueError, match=rf"{name}: 0 rows"):
-            read(made([]))
+            read(composed([]))
     with pytest.raises(ValueError, match=rf"{name}: 1 row of 3 left, at least 2 needed: .*'empty prompt': 2"):
-        read(made(["a", " ", " "]))
+        read(composed(["a", " ", " "]))
 
 
 def test_a_missing_column_is_named_with_those_that_are_there(tmp_path: Path) -> None:
@@ -352,18 +352,18 @@ GOOD = '{"prompt": "a"}\n'
         (b'{"prompt": "a"}\n{"prompt": "b"\n', "row 2: not valid JSON .Expecting"),
         (b'{"prompt": "a"}\n{"prompt": "b"} {"prompt": "c"}\n', "row 2: not valid JSON .Extra data"),
         (b'{"prompt":\n"a"}\n', "row 1: not valid JSON"),
-        (b'{"prompt": "a"}\n["b"]\n', "row 2: expected a JSON object, came a list"),
-        (b'{"prompt": "a"}\nnull\n', "row 2: expected a JSON object, came null"),
-        (b'[{"prompt": "a"}, {"prompt": "b"}]', "row 1: expected a JSON object, came a list"),
+        (b'{"prompt": "a"}\n["b"]\n', "row 2: expected a JSON object, got a list"),
+        (b'{"prompt": "a"}\nnull\n', "row 2: expected a JSON object, got null"),
+        (b'[{"prompt": "a"}, {"prompt": "b"}]', "row 1: expected a JSON object, got a list"),
         (b'{"prompt": "a"}\n{"prompt": "tab\t"}\n', "row 2: not valid JSON .Invalid control character"),
-        (b'{"prompt": "a"}\n{"prompt": 5.10}\n', "row 2: column 'prompt': expected text, came a number: 5.1"),
-        (b'{"prompt": 5}\n{"prompt": "a"}\n', "row 1: column 'prompt': expected text, came a number: 5"),
-        (b'{"prompt": "a"}\n{"prompt": true}\n', "row 2: .* came a truth value: true"),
-        (b'{"prompt": "a"}\n{"prompt": ["b"]}\n', r"row 2: .* came a list: \[.b.\]"),
-        (b'{"prompt": "a"}\n{"prompt": {"b": 1}}\n', r"row 2: .* came an object: \{.b.: 1\}"),
-        (b'{"prompt": "a"}\n{"prompt": [{"role": "user", "content": "b"}]}\n', "row 2: .* came a list"),
+        (b'{"prompt": "a"}\n{"prompt": 5.10}\n', "row 2: column 'prompt': expected text, got a number: 5.1"),
+        (b'{"prompt": 5}\n{"prompt": "a"}\n', "row 1: column 'prompt': expected text, got a number: 5"),
+        (b'{"prompt": "a"}\n{"prompt": true}\n', "row 2: .* got a truth value: true"),
+        (b'{"prompt": "a"}\n{"prompt": ["b"]}\n', r"row 2: .* got a list: \[.b.\]"),
+        (b'{"prompt": "a"}\n{"prompt": {"b": 1}}\n', r"row 2: .* got an object: \{.b.: 1\}"),
+        (b'{"prompt": "a"}\n{"prompt": [{"role": "user", "content": "b"}]}\n', "row 2: .* got a list"),
         (b'{"prompt": "a"}\n{"prompt": "\\ud83d"}\n', "row 2: .* half of a surrogate pair"),
-        (b'{"prompt": 1}\n{"prompt": 2}\n', "column 'prompt': expected text or chat messages .* came Int64"),
+        (b'{"prompt": 1}\n{"prompt": 2}\n', "column 'prompt': expected text or chat messages .* got Int64"),
         (b'{"prompt": {"role": "user"}}\n{"prompt": {"role": "user"}}\n', "expected text or chat messages"),
     ],
 )
@@ -390,17 +390,17 @@ def test_a_broken_row_deep_in_a_large_file(tmp_path: Path, broken: bytes) -> Non
 @pytest.mark.parametrize("value", [7, True, ["a"]])
 def test_a_context_is_text(tmp_path: Path, value: Any) -> None:
     rows = [{"prompt": "a", "who": "x"}, {"prompt": "b", "who": value}]
-    with pytest.raises(ValueError, match=r"p\.jsonl: row 2: column 'who': expected text, came"):
+    with pytest.raises(ValueError, match=r"p\.jsonl: row 2: column 'who': expected text, got"):
         read(write(tmp_path / "p.jsonl", rows), context="who")
-    with pytest.raises(ValueError, match=r"p\.jsonl: column 'who': expected text, came"):
+    with pytest.raises(ValueError, match=r"p\.jsonl: column 'who': expected text, got"):
         read(write(tmp_path / "p.jsonl", [{"prompt": "a", "who": value}] * 2), context="who")
 
 
 def test_text_that_looks_like_something_else_is_text(tmp_path: Path) -> None:
-    said = ["007", "5.10", "1e9", "-1", "true", "[]", '["a"]', '{"a": 1}', "[INST] hi", "null", "\0", "2020-01-01"]
-    found = read(write(tmp_path / "p.jsonl", [{"prompt": text, "who": text} for text in said]), context="who").frame
-    assert found["prompt"].to_list() == said
-    assert found["context"].to_list() == said
+    texts = ["007", "5.10", "1e9", "-1", "true", "[]", '["a"]', '{"a": 1}', "[INST] hi", "null", "\0", "2020-01-01"]
+    prompts = read(write(tmp_path / "p.jsonl", [{"prompt": text, "who": text} for text in texts]), context="who").frame
+    assert prompts["prompt"].to_list() == texts
+    assert prompts["context"].to_list() == texts
 
 
 @pytest.mark.parametrize(
@@ -442,29 +442,29 @@ def test_rows_of_jsonl_are_read_from_anywhere_to_anywhere_blank_lines_aside(
     tmp_path_factory: Any, lines: list[bool], start: int, stop: int | None, rows: int
 ) -> None:
     path = tmp_path_factory.mktemp("lines") / "p.jsonl"
-    kept = [place for place, full in enumerate(lines) if full]
+    places = [place for place, full in enumerate(lines) if full]
     path.write_text("\n" + "".join(f'{{"n": {place}}}\n' if full else " \n" for place, full in enumerate(lines)))
     batches = list(sources.stream(path, rows, start=start, stop=stop))
-    assert [n for batch in batches for n in batch["n"]] == kept[start:stop]
-    assert sources.height(path) == len(kept)
+    assert [n for batch in batches for n in batch["n"]] == places[start:stop]
+    assert sources.height(path) == len(places)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     batches = list(sources.stream(path, rows, start=start, stop=stop))
-    assert [n for batch in batches for n in batch["n"]] == kept[start:stop], "a byte order mark is nothing"
-    assert sources.height(path) == len(kept)
+    assert [n for batch in batches for n in batch["n"]] == places[start:stop], "a byte order mark is nothing"
+    assert sources.height(path) == len(places)
     path.write_bytes(path.read_bytes() + b"{broken\n")
-    with pytest.raises(ValueError, match=rf"p\.jsonl: row {len(kept) + 1} \(line {len(lines) + 2}\): not valid JSON"):
-        list(sources.stream(path, rows, start=min(start, len(kept))))
+    with pytest.raises(ValueError, match=rf"p\.jsonl: row {len(places) + 1} \(line {len(lines) + 2}\): not valid JSON"):
+        list(sources.stream(path, rows, start=min(start, len(places))))
 
 
 def test_a_broken_parquet_file_is_named_with_the_row_where_it_is_known(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    said = [b"a"] * 20
-    said[13] = b"b\xff"
-    nested = pa.array([[{"content": text}] for text in said], pa.list_(pa.struct([("content", pa.binary())])))
+    texts = [b"a"] * 20
+    texts[13] = b"b\xff"
+    nested = pa.array([[{"content": text}] for text in texts], pa.list_(pa.struct([("content", pa.binary())])))
     as_text = pa.list_(pa.struct([("content", pa.string())]))
-    for column in (pa.array(said, pa.binary()).view(pa.string()), nested.view(as_text)):
+    for column in (pa.array(texts, pa.binary()).view(pa.string()), nested.view(as_text)):
         pq.write_table(pa.table({"said": column}), tmp_path / "p.parquet", row_group_size=6)
         with pytest.raises(ValueError, match=r"p\.parquet: row 14: not valid UTF-8"):
             list(sources.stream(tmp_path / "p.parquet", 4, start=7))
@@ -505,8 +505,8 @@ def user(content: Any, **other: Any) -> dict[str, Any]:
             [user("b"), {"role": "assistant", "content": "c"}],
             "row 2: column 'prompt': the last message must be the user's",
         ),
-        ([user(5)], "row 2: column 'prompt': expected text, came a list"),
-        ([user([{"type": "text", "text": "b"}])], "row 2: column 'prompt': expected text, came a list"),
+        ([user(5)], "row 2: column 'prompt': expected text, got a list"),
+        ([user([{"type": "text", "text": "b"}])], "row 2: column 'prompt': expected text, got a list"),
         (["b"], "p.jsonl"),
     ],
 )
@@ -517,9 +517,9 @@ def test_broken_messages_are_refused_with_their_row(tmp_path: Path, second: Any,
 
 
 def test_messages_of_other_shapes_are_refused_by_their_type(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"expected chat messages .* came List\(String\)"):
+    with pytest.raises(ValueError, match=r"expected chat messages .* got List\(String\)"):
         read(write(tmp_path / "p.jsonl", [{"prompt": ["a"]}] * 2))
-    with pytest.raises(ValueError, match=r"expected chat messages .* came List"):
+    with pytest.raises(ValueError, match=r"expected chat messages .* got List"):
         read(write(tmp_path / "p.jsonl", [{"prompt": [{"from": "human", "value": "a"}]}] * 2))
 
 
@@ -534,8 +534,8 @@ def test_a_system_message_and_a_context_clash(tmp_path: Path) -> None:
 
 def test_empty_messages_are_empty_prompts(tmp_path: Path) -> None:
     rows = [[user("a")], [], None, [user(" ")], [user("a"), {"role": "assistant", "content": ""}, user("b")]]
-    found = read(write(tmp_path / "p.jsonl", [{"prompt": row} for row in rows]))
-    assert (found.frame.height, found.dropped, found.first) == (2, {"empty prompt": 3}, {"empty prompt": 2})
+    prompts = read(write(tmp_path / "p.jsonl", [{"prompt": row} for row in rows]))
+    assert (prompts.frame.height, prompts.dropped, prompts.first) == (2, {"empty prompt": 3}, {"empty prompt": 2})
 
 
 def test_ids_are_distinct_whole_numbers() -> None:
@@ -556,18 +556,18 @@ def test_batches_of_a_parquet_file_are_what_is_read_at_once(tmp_path_factory, pr
     pl.DataFrame({"prompt": prompts, "n": range(len(prompts))}, {"prompt": pl.String, "n": pl.Int64}).write_parquet(
         path
     )
-    told = []
+    outcomes = []
     for reading in (lambda: [read(path)], lambda: list(read_batches(path, rows))):
         try:
             parts = reading()
         except ValueError as refused:
-            told.append(str(refused))
+            outcomes.append(str(refused))
             continue
         frame, places = pl.concat([part.frame for part in parts]), pl.concat([part.rows for part in parts])
-        lost = sum((Counter(part.dropped) for part in parts), Counter[str]())
-        first = {reason: min(p.first[reason] for p in parts if reason in p.first) for reason in lost}
-        told.append((frame.to_dicts(), places.to_list(), sum(part.rows_in for part in parts), dict(lost), first))
-    assert told[0] == told[1]
+        dropped = sum((Counter(part.dropped) for part in parts), Counter[str]())
+        first = {reason: min(p.first[reason] for p in parts if reason in p.first) for reason in dropped}
+        outcomes.append((frame.to_dicts(), places.to_list(), sum(part.rows_in for part in parts), dict(dropped), first))
+    assert outcomes[0] == outcomes[1]
 
 
 def test_what_is_wrong_in_a_later_batch_is_named_by_its_row(tmp_path):

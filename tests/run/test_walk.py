@@ -136,7 +136,7 @@ def test_a_killed_run_continues_and_writes_the_same_pairs(done, tmp_path):
         assert (output / "pairs.parquet").exists() == (point == "training")
     finished = die_at("never", path, output)
     assert finished.returncode == 0, finished.stderr
-    assert "going on from checkpoint-2" in finished.stdout
+    assert "resuming from checkpoint-2" in finished.stdout
     assert (output / "pairs.parquet").read_bytes() == (done / "out" / "pairs.parquet").read_bytes()
     assert not list(output.rglob("*.tmp"))
     assert not (output / "checkpoints").exists()

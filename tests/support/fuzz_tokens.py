@@ -1,9 +1,9 @@
-"""Fuzzer over tokenizer × text: ids of `mipo.encode` are those of the `tokenizers` package, whatever the text; and so
-are those of prompts and responses, which are not encoded whole, with the border where TRL has it.
+"""Fuzzer over tokenizer × text: `mipo.encode` gives the ids of the `tokenizers` package for all texts. So do prompts
+and responses, which are not encoded whole, with TRL's border between them.
 
     python tests/support/fuzz_tokens.py --minutes 60 --seed 0
 
-Prints what it tried once a minute. At a difference it prints the shortest text that it finds, and exits with 1.
+Prints its progress once a minute. At a difference it prints the shortest text with one, and exits with 1.
 Knows nothing of pytest; a slice of two seconds is a test in test_engine.py.
 """
 
@@ -53,7 +53,7 @@ CLASSES = [
 
 @dataclass(frozen=True)
 class Target:
-    """A tokenizer under test, as the package has it, and pieces of texts that are made for it."""
+    """A tokenizer of the `tokenizers` package under test, and pieces for its texts."""
 
     name: str
     truth: tokenizers.Tokenizer
@@ -67,8 +67,8 @@ def load_targets(names: list[str]) -> Iterator[Target]:
         plain = demo.HERE / "model" / "tokenizer.json" if name == "demo" else model
         if not (packed.is_file() or plain.is_file()):
             continue
-        made = lzma.decompress(packed.read_bytes()) if packed.is_file() else plain.read_bytes()
-        truth = tokenizers.Tokenizer.from_buffer(made)
+        content = lzma.decompress(packed.read_bytes()) if packed.is_file() else plain.read_bytes()
+        truth = tokenizers.Tokenizer.from_buffer(content)
         truth.no_padding()
         truth.no_truncation()
         added = [token.content for token in truth.get_added_tokens_decoder().values()]
@@ -129,7 +129,7 @@ def glued(rng: random.Random, target: Target, real: list[str]) -> str:
 
 
 def cut(rng: random.Random, target: Target, real: list[str]) -> str:
-    """Added tokens, whole and cut, among each other and small pieces."""
+    """Added tokens, whole and cut, mixed with small pieces."""
     parts = []
     for _ in range(rng.randint(1, 8)):
         token = rng.choice(target.pieces)
@@ -169,16 +169,16 @@ WAYS: list[Callable[[random.Random, Target, list[str]], str]] = [
 
 
 def differ(text: str, target: Target, special: bool) -> bool:
-    """Whether the ids of one text are not the tokenizer's, or are refused."""
+    """Whether a text is refused or gets other ids than the tokenizer's."""
     try:
-        found = encode([text], target.truth, add_special_tokens=special).ids.tolist()
+        ids = encode([text], target.truth, add_special_tokens=special).ids.tolist()
     except ValueError:
         return True
-    return bool(found != target.truth.encode(text, add_special_tokens=special).ids)
+    return bool(ids != target.truth.encode(text, add_special_tokens=special).ids)
 
 
 def minimize(text: str, target: Target, special: bool) -> str:
-    """A text that still differs and of which no part can be left out."""
+    """A part of the text that still differs, and of which no part can be left out."""
     size = len(text)
     while size:
         start = 0
@@ -194,7 +194,7 @@ def minimize(text: str, target: Target, special: bool) -> str:
 
 def first_difference(texts: list[str], target: Target, special: bool) -> str | None:
     """The first text whose ids are not the tokenizer's."""
-    expected = [made.ids for made in target.truth.encode_batch_fast(texts, add_special_tokens=special)]
+    expected = [encoding.ids for encoding in target.truth.encode_batch_fast(texts, add_special_tokens=special)]
     try:
         table = encode(texts, target.truth, add_special_tokens=special)
     except ValueError:
@@ -203,53 +203,53 @@ def first_difference(texts: list[str], target: Target, special: bool) -> str | N
         flat = np.fromiter((i for ids in expected for i in ids), dtype=np.uint32, count=len(table.ids))
         if np.array_equal(table.ids, flat):
             return None
-    return next(text for text, found, ids in zip(texts, table, expected, strict=True) if found.tolist() != ids)
+    return next(text for text, row, ids in zip(texts, table, expected, strict=True) if row.tolist() != ids)
 
 
 def first_wrong_group(texts: list[str], target: Target, rng: random.Random) -> tuple[str, str] | None:
-    """The first text and continuation that are separated otherwise than by the tokenizer's ids and TRL's rule.
+    """The first text and continuation with another border than that of the tokenizer's ids and TRL's rule.
 
-    Between them stands what a text may be cut at (rust/seams.rs), or nearly.
+    Between them is a place where Rust may cut a text (rust/tokenizer/seams.rs), or nearly one.
     """
     middles = ("", " a", "a b", " the and", "ab  c", "x y\u0301", "a b ", "s t's", "é z", "a b<")
     prompts = [text + rng.choice(middles) for text in texts]
-    said = [rng.choice((text, text[:3], " " + text)) for text in reversed(texts)]
-    joints = [prompt + own for prompt, own in zip(prompts, said, strict=True)]
+    responses = [rng.choice((text, text[:3], " " + text)) for text in reversed(texts)]
+    joints = [prompt + own for prompt, own in zip(prompts, responses, strict=True)]
     alone, whole = (target.truth.encode_batch_fast(side) for side in (prompts, joints))
     builder = _native.GroupBuilder(open_encoder(target.truth))
     finished, count = np.zeros(len(texts), dtype=bool), len(texts)
     groups = (np.arange(count + 1), np.arange(count, dtype=np.uint64), finished, finished)
-    own = pl.Series(said, dtype=pl.String)
+    own = pl.Series(responses, dtype=pl.String)
     _, prompt, chosen, *_ = builder.push_text((pl.Series(prompts, dtype=pl.String), own, own), groups, end="")
     heads, tails = TokenTable((builder.take_prompts(),)), TokenTable((builder.take_responses(),))
     for row in range(count):
         one, both = alone[row].ids, whole[row].ids
         border = next((i for i, (a, b) in enumerate(zip(one, both, strict=False)) if a != b), min(len(one), len(both)))
         if (heads[prompt[row]].tolist(), tails[chosen[row]].tolist()) != (both[:border], both[border:]):
-            return prompts[row], said[row]
+            return prompts[row], responses[row]
     return None
 
 
 def fuzz(seconds: float, seed: int, names: list[str], say: Callable[[str], None] = lambda line: None) -> str | None:
-    """What differs, or None after `seconds`."""
+    """The first difference, or None after `seconds` without one."""
     rng, real, targets = random.Random(seed), load_texts(), list(load_targets(names))
     for target in targets:
         encoder = open_encoder(target.truth)
         say(f"{target.name}: {encoder.name}, {encoder.why}")
-    began, said, tried, size = time.monotonic(), time.monotonic(), 0, 0
+    began, reported, tried, size = time.monotonic(), time.monotonic(), 0, 0
     while time.monotonic() - began < seconds:
         target, special = targets[tried // BATCH % len(targets)], rng.random() < 0.5
         texts = [rng.choice(WAYS)(rng, target, real) for _ in range(BATCH)]
-        found = first_difference(texts, target, special)
-        if found is not None:
-            return f"{target.name}, add_special_tokens={special}: {minimize(found, target, special)!r}"
+        text = first_difference(texts, target, special)
+        if text is not None:
+            return f"{target.name}, add_special_tokens={special}: {minimize(text, target, special)!r}"
         wrong = first_wrong_group(texts[: BATCH // 2], target, rng)
         if wrong is not None:
             return f"{target.name}, prompt and response: {wrong!r}"
         tried, size = tried + len(texts), size + sum(len(text.encode()) for text in texts)
-        if time.monotonic() - said > 60:
-            said = time.monotonic()
-            say(f"{(said - began) / 60:.0f} min: {tried:,} texts, {size / 1e6:,.0f} MB, 0 differences")
+        if time.monotonic() - reported > 60:
+            reported = time.monotonic()
+            say(f"{(reported - began) / 60:.0f} min: {tried:,} texts, {size / 1e6:,.0f} MB, 0 differences")
     say(f"{(time.monotonic() - began) / 60:.1f} min: {tried:,} texts, {size / 1e6:,.0f} MB, 0 differences")
     return None
 
@@ -263,10 +263,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tokenizers", nargs="*", default=NAMES)
-    given = parser.parse_args()
-    found = fuzz(60 * given.minutes, given.seed, given.tokenizers, lambda line: print(line, flush=True))
-    if found is not None:
-        print("a difference:", found)
+    args = parser.parse_args()
+    difference = fuzz(60 * args.minutes, args.seed, args.tokenizers, lambda line: print(line, flush=True))
+    if difference is not None:
+        print("a difference:", difference)
         sys.exit(1)
 
 

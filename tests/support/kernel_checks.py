@@ -19,7 +19,8 @@ from torch import Tensor
 
 from mipo.fused.operators import Mode, linear_logps, linear_preference_loss
 from mipo.kernels import rows
-from mipo.loss.preference import BATCH_LOSSES, preference_loss, sequence_logps, token_statistics
+from mipo.loss import preference_loss, sequence_logps, token_statistics
+from mipo.loss.preference import BATCH_LOSSES
 
 # Largest error over largest true value. Fp32 has 6e-8; a log-sum-exp and a product of a few hundred terms lose 1 to 8
 # times that, and 4 times as much again is room for another BLAS.
@@ -100,16 +101,16 @@ def make(case: Case, device: str, dtype: torch.dtype = torch.float32) -> tuple[d
         "down": (case.tokens, case.rank),
         "up": (case.vocabulary, case.rank),
     }
-    made = {name: torch.randn(size[name], generator=random) for name in INPUTS if name in case.inputs}
-    made["weight"] *= case.spread / case.width**0.5
+    inputs = {name: torch.randn(size[name], generator=random) for name in INPUTS if name in case.inputs}
+    inputs["weight"] *= case.spread / case.width**0.5
     targets = torch.randint(case.vocabulary, (case.tokens,), generator=random)
-    return {name: x.to(device, dtype) for name, x in made.items()}, targets.to(device)
+    return {name: x.to(device, dtype) for name, x in inputs.items()}, targets.to(device)
 
 
 def arguments(inputs: dict[str, Tensor]) -> dict[str, object]:
     """What the doors call them."""
-    given: dict[str, object] = {name: inputs[name] for name in ("hidden", "weight", "bias") if name in inputs}
-    return given | ({"lora": (inputs["down"], inputs["up"])} if "up" in inputs else {})
+    kwargs: dict[str, object] = {name: inputs[name] for name in ("hidden", "weight", "bias") if name in inputs}
+    return kwargs | ({"lora": (inputs["down"], inputs["up"])} if "up" in inputs else {})
 
 
 def leaves(inputs: dict[str, Tensor], wanted: tuple[str, ...], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -130,9 +131,9 @@ def rms_error(ours: Tensor, truth: Tensor) -> float:
     return float((ours.double() - truth).norm() / truth.norm())
 
 
-def assert_close(ours: Tensor, truth: Tensor, what: str, rtol: float = FP32_RTOL) -> None:
+def assert_close(ours: Tensor, truth: Tensor, name: str, rtol: float = FP32_RTOL) -> None:
     error = relative_error(ours.detach(), truth.detach())
-    assert error < rtol, f"{what}: relative error {error:.1e}"
+    assert error < rtol, f"{name}: relative error {error:.1e}"
 
 
 def check_logps(case: Case, wanted: tuple[str, ...], mode: Mode, device: str) -> None:
@@ -230,8 +231,8 @@ def check_several_blocks(device: str) -> None:
     for first, end, part in slices:
         rows.fold_rows(logits[:, first:end], targets, part, transform, state, words=end - first, first=first)
     for first, end, part in slices:
-        given = {"words": end - first, "first": first, "g": g[:, first:end]}
-        rows.gradient_rows(logits[:, first:end], targets, part, transform, state, **given)
+        options = {"words": end - first, "first": first, "g": g[:, first:end]}
+        rows.gradient_rows(logits[:, first:end], targets, part, transform, state, **options)
     assert_close(rows.logps_of(state), true_logps, "logps of slices")
     assert_close(g, true_g, "G of slices")
     rows.fold_rows(logits, targets, bias, transform, state, words=logits.shape[1], g=logits)
@@ -246,18 +247,18 @@ def check_same_bits_twice(device: str) -> None:
     for _ in range(2):
         inputs, targets = make(case, device)
         ours = leaves(inputs, case.inputs)
-        found: list[Tensor] = []
+        results: list[Tensor] = []
         for mode in ("M3", "M4"):
             logps = linear_logps(
                 **arguments(ours), targets=targets, **case.options, mode=mode, chunk_bytes=case.chunk_bytes
             )
-            found += [logps, *torch.autograd.grad(logps, list(ours.values()), upstream(logps))]
+            results += [logps, *torch.autograd.grad(logps, list(ours.values()), upstream(logps))]
         ref_logps = torch.full((2, 2), -20.0, device=device)
         out = linear_preference_loss(
             **arguments(ours), targets=targets, lengths=lengths, ref_logps=ref_logps, chunk_bytes=case.chunk_bytes,
             mode="M2",
         )  # fmt: skip
-        runs.append([*found, out.loss, *torch.autograd.grad(out.loss, list(ours.values()))])
+        runs.append([*results, out.loss, *torch.autograd.grad(out.loss, list(ours.values()))])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
@@ -329,8 +330,8 @@ def check_strided_arguments(device: str) -> None:
     assert torch.equal(ours, linear_logps(**arguments(inputs), targets=targets, **options))
     lengths, ref_logps = torch.tensor([[3, 2], [4, 2]]), torch.full((2, 4), -20.0, device=device)
     losses = [
-        linear_preference_loss(**arguments(given), targets=of, lengths=lengths, ref_logps=ref, **options).loss
-        for given, of, ref in ((spread, table[:, 0], ref_logps[:, ::2]), (inputs, targets, ref_logps[:, :2].clone()))
+        linear_preference_loss(**arguments(params), targets=of, lengths=lengths, ref_logps=ref, **options).loss
+        for params, of, ref in ((spread, table[:, 0], ref_logps[:, ::2]), (inputs, targets, ref_logps[:, :2].clone()))
     ]
     assert torch.equal(*losses)
 
@@ -342,23 +343,25 @@ def check_wide_rows_in_bf16(vocabulary: int, logits_dtype: torch.dtype, device: 
     case = Case(tokens=200, width=64, vocabulary=vocabulary, bias=True, rows=70)
     inputs, targets = make(case, device, torch.bfloat16)
     lengths, ref_logps = torch.full((10, 2), 10), torch.full((10, 2), -100.0, device=device)
-    found = {}
+    gradients = {}
     for mode in ("M2", "M3", "M4", "eager", "truth"):
-        given = leaves(inputs, case.inputs, torch.float64 if mode == "truth" else None)
+        params = leaves(inputs, case.inputs, torch.float64 if mode == "truth" else None)
         if mode in ("eager", "truth"):
-            logits = torch.nn.functional.linear(given["hidden"], given["weight"], given["bias"])
+            logits = torch.nn.functional.linear(params["hidden"], params["weight"], params["bias"])
             logps = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
             sums = logps.gather(1, targets[:, None]).view(10, 2, 10).sum(2)
             loss = preference_loss(sums, ref_logps.to(sums)).mean()
         else:
             loss = linear_preference_loss(
-                **arguments(given), targets=targets, lengths=lengths, ref_logps=ref_logps, mode=mode,
+                **arguments(params), targets=targets, lengths=lengths, ref_logps=ref_logps, mode=mode,
                 chunk_bytes=case.chunk_bytes // 2, logits_dtype=logits_dtype,
             ).loss  # fmt: skip
         # An upstream that bf16 does not hold: it must not be rounded before it is multiplied with.
-        found[mode] = torch.autograd.grad(loss, list(given.values()), torch.full_like(loss, 1 / 3))
+        gradients[mode] = torch.autograd.grad(loss, list(params.values()), torch.full_like(loss, 1 / 3))
     for mode in ("M2", "M3", "M4"):
-        for name, ours, eager, truth in zip(case.inputs, found[mode], found["eager"], found["truth"], strict=True):
+        for name, ours, eager, truth in zip(
+            case.inputs, gradients[mode], gradients["eager"], gradients["truth"], strict=True
+        ):
             assert rms_error(ours, truth) <= rms_error(eager, truth) + BF16_EXTRA_ROUNDING, f"{mode}, {name}"
 
 
@@ -398,34 +401,34 @@ def check_unknown_words(device: str) -> None:
 
 
 def _logps_checks() -> dict[str, Callable[[str], None]]:
-    made: dict[str, Callable[[str], None]] = {}
+    checks: dict[str, Callable[[str], None]] = {}
     for name, case in CASES.items():
         frozen_head = tuple(x for x in case.inputs if x not in HEAD)
         for mode, wanted in (("M0", ()), ("M1", frozen_head), ("M3", case.inputs), ("M4", case.inputs)):
-            made[f"{name}-{mode}"] = partial(check_logps, case, wanted, mode)
+            checks[f"{name}-{mode}"] = partial(check_logps, case, wanted, mode)
     # Each gradient alone only where everything is on: what is left out does not depend on the options.
     for mode in ("M3", "M4"):
         for wanted in INPUTS:
-            made[f"everything-{mode}-{wanted}-alone"] = partial(check_logps, CASES["everything"], (wanted,), mode)
+            checks[f"everything-{mode}-{wanted}-alone"] = partial(check_logps, CASES["everything"], (wanted,), mode)
     for name in ("plain", "everything", "peaky"):
         for mode in ("M0", "M1", "M3", "M4"):
-            made[f"{name}-{mode}-statistics"] = partial(check_statistics, CASES[name], mode)
-    return made
+            checks[f"{name}-{mode}-statistics"] = partial(check_statistics, CASES[name], mode)
+    return checks
 
 
 def _preference_checks() -> dict[str, Callable[[str], None]]:
     plain, everything = Case(rows=9), Case(**{**CASES["everything"].__dict__, "rows": 9})
-    made: dict[str, Callable[[str], None]] = {}
+    checks: dict[str, Callable[[str], None]] = {}
     for name, lengths in GROUPS.items():
-        made[f"groups-{name}"] = partial(check_preference, plain, lengths, plain.inputs)
-        made[f"groups-{name}-everything"] = partial(check_preference, everything, lengths, everything.inputs)
-    made["groups-one-chunk"] = partial(check_preference, Case(rows=1000), GROUPS["pairs"], plain.inputs)
-    made["groups-frozen-head"] = partial(check_preference, everything, GROUPS["pairs"], ("hidden", "down"))
-    made["groups-nothing"] = partial(check_preference, everything, GROUPS["pairs"], ())
+        checks[f"groups-{name}"] = partial(check_preference, plain, lengths, plain.inputs)
+        checks[f"groups-{name}-everything"] = partial(check_preference, everything, lengths, everything.inputs)
+    checks["groups-one-chunk"] = partial(check_preference, Case(rows=1000), GROUPS["pairs"], plain.inputs)
+    checks["groups-frozen-head"] = partial(check_preference, everything, GROUPS["pairs"], ("hidden", "down"))
+    checks["groups-nothing"] = partial(check_preference, everything, GROUPS["pairs"], ())
     for wanted in INPUTS:
         lengths = GROUPS["longer-than-a-chunk"]
-        made[f"groups-{wanted}-alone"] = partial(check_preference, everything, lengths, (wanted,))
-    return made
+        checks[f"groups-{wanted}-alone"] = partial(check_preference, everything, lengths, (wanted,))
+    return checks
 
 
 CHECKS: dict[str, Callable[[str], None]] = {
@@ -464,14 +467,14 @@ def main() -> int:
         print("on a CPU the Triton rows need TRITON_INTERPRET=1, set before triton is imported", file=sys.stderr)
         return 2
     torch.backends.cuda.matmul.allow_tf32 = False
-    found = {name: outcome(check, args.device) for name, check in CHECKS.items()}
+    failures = {name: outcome(check, args.device) for name, check in CHECKS.items()}
     if args.json:
-        json.dump(found, sys.stdout)
+        json.dump(failures, sys.stdout)
         return 0
-    for name, failure in found.items():
+    for name, failure in failures.items():
         print(f"{'ok  ' if failure is None else 'FAIL'} {name}" + (f"\n{failure}" if failure else ""))
-    failed = sum(failure is not None for failure in found.values())
-    print(f"{len(found) - failed} passed, {failed} failed on {args.device}")
+    failed = sum(failure is not None for failure in failures.values())
+    print(f"{len(failures) - failed} passed, {failed} failed on {args.device}")
     return int(failed > 0)
 
 

@@ -27,15 +27,15 @@ def real_rows(count: int, shape: Any, seed: int = 0) -> list[dict[str, Any]]:
     """Pairs of which each prompt and response is another real text, in the order of a shuffle."""
     texts = load_texts()
     random.Random(seed).shuffle(texts)
-    said = (texts * (3 * count // len(texts) + 1))[: 3 * count]
-    return [shape(*said[3 * i : 3 * i + 3]) for i in range(count)]
+    draws = (texts * (3 * count // len(texts) + 1))[: 3 * count]
+    return [shape(*draws[3 * i : 3 * i + 3]) for i in range(count)]
 
 
 def nasty_rows(count: int, shape: Any, target: Target, seed: int = 0) -> list[dict[str, Any]]:
     """Pairs of the fuzzer's strings."""
     rng, real = random.Random(seed), load_texts()
-    made: Callable[[], str] = lambda: rng.choice(WAYS)(rng, target, real)[:400]  # noqa: E731
-    return [shape(made(), made(), made()) for _ in range(count)]
+    draw: Callable[[], str] = lambda: rng.choice(WAYS)(rng, target, real)[:400]  # noqa: E731
+    return [shape(draw(), draw(), draw()) for _ in range(count)]
 
 
 def first_difference(rows: list[dict[str, Any]], tokenizer: Any) -> dict[str, Any] | None:
@@ -61,28 +61,29 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="holds a tokenizer's folder for each name, unpacked")
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--templates-rows", type=int, default=500)
-    given = parser.parse_args()
+    args = parser.parse_args()
     disable_progress_bars()
     for name in NAMES:
-        tokenizer = AutoTokenizer.from_pretrained(str(given.folder / name))
+        tokenizer = AutoTokenizer.from_pretrained(str(args.folder / name))
         target = Target(name, tokenizer.backend_tokenizer, list(tokenizer.get_added_vocab()) or ["<s>"])
         for shape in (text, chat) if tokenizer.chat_template else (text,):
-            rows = real_rows(given.rows, shape) + nasty_rows(given.rows // 10, shape, target)
-            _tell(f"{name}, {shape.__name__}", rows, tokenizer)
+            rows = real_rows(args.rows, shape) + nasty_rows(args.rows // 10, shape, target)
+            _compare(f"{name}, {shape.__name__}", rows, tokenizer)
     for path in templates():
-        other = copy.deepcopy(AutoTokenizer.from_pretrained(str(given.folder / "qwen2.5")))
+        other = copy.deepcopy(AutoTokenizer.from_pretrained(str(args.folder / "qwen2.5")))
         other.chat_template = path.read_text()
         other.bos_token = other.bos_token or "<|endoftext|>"  # some templates begin with it
         try:
-            _tell(path.stem, real_rows(given.templates_rows, chat), other)
+            _compare(path.stem, real_rows(args.templates_rows, chat), other)
         except ValueError as error:
             print(f"{path.stem}: {error}"[:200], flush=True)
 
 
-def _tell(what: str, rows: list[dict[str, Any]], tokenizer: Any) -> None:
-    found = first_difference(rows, tokenizer)
-    print(f"{what}: {len(rows):,} pairs, {'0 differences' if found is None else f'a difference: {found}'}", flush=True)
-    if found is not None:
+def _compare(name: str, rows: list[dict[str, Any]], tokenizer: Any) -> None:
+    difference = first_difference(rows, tokenizer)
+    result = "0 differences" if difference is None else f"a difference: {difference}"
+    print(f"{name}: {len(rows):,} pairs, {result}", flush=True)
+    if difference is not None:
         sys.exit(1)
 
 

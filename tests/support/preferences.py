@@ -33,8 +33,8 @@ def trl_ids(rows: list[dict[str, Any]], tokenizer: Any) -> list[tuple[list[int],
 
     args: Any = SimpleNamespace(dataset_num_proc=None, max_length=None, truncation_mode="keep_start")
     stand_in: Any = SimpleNamespace(_tokenizer=tokenizer)
-    made = DPOTrainer._prepare_dataset(stand_in, Dataset.from_list(rows), tokenizer, args, "train")
-    return list(zip(made["prompt_ids"], made["chosen_ids"], made["rejected_ids"], strict=True))
+    dataset = DPOTrainer._prepare_dataset(stand_in, Dataset.from_list(rows), tokenizer, args, "train")
+    return list(zip(dataset["prompt_ids"], dataset["chosen_ids"], dataset["rejected_ids"], strict=True))
 
 
 def mipo_ids(store: PairStore) -> list[tuple[list[int], ...]]:

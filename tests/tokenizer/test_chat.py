@@ -1,4 +1,4 @@
-"""The one door from composed prompts to ids: generation and training see the same prompt."""
+"""Laws of chat: generation and training see the same ids for a composed prompt."""
 
 from collections.abc import Callable
 from typing import Any
@@ -37,8 +37,8 @@ def test_generation_and_training_give_the_same_ids_for_the_same_prompt(
 
     def answer(ids: list[list[int]], *_: Any) -> pl.DataFrame:
         seen.extend(ids)
-        said = [f" answer {row}" for row in range(len(ids))]
-        return pl.DataFrame({"response": said, "response_tokens": [3] * len(ids), "truncated": [False] * len(ids)})
+        answers = [f" answer {row}" for row in range(len(ids))]
+        return pl.DataFrame({"response": answers, "response_tokens": [3] * len(ids), "truncated": [False] * len(ids)})
 
     monkeypatch.setattr(generation, "sample", answer)
     monkeypatch.setitem(model.__dict__, "config", _Endless())
@@ -60,16 +60,16 @@ class _Endless:
         return self
 
 
-def test_a_template_is_opened_once_for_tokenizers_alike(demo_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_is_opened_once_for_equal_tokenizers(demo_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     chat._opened.clear()
     opened: list[Any] = []
     plain = chat.open_template
     monkeypatch.setattr(chat, "open_template", lambda tokenizer: opened.append(tokenizer) or plain(tokenizer))
-    asked = pl.Series([[{"role": "user", "content": "Name a fruit."}]])
-    first = chat.render(asked, demo_tokenizer)
+    composed = pl.Series([[{"role": "user", "content": "Name a fruit."}]])
+    first = chat.render(composed, demo_tokenizer)
     again = mipo.models.loading.load_tokenizer(str(mipo.demo.HERE / "model"))
-    assert chat.render(asked, again).equals(first)
+    assert chat.render(composed, again).equals(first)
     assert len(opened) == 1
     again.chat_template = again.chat_template + "!"
-    assert chat.render(asked, again)[0] == first[0] + "!"
+    assert chat.render(composed, again)[0] == first[0] + "!"
     assert len(opened) == 2

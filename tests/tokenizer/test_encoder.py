@@ -1,4 +1,4 @@
-"""Laws of tokens: a table holds its rows whatever its pieces are, and texts of any origin become the same ids."""
+"""Laws of tokens: a table holds its rows in any pieces, and equal texts become equal ids in any container."""
 
 import copy
 import json
@@ -28,30 +28,30 @@ def piece(rows: list[list[int]]) -> tuple[Any, Any]:
 
 @given(st.lists(rows_of_ids, max_size=4), st.data())
 @settings(max_examples=60, deadline=None)
-def test_a_table_holds_its_rows_whatever_its_pieces_are(tmp_path_factory: Any, pieces: Any, data: Any) -> None:
+def test_a_table_holds_its_rows_in_any_pieces(tmp_path_factory: Any, pieces: Any, data: Any) -> None:
     rows = [row for piece in pieces for row in piece]
-    table = TokenTable(tuple(map(piece, pieces)))
+    saved = TokenTable(tuple(map(piece, pieces)))
     path = tmp_path_factory.mktemp("table") / "ids.arrow"
-    table.save(path)
-    taken = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=8) if rows else st.just([]))
-    for found in (table, TokenTable.open(path)):
-        assert len(found) == len(rows)
-        assert [ids.tolist() for ids in found] == rows
-        assert [found[row].tolist() for row in range(len(rows))] == rows
-        assert found.lengths().tolist() == [len(row) for row in rows]
-        assert found.to_arrow().to_pylist() == rows
-        assert [found.ids[a:b].tolist() for a, b in zip(found.offsets, found.offsets[1:], strict=False)] == rows
-        assert (found.ids.dtype, found.offsets.dtype, found.lengths().dtype) == (np.uint32, np.int64, np.int64)
-        assert [ids.tolist() for ids in found.take(np.array(taken, np.uint64))] == [rows[row] for row in taken]
+    saved.save(path)
+    sample = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=8) if rows else st.just([]))
+    for table in (saved, TokenTable.open(path)):
+        assert len(table) == len(rows)
+        assert [ids.tolist() for ids in table] == rows
+        assert [table[row].tolist() for row in range(len(rows))] == rows
+        assert table.lengths().tolist() == [len(row) for row in rows]
+        assert table.to_arrow().to_pylist() == rows
+        assert [table.ids[a:b].tolist() for a, b in zip(table.offsets, table.offsets[1:], strict=False)] == rows
+        assert (table.ids.dtype, table.offsets.dtype, table.lengths().dtype) == (np.uint32, np.int64, np.int64)
+        assert [ids.tolist() for ids in table.take(np.array(sample, np.uint64))] == [rows[row] for row in sample]
 
 
-def test_an_opened_table_lies_in_its_file_and_not_in_memory(tmp_path: Path) -> None:
+def test_an_opened_table_stays_in_its_file(tmp_path: Path) -> None:
     ids = np.arange(1_000_000, dtype=np.uint32)
     TokenTable(((np.arange(0, 1_000_001, 10, dtype=np.int64), ids),)).save(tmp_path / "ids.arrow")
     before = pa.total_allocated_bytes()
-    found = TokenTable.open(tmp_path / "ids.arrow")
-    assert found[99_999].tolist() == list(range(999_990, 1_000_000))
-    assert np.shares_memory(found[3], found.ids), "a row is a view"
+    table = TokenTable.open(tmp_path / "ids.arrow")
+    assert table[99_999].tolist() == list(range(999_990, 1_000_000))
+    assert np.shares_memory(table[3], table.ids), "a row is a view"
     assert pa.total_allocated_bytes() - before < ids.nbytes / 10
 
 
@@ -89,21 +89,21 @@ TEXTS = ["what ?", "", "soup . pizza", "日本語"]
 
 
 @pytest.mark.parametrize(
-    "given",
+    "texts",
     [
         TEXTS, tuple(TEXTS), iter(TEXTS), pl.Series(TEXTS), pa.array(TEXTS), pa.chunked_array([TEXTS[:1], TEXTS[1:]]),
         np.array(TEXTS), np.array(TEXTS, dtype=object), np.array(TEXTS, dtype=np.dtypes.StringDType()),
     ],
     ids=["list", "tuple", "iterator", "polars", "arrow", "chunked", "numpy U", "numpy object", "numpy string"],
 )  # fmt: skip
-def test_texts_may_come_in_any_of_these(demo_tokenizer: Any, given: Any) -> None:
+def test_texts_may_be_any_of_these(demo_tokenizer: Any, texts: Any) -> None:
     expected = demo_tokenizer(TEXTS, add_special_tokens=False)["input_ids"]
-    found = encode(given, demo_tokenizer, add_special_tokens=False)
-    assert [ids.tolist() for ids in found] == expected
-    assert (found.ids.dtype, found.offsets.dtype) == (np.uint32, np.int64)
+    table = encode(texts, demo_tokenizer, add_special_tokens=False)
+    assert [ids.tolist() for ids in table] == expected
+    assert (table.ids.dtype, table.offsets.dtype) == (np.uint32, np.int64)
 
 
-def test_a_tokenizer_may_come_in_any_of_these(demo_tokenizer: Any) -> None:
+def test_a_tokenizer_may_be_any_of_these(demo_tokenizer: Any) -> None:
     from mipo import demo
 
     folder = demo.HERE / "model"
@@ -111,13 +111,13 @@ def test_a_tokenizer_may_come_in_any_of_these(demo_tokenizer: Any) -> None:
     assert len({tuple(encode(TEXTS, way).ids.tolist()) for way in ways}) == 1
 
 
-def test_nothing_is_cut_or_padded_whatever_the_tokenizer_was_set_to(demo_tokenizer: Any) -> None:
+def test_texts_are_neither_truncated_nor_padded_despite_the_tokenizers_settings(demo_tokenizer: Any) -> None:
     demo_tokenizer(TEXTS, padding=True, truncation=True, max_length=1)
     assert encode(TEXTS, demo_tokenizer).lengths().tolist() == [2, 0, 3, 1]
 
 
 def change(backend: Any, part: str) -> None:
-    """Changes a part of a tokenizer so that other ids come out."""
+    """Changes a part of a tokenizer so that it gives other ids."""
     from tokenizers import models, normalizers, pre_tokenizers, processors
 
     if part == "normalizer":
@@ -139,7 +139,7 @@ def change(backend: Any, part: str) -> None:
 
 
 def bpe(*merges: tuple[str, str]) -> Any:
-    """A model of a few letters that makes nothing of them but these pairs."""
+    """A model of a few letters that merges these pairs and no others."""
     from tokenizers import models
 
     words = ["<pad>", "<unk>", "<system>", "<user>", "<assistant>", "<end>", "a", "b", "c", "ab", "bc"]
@@ -156,7 +156,7 @@ def test_a_tokenizer_that_was_changed_is_another_one(demo_tokenizer: Any, part: 
     backend.no_truncation()
     backend.no_padding()
     before = [ids.tolist() for ids in encode(texts, backend)]
-    assert tokenizer_json(backend) is tokenizer_json(backend), "as it was, it is not written again"
+    assert tokenizer_json(backend) is tokenizer_json(backend), "unchanged, it is serialized once"
     change(backend, part)
     after = [ids.tolist() for ids in encode(texts, backend)]
     assert after == [encoding.ids for encoding in backend.encode_batch(texts)]
@@ -166,23 +166,23 @@ def test_a_tokenizer_that_was_changed_is_another_one(demo_tokenizer: Any, part: 
 @pytest.mark.parametrize(
     ("texts", "error", "message"),
     [
-        ("one text", TypeError, "expected several texts, came one"),
-        (["a", 5], TypeError, "expected text in row 1, came int"),
-        (np.array([1, 2]), TypeError, "expected text in row 0, came int64"),
-        (["a", "b", "\ud83d"], ValueError, "row 2 holds half of a surrogate pair"),
+        ("one text", TypeError, "expected several texts, got one"),
+        (["a", 5], TypeError, "expected text in row 1, got int"),
+        (np.array([1, 2]), TypeError, "expected text in row 0, got int64"),
+        (["a", "b", "\ud83d"], ValueError, "row 2 has half of a surrogate pair"),
         (["a", None], ValueError, "null in row 1"),
         (pl.Series([1]), TypeError, "cast it to string"),
     ],
 )
-def test_what_is_no_text_is_refused_with_its_row(
+def test_rows_that_are_not_text_are_refused_with_their_number(
     demo_tokenizer: Any, texts: Any, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         encode(texts, demo_tokenizer)
 
 
-def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"expected a Hugging Face fast tokenizer, .* came int"):
+def test_objects_that_are_not_tokenizers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"expected a Hugging Face fast tokenizer, .* got int"):
         encode(["a"], 5)
     with pytest.raises(FileNotFoundError, match=r"no such tokenizer\.json"):
         encode(["a"], tmp_path)
@@ -191,7 +191,7 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
         encode(["a"], tmp_path)
 
 
-def test_a_fingerprint_is_of_what_makes_the_ids(demo_tokenizer: Any) -> None:
+def test_a_fingerprint_changes_with_the_ids_alone(demo_tokenizer: Any) -> None:
     from tokenizers import decoders
 
     first = fingerprint(demo_tokenizer)
@@ -200,7 +200,7 @@ def test_a_fingerprint_is_of_what_makes_the_ids(demo_tokenizer: Any) -> None:
     other = copy.deepcopy(demo_tokenizer)
     assert fingerprint(other) == first
     other.backend_tokenizer.decoder = decoders.Fuse()
-    assert fingerprint(other) == fingerprint(copy.deepcopy(other)), "whatever was asked for before"
+    assert fingerprint(other) == fingerprint(copy.deepcopy(other)), "the same for a copy"
     other = copy.deepcopy(demo_tokenizer)
     other.chat_template += " "
     assert fingerprint(other) != first

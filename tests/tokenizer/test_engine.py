@@ -102,49 +102,49 @@ def train(
     pre_tokenizer: Any = None, normalizer: Any = None, added: list[AddedToken] | None = None, **model: Any
 ) -> tokenizers.Tokenizer:
     """A byte-pair encoding of a few hundred tokens."""
-    made = tokenizers.Tokenizer(models.BPE(**model))
-    made.pre_tokenizer = pre_tokenizer or pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = tokenizers.Tokenizer(models.BPE(**model))
+    tokenizer.pre_tokenizer = pre_tokenizer or pre_tokenizers.ByteLevel(add_prefix_space=False)
     if normalizer:
-        made.normalizer = normalizer
-    made.decoder = decoders.ByteLevel()
+        tokenizer.normalizer = normalizer
+    tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=500, initial_alphabet=alphabet, special_tokens=["<e>", "</s>"], show_progress=False,
         **{affix: model[affix] for affix in ("continuing_subword_prefix", "end_of_word_suffix") if affix in model},
     )  # fmt: skip
-    made.train_from_iterator(CORPUS, trainer)
-    made.add_tokens(added or [])
-    return made
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.add_tokens(added or [])
+    return tokenizer
 
 
 def with_bytes(normalizer: Any, unknown: str | None = None, missing: int = 0) -> tokenizers.Tokenizer:
     """A byte-pair encoding of sentencepiece's kind, with bytes to fall back on."""
-    made = json.loads(train(pre_tokenizers.Split("x", "isolated"), normalizers.Replace(" ", "▁")).to_str())
-    model = made["model"]
-    kept = [token for token in model["vocab"] if token.isprintable() and len(token) < 8]
-    vocab = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256 - missing)), *kept]
+    content = json.loads(train(pre_tokenizers.Split("x", "isolated"), normalizers.Replace(" ", "▁")).to_str())
+    model = content["model"]
+    short = [token for token in model["vocab"] if token.isprintable() and len(token) < 8]
+    vocab = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256 - missing)), *short]
     model["vocab"] = {token: place for place, token in enumerate(dict.fromkeys(vocab))}
     merges = (merge for merge in model["merges"] if {*merge, "".join(merge)} <= set(model["vocab"]))
     model.update(merges=list(merges), byte_fallback=True, fuse_unk=True, unk_token=unknown)
-    made.update(pre_tokenizer=None, decoder=None, added_tokens=[])
-    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(made))
+    content.update(pre_tokenizer=None, decoder=None, added_tokens=[])
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
     tokenizer.normalizer = normalizer
     return tokenizer
 
 
 def trained(model: Any, trainer: Any) -> tokenizers.Tokenizer:
-    made = tokenizers.Tokenizer(model)
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    made.train_from_iterator(CORPUS, trainer)
-    return made
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return tokenizer
 
 
 def ended() -> tokenizers.Tokenizer:
-    made = train()
-    made.post_processor = processors.Sequence(
+    tokenizer = train()
+    tokenizer.post_processor = processors.Sequence(
         [processors.ByteLevel(), processors.TemplateProcessing("<e> $0 </s>", None, [("<e>", 0), ("</s>", 1)])]
     )
-    return made
+    return tokenizer
 
 
 def plain(**flags: bool) -> list[AddedToken]:
@@ -223,8 +223,8 @@ def test_ids_of_made_up_tokenizers_are_theirs_or_another_engine_says_why(target:
     texts = [rng.choice(fuzz_tokens.WAYS)(rng, target, CORPUS) for _ in range(1_500)]
     texts += [character + other for kind in fuzz_tokens.CLASSES for character in kind for other in ("", "a", " 1")]
     for special in (False, True):
-        found = first_difference(texts, target, special)
-        assert found is None, fuzz_tokens.minimize(found, target, special)
+        difference = first_difference(texts, target, special)
+        assert difference is None, fuzz_tokens.minimize(difference, target, special)
 
 
 @given(texts=st.lists(st.text(), max_size=8), special=st.booleans())
@@ -235,9 +235,9 @@ def test_ids_of_any_text_are_the_tokenizers(target: Target, texts: list[str], sp
 
 
 def test_a_tokenizer_with_dropout_is_random_and_never_fast() -> None:
-    made = train()
-    made.model.dropout = 0.5
-    assert open_encoder(made).why.startswith("dropout is not known")
+    tokenizer = train()
+    tokenizer.model.dropout = 0.5
+    assert open_encoder(tokenizer).why.startswith("dropout is not known")
 
 
 # Errors

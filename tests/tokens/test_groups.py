@@ -1,4 +1,4 @@
-"""Laws of groups: their ids are TRL's, the border cannot be shifted, and what is no pair is dropped by name."""
+"""Laws of groups: their ids are TRL's, the border cannot be shifted, and broken pairs are dropped by name."""
 
 import copy
 import itertools
@@ -27,8 +27,8 @@ from mipo.tokens.groups import aligned, encode_responses, tokenize
 @pytest.mark.parametrize("shape", [text, chat])
 def test_ids_of_the_demo_are_those_of_trl(demo_tokenizer: Any, shape: Any) -> None:
     draw = random.Random(0)
-    said = [" ".join(draw.choices(WORDS, k=draw.randint(1, 9))) for _ in range(300)] + HARD
-    rows = [shape(a, b, c) for a, b, c in zip(said, said[1:] + said[:1], said[2:] + said[:2], strict=True)]
+    texts = [" ".join(draw.choices(WORDS, k=draw.randint(1, 9))) for _ in range(300)] + HARD
+    rows = [shape(a, b, c) for a, b, c in zip(texts, texts[1:] + texts[:1], texts[2:] + texts[:2], strict=True)]
     assert mipo_ids(store_of(rows, demo_tokenizer)) == trl_ids(rows, demo_tokenizer)
 
 
@@ -36,10 +36,10 @@ def test_ids_of_the_demo_are_those_of_trl(demo_tokenizer: Any, shape: Any) -> No
 def real_triples(rows_of: Any) -> list[tuple[str, str, str]]:
     """Prompts with a response of their own and one to another prompt."""
     math = [(row["question"], row["answer"]) for row in rows_of("math/gsm8k_train.jsonl")[:500]]
-    asked = [row["prompt"] for row in rows_of("prompts/human_instructions.jsonl")]
+    instructions = [row["prompt"] for row in rows_of("prompts/human_instructions.jsonl")]
     persona = ["".join(row["persona"]) for row in rows_of("personal/realpersonachat_users.jsonl.xz")]
     hard = [(a, b) for a in HARD for b in HARD if a != b]
-    own = math + list(zip(asked, reversed(asked), strict=True)) + list(itertools.pairwise(persona)) + hard
+    own = math + list(zip(instructions, reversed(instructions), strict=True)) + list(itertools.pairwise(persona)) + hard
     return [(prompt, chosen, own[(i * 7 + 1) % len(own)][1]) for i, (prompt, chosen) in enumerate(own)]
 
 
@@ -206,7 +206,7 @@ def test_single_responses_are_separated_as_in_pairs(demo_tokenizer: Any, is_text
     st.integers(0, 24),
 )
 @settings(max_examples=50, deadline=None)
-def test_what_is_too_long_is_dropped_by_name_and_leaves_nothing_behind(
+def test_long_groups_are_dropped_by_name_and_leave_nothing_behind(
     demo_tokenizer: Any, drawn: list[Any], limit: int
 ) -> None:
     rows = [
@@ -258,9 +258,9 @@ def test_a_chat_without_a_message_is_dropped_by_name(demo_tokenizer: Any) -> Non
 @settings(max_examples=60, deadline=None)
 def test_batches_are_aligned_to_groups_and_hold_the_same_rows(ids: list[int], size: int) -> None:
     rows = pl.DataFrame({"prompt_id": ids, "row": range(len(ids))}, schema={"prompt_id": pl.Int64, "row": pl.Int64})
-    found = list(aligned(rows.iter_slices(size)))
-    assert [row for batch in found for row in batch["row"]] == list(range(len(ids)))
-    for one, other in itertools.pairwise(found):
+    batches = list(aligned(rows.iter_slices(size)))
+    assert [row for batch in batches for row in batch["row"]] == list(range(len(ids)))
+    for one, other in itertools.pairwise(batches):
         assert one["prompt_id"][-1] != other["prompt_id"][0]
 
 
@@ -284,7 +284,7 @@ def test_a_group_across_batches_is_one_group(demo_tokenizer: Any, monkeypatch: p
 # Refusals
 
 
-def test_a_template_that_rust_renders_otherwise_is_found_in_every_batch(
+def test_every_batch_notices_a_template_that_rust_renders_otherwise(
     demo_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [chat(a, b, c) for a, b, c in zip(WORDS, WORDS[1:], WORDS[2:], strict=False)]
@@ -318,7 +318,7 @@ def test_chats_that_rust_cannot_render_are_rendered_by_transformers_in_their_bat
     ("pairs", "message"),
     [
         ([{"prompt": "a", "chosen": "b"}], "no column 'rejected'; they have prompt, chosen"),
-        ([{**chat("a", "b", "c"), "chosen": "b"}], "text or chat messages in all columns, came"),
+        ([{**chat("a", "b", "c"), "chosen": "b"}], "text or chat messages in all columns, got"),
     ],
 )
 def test_broken_pairs_are_refused(demo_tokenizer: Any, pairs: list[dict[str, Any]], message: str) -> None:
@@ -328,12 +328,12 @@ def test_broken_pairs_are_refused(demo_tokenizer: Any, pairs: list[dict[str, Any
 
 def test_no_pairs_no_template_and_no_end_are_refused(demo_tokenizer: Any) -> None:
     pairs = pl.DataFrame([chat("a", "b", "c")])
-    with pytest.raises(ValueError, match="no row is left"):
+    with pytest.raises(ValueError, match="at least one row to tokenize, got none"):
         tokenize(pairs.clear(), demo_tokenizer)
     plain = copy.deepcopy(demo_tokenizer)
     plain.chat_template = None
-    with pytest.raises(ValueError, match="the tokenizer has no chat template"):
+    with pytest.raises(ValueError, match="got messages, and the tokenizer has no chat template"):
         tokenize(pairs, plain)
     plain.eos_token = None
-    with pytest.raises(ValueError, match="no eos_token"):
+    with pytest.raises(ValueError, match="expected an eos_token, got none"):
         tokenize(pl.DataFrame([text("a", "b", "c")]), plain)

@@ -1,4 +1,4 @@
-"""Laws of preparation: files of any origin become TRL's ids, however they are cut into shards, or are stopped."""
+"""Laws of preparation: every source of pairs becomes TRL's ids, for all sizes of shards and after every stop."""
 
 import gzip
 import json
@@ -18,13 +18,13 @@ from mipo.tokens.preparation import prepare
 from mipo.tokens.store import PairStore
 
 
-def said(count: int, seed: int = 0) -> list[str]:
+def phrases(count: int, seed: int = 0) -> list[str]:
     draw = random.Random(seed)
     return [" ".join(draw.choices(WORDS, k=draw.randint(1, 9))) for _ in range(count)]
 
 
 def rows_of(count: int, shape: Any, seed: int = 0) -> list[dict[str, Any]]:
-    words = iter(said(3 * count, seed))
+    words = iter(phrases(3 * count, seed))
     return [shape(next(words), next(words), next(words)) for _ in range(count)]
 
 
@@ -38,7 +38,7 @@ def ids(folder: Path) -> list[tuple[list[int], ...]]:
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """Rows as a source, of the kind that its name tells."""
+    """Writes rows as the kind of source that the name of the path says."""
     frame = pl.DataFrame(rows)
     if path.name == "pairs.parquet":
         frame.write_parquet(path, row_group_size=4)
@@ -69,10 +69,10 @@ def test_rows_of_any_source_become_trls_ids(
     tmp_path: Path, demo_tokenizer: Any, shape: Any, kind: str, shard_rows: int
 ) -> None:
     rows = rows_of(23, shape)
-    told = prepare([write(tmp_path / kind, rows)], demo_tokenizer, tmp_path / "tokens", shard_rows=shard_rows)
+    manifest = prepare([write(tmp_path / kind, rows)], demo_tokenizer, tmp_path / "tokens", shard_rows=shard_rows)
     assert ids(tmp_path / "tokens") == trl_ids(rows, demo_tokenizer)
-    assert (told["rows_in"], told["groups"], told["dropped"]) == (23, 23, {})
-    assert len(told["shards"]) == (5 if shard_rows == 5 else 1)
+    assert (manifest["rows_in"], manifest["groups"], manifest["dropped"]) == (23, 23, {})
+    assert len(manifest["shards"]) == (5 if shard_rows == 5 else 1)
 
 
 def test_a_prompt_without_a_column_of_its_own_is_what_both_have_in_common(tmp_path: Path, demo_tokenizer: Any) -> None:
@@ -85,7 +85,7 @@ def test_a_prompt_without_a_column_of_its_own_is_what_both_have_in_common(tmp_pa
     assert ids(tmp_path / "text") == trl_ids(texts, demo_tokenizer)
 
 
-def test_tools_and_arguments_of_the_template_are_handed_to_it_as_trl_does(tmp_path: Path, real_tokenizer: Any) -> None:
+def test_the_template_gets_tools_and_arguments_as_in_trl(tmp_path: Path, real_tokenizer: Any) -> None:
     tool = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
     rows = [row | {"tools": json.dumps([tool])} for row in rows_of(3, chat)] + [rows_of(1, chat)[0] | {"tools": None}]
     rows = [row | {"chat_template_kwargs": {"mipo": i}} for i, row in enumerate(rows)]
@@ -104,18 +104,18 @@ def test_a_group_is_in_one_shard_whatever_their_size(
     for number, row in enumerate(rows_of(11, chat)):
         rows += [row | {"prompt_id": number, "rejected": one["rejected"]} for one in rows_of(draw.randint(1, 12), chat)]
     pairs = pl.DataFrame(rows)
-    told = prepare([write(tmp_path / kind, rows)], demo_tokenizer, tmp_path / "tokens", shard_rows=shard_rows)
+    manifest = prepare([write(tmp_path / kind, rows)], demo_tokenizer, tmp_path / "tokens", shard_rows=shard_rows)
     whole, _ = tokenize(pairs, demo_tokenizer)
     assert ids(tmp_path / "tokens") == mipo_ids(whole)
-    assert told["rows_in"] == pairs.height
-    assert len(told["shards"]) > 1 or shard_rows == 50
+    assert manifest["rows_in"] == pairs.height
+    assert len(manifest["shards"]) > 1 or shard_rows == 50
 
 
 def test_a_source_that_is_read_whole_is_one_shard(tmp_path: Path, demo_tokenizer: Any) -> None:
     rows = rows_of(23, text)
     pl.DataFrame(rows).write_csv(tmp_path / "pairs.csv")
-    told = prepare([tmp_path / "pairs.csv"], demo_tokenizer, tmp_path / "tokens", shard_rows=5)
-    assert (ids(tmp_path / "tokens"), len(told["shards"])) == (trl_ids(rows, demo_tokenizer), 1)
+    manifest = prepare([tmp_path / "pairs.csv"], demo_tokenizer, tmp_path / "tokens", shard_rows=5)
+    assert (ids(tmp_path / "tokens"), len(manifest["shards"])) == (trl_ids(rows, demo_tokenizer), 1)
 
 
 @pytest.mark.parametrize("numbers", [[None] * 23, [*["a"] * 11, *[5] * 12], [*[4] * 16, *["b"] * 7]])
@@ -124,12 +124,12 @@ def test_a_prompt_id_of_nulls_or_of_several_kinds_joins_no_rows(
 ) -> None:
     rows = [row | {"prompt_id": number} for row, number in zip(rows_of(23, text), numbers, strict=True)]
     path = write_jsonl(tmp_path / "pairs.jsonl", rows)
-    told = prepare([path], demo_tokenizer, tmp_path / "tokens", shard_rows=4)
+    manifest = prepare([path], demo_tokenizer, tmp_path / "tokens", shard_rows=4)
     assert ids(tmp_path / "tokens") == trl_ids(rows_of(23, text), demo_tokenizer)
-    assert len(told["shards"]) == 6 or numbers[0] is not None
+    assert len(manifest["shards"]) == 6 or numbers[0] is not None
 
 
-def test_no_rows_and_rows_that_came_or_went_meanwhile_are_errors(
+def test_no_rows_and_a_changed_number_of_rows_are_errors(
     tmp_path: Path, demo_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "pairs.parquet"
@@ -142,20 +142,20 @@ def test_no_rows_and_rows_that_came_or_went_meanwhile_are_errors(
     monkeypatch.setattr(sources, "height", lambda *_, **__: 10)
     with pytest.raises(ValueError, match="expected 10 rows after row 0, got 9; was it changed meanwhile"):
         prepare([path], demo_tokenizer, tmp_path / "tokens")
-    assert shards.found(tmp_path / "tokens", 0) is None
+    assert shards.record_of(tmp_path / "tokens", 0) is None
 
 
-def test_what_is_no_pair_is_dropped_by_name_and_all_rows_are_accounted_for(tmp_path: Path, demo_tokenizer: Any) -> None:
+def test_broken_pairs_are_dropped_by_name_and_all_rows_are_accounted_for(tmp_path: Path, demo_tokenizer: Any) -> None:
     good = rows_of(8, text)
     rows = [*good, text("what", "soup", "pizza") | {"chosen": None}, {"prompt": None, "chosen": "a", "rejected": "b"}]
     rows += [text("what " * 30, "soup", "pizza"), text("what", "soup " * 30, "pizza")]
     random.Random(0).shuffle(rows)
     path = write_jsonl(tmp_path / "pairs.jsonl", rows)
-    told = prepare([path], demo_tokenizer, tmp_path / "tokens", max_length=25)
-    assert told["dropped"] == {
+    manifest = prepare([path], demo_tokenizer, tmp_path / "tokens", max_length=25)
+    assert manifest["dropped"] == {
         "null chosen": 1, "null prompt": 1, "a prompt of 25 tokens or more": 1, "longer than 25 tokens": 1,
     }  # fmt: skip
-    assert told["rows_in"] == len(rows) == told["groups"] + sum(told["dropped"].values())
+    assert manifest["rows_in"] == len(rows) == manifest["groups"] + sum(manifest["dropped"].values())
     assert ids(tmp_path / "tokens") == trl_ids([row for row in rows if row in good], demo_tokenizer)
 
 
@@ -172,7 +172,7 @@ def test_a_row_that_the_template_refuses_is_named(tmp_path: Path, real_tokenizer
     path = write_jsonl(tmp_path / "pairs.jsonl", rows)
     with pytest.raises(ValueError, match=r"pairs.jsonl: row 18: the chat template refuses the conversation: no"):
         prepare([path], tokenizer, tmp_path / "tokens")
-    assert shards.found(tmp_path / "tokens", 0) is None
+    assert shards.record_of(tmp_path / "tokens", 0) is None
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_a_row_that_the_template_refuses_is_named(tmp_path: Path, real_tokenizer
     [
         (b'{"prompt": "a\xff", "chosen": "b", "rejected": "c"}', r"row 10.*not valid UTF-8"),
         (b'{"prompt": "a", "chosen": ', "row 10.*not valid JSON"),
-        (b'{"prompt": 7, "chosen": "b", "rejected": "c"}', "row 10.*expected text, came a number"),
+        (b'{"prompt": 7, "chosen": "b", "rejected": "c"}', "row 10.*expected text, got a number"),
     ],
 )
 def test_a_broken_row_is_named(tmp_path: Path, demo_tokenizer: Any, line: bytes, message: str) -> None:
@@ -190,30 +190,30 @@ def test_a_broken_row_is_named(tmp_path: Path, demo_tokenizer: Any, line: bytes,
         prepare([path], demo_tokenizer, tmp_path / "tokens")
 
 
-def test_what_was_stopped_goes_on_and_makes_no_shard_twice(
+def test_after_a_stop_it_goes_on_and_makes_no_shard_twice(
     tmp_path: Path, demo_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = rows_of(23, chat)
     pl.DataFrame(rows).write_parquet(tmp_path / "pairs.parquet")
     call = ([tmp_path / "pairs.parquet"], demo_tokenizer, tmp_path / "tokens")
-    made, make = [], preparation.Shard.__call__
+    numbers, run = [], preparation.ShardTask.__call__
 
-    def stopped(self: preparation.Shard) -> dict[str, Any]:
-        if len(made) == 2:
+    def stopped(self: preparation.ShardTask) -> dict[str, Any]:
+        if len(numbers) == 2:
             raise KeyboardInterrupt
-        made.append(self.number)
-        return make(self)
+        numbers.append(self.number)
+        return run(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparation.Shard, "__call__", stopped)
+        patch.setattr(preparation.ShardTask, "__call__", stopped)
         with pytest.raises(KeyboardInterrupt):
             prepare(*call, shard_rows=5)
     with pytest.raises(FileNotFoundError, match="not finished; run the same command again"):
         PairStore.open(tmp_path / "tokens")
-    made.clear()
-    monkeypatch.setattr(preparation.Shard, "__call__", lambda self: (made.append(self.number), make(self))[1])
+    numbers.clear()
+    monkeypatch.setattr(preparation.ShardTask, "__call__", lambda self: (numbers.append(self.number), run(self))[1])
     prepare(*call, shard_rows=5)
-    assert made == [2, 3, 4]
+    assert numbers == [2, 3, 4]
     assert ids(tmp_path / "tokens") == trl_ids(rows, demo_tokenizer)
 
 
@@ -233,7 +233,7 @@ def test_tokens_of_other_pairs_or_settings_are_refused(tmp_path: Path, demo_toke
 
 
 def test_shards_made_elsewhere_are_the_same(tmp_path: Path, demo_tokenizer: Any) -> None:
-    """On Ray, as `mipo tokens --engine ray`."""
+    """On Ray, as in `mipo tokens --engine ray`."""
     ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'mipo[ray]'")
     from mipo.io import cluster
 
@@ -241,18 +241,18 @@ def test_shards_made_elsewhere_are_the_same(tmp_path: Path, demo_tokenizer: Any)
     call = ([tmp_path / "pairs.parquet"], demo_tokenizer)
     prepare(*call, tmp_path / "here", shard_rows=9)
     with cluster.connected(cores=2):
-        prepare(*call, tmp_path / "there", shard_rows=9, each=cluster.perform)
+        prepare(*call, tmp_path / "there", shard_rows=9, perform=cluster.perform)
     assert not ray.is_initialized()
     assert ids(tmp_path / "here") == ids(tmp_path / "there")
 
 
-def test_the_command_says_what_became_of_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_accounts_for_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_jsonl(tmp_path / "pairs.jsonl", [*rows_of(9, chat), rows_of(1, chat)[0] | {"chosen": None}])
     model = str(demo.HERE / "model")
     command = ["tokens", str(path), "--tokenizer", model, "--output", str(tmp_path / "tokens")]
     assert cli.main(command) == 0
-    said = capsys.readouterr().out
-    assert "10 rows in, 9 out; null chosen: 1" in said
-    assert "tokenized by tokenizers, which is slow, since" in said
-    assert cli.main([*command, "--encoder", "fastokens"]) == 0, "what is there is not made again"
+    output = capsys.readouterr().out
+    assert "10 rows in, 9 out; null chosen: 1" in output
+    assert "tokenized by tokenizers, which is slow, since" in output
+    assert cli.main([*command, "--encoder", "fastokens"]) == 0, "existing shards are kept"
     assert cli.main([*command, "--address", "auto"]) == 2

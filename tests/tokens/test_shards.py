@@ -1,4 +1,4 @@
-"""Laws of shards: there is all of a store, or nothing; whatever is not as it was written is refused by name."""
+"""Laws of shards: a store is written whole or not at all, and a changed file is refused by name."""
 
 import json
 import multiprocessing
@@ -30,54 +30,55 @@ def row_numbers(piece: Any) -> tuple[Any, ...]:
 
 
 @pytest.fixture
-def made(demo_tokenizer: Any) -> PairStore:
+def store(demo_tokenizer: Any) -> PairStore:
     return store_of([chat("what ?", "soup .", "pizza ."), chat("i eat", "it .", "soup .")], demo_tokenizer)
 
 
 @pytest.fixture
-def folder(made: PairStore, tmp_path: Path) -> Path:
-    made.save(tmp_path / "tokens")
+def folder(store: PairStore, tmp_path: Path) -> Path:
+    store.save(tmp_path / "tokens")
     return tmp_path / "tokens"
 
 
 def put(folder: Path, number: int, store: PairStore) -> dict[str, Any]:
     """Writes a store as one shard of several."""
-    with shards.Shard(folder, number) as shard:
-        shard.put_prompts(store.prompts.offsets, store.prompts.ids)
-        shard.put_responses(store.responses.offsets, store.responses.ids)
+    with shards.ShardWriter(folder, number) as writer:
+        writer.put_tables(store.prompts, store.responses)
         for piece in store.pieces:
-            shard.put_pairs(piece.prompt_id, piece.prompt, piece.chosen, piece.offsets, piece.rejected)
-        shard.record |= {"merged": store.merged}
-    return shards.found(folder, number) or {}
+            writer.put_groups(piece.prompt_id, piece.prompt, piece.chosen, piece.offsets, piece.rejected)
+        writer.record |= {"merged": store.merged}
+    return shards.record_of(folder, number) or {}
 
 
-# What is there
+# What is written
 
 
-def test_a_store_is_a_manifest_and_its_shards(folder: Path, made: PairStore) -> None:
+def test_a_store_is_a_manifest_and_its_shards(folder: Path, store: PairStore) -> None:
     assert {path.name for path in folder.iterdir()} == {"manifest.json", "shard-00000"}
     assert {path.name for path in (folder / "shard-00000").iterdir()} == FILES
-    (told,) = shards.manifest(folder)["shards"]
-    assert (told["prompts"], told["responses"], told["groups"]) == (2, 3, 2)
-    assert told == shards.found(folder, 0)
-    assert shards.is_whole(folder, told)
-    assert shards.found(folder, 1) is None
+    (record,) = shards.manifest(folder)["shards"]
+    assert (record["prompts"], record["responses"], record["groups"]) == (2, 3, 2)
+    assert record == shards.record_of(folder, 0)
+    assert shards.is_whole(folder, record)
+    assert shards.record_of(folder, 1) is None
 
 
-def test_shards_stand_in_the_order_of_their_numbers(made: PairStore, tmp_path: Path) -> None:
+def test_shards_stand_in_the_order_of_their_numbers(store: PairStore, tmp_path: Path) -> None:
     for number in (100_000, 2, 99_999, 0):
-        put(tmp_path, number, made)
-    told = shards.finish(tmp_path, {"fingerprint": "f"})["shards"]
-    assert [shard["folder"] for shard in told] == ["shard-00000", "shard-00002", "shard-99999", "shard-100000"]
+        put(tmp_path, number, store)
+    records = shards.finish(tmp_path, {"fingerprint": "f"})["shards"]
+    assert [record["folder"] for record in records] == ["shard-00000", "shard-00002", "shard-99999", "shard-100000"]
 
 
 def test_shards_without_a_manifest_are_no_store(folder: Path, tmp_path: Path) -> None:
     (folder / "manifest.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"tokens: no store of tokens, .* was not finished; run the same comm"):
+    with pytest.raises(
+        FileNotFoundError, match=r"tokens: expected a store of tokens, .* was not finished; run the same comm"
+    ):
         PairStore.open(folder)
-    for nothing in (tmp_path / "nowhere", tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"no store of tokens, which has a manifest\.json; make one with"):
-            PairStore.open(nothing)
+    for other in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"a store of tokens, got no manifest\.json; make one with"):
+            PairStore.open(other)
 
 
 def full(*_: Any) -> None:
@@ -85,26 +86,26 @@ def full(*_: Any) -> None:
 
 
 def test_an_error_while_a_shard_is_written_leaves_none_and_keeps_the_old_one(
-    made: PairStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: PairStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = put(tmp_path, 0, made)
-    for room, name in ((shards.Shard, "put_pairs"), (arrow.Writer, "close"), (arrow.Writer, "__init__")):
+    before = put(tmp_path, 0, store)
+    for owner, name in ((shards.ShardWriter, "put_groups"), (arrow.Writer, "close"), (arrow.Writer, "__init__")):
         with monkeypatch.context() as patch:
-            patch.setattr(room, name, full)
+            patch.setattr(owner, name, full)
             with pytest.raises(OSError, match="No space left"):
-                put(tmp_path, 0, made)
+                put(tmp_path, 0, store)
         assert [path.name for path in tmp_path.iterdir()] == ["shard-00000"]
-    assert shards.found(tmp_path, 0) == before
+    assert shards.record_of(tmp_path, 0) == before
     assert shards.is_whole(tmp_path, before)
 
 
 def test_a_store_saved_over_another_is_never_half_of_each(
-    folder: Path, made: PairStore, monkeypatch: pytest.MonkeyPatch
+    folder: Path, store: PairStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards.Shard, "put_responses", full)
+    monkeypatch.setattr(shards.ShardWriter, "put_tables", full)
     with pytest.raises(OSError, match="No space left"):
-        made.save(folder)
-    with pytest.raises(FileNotFoundError, match="no store of tokens"):
+        store.save(folder)
+    with pytest.raises(FileNotFoundError, match="expected a store of tokens"):
         PairStore.open(folder)
 
 
@@ -112,17 +113,17 @@ def die(*_: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="a forked process is killed here")
-@pytest.mark.parametrize("point", ["put_responses", "put_pairs", "close", "rename", "manifest"])
-def test_a_process_killed_while_it_writes_leaves_no_store(folder: Path, made: PairStore, point: str) -> None:
-    """SIGKILL, as the system sends it where memory ends."""
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
+@pytest.mark.parametrize("point", ["put_tables", "put_groups", "close", "rename", "manifest"])
+def test_a_process_killed_while_it_writes_leaves_no_store(folder: Path, store: PairStore, point: str) -> None:
+    """SIGKILL, as from the kernel when memory runs out."""
 
     def save(folder: Path) -> None:
-        room, name = {
+        owner, name = {
             "close": (arrow.Writer, "close"), "rename": (Path, "rename"), "manifest": (shards, "finish"),
-        }.get(point, (shards.Shard, point))  # fmt: skip
-        setattr(room, name, die)
-        made.save(folder)
+        }.get(point, (shards.ShardWriter, point))  # fmt: skip
+        setattr(owner, name, die)
+        store.save(folder)
 
     process = multiprocessing.get_context("fork").Process(target=save, args=(folder,))
     process.start()
@@ -130,16 +131,16 @@ def test_a_process_killed_while_it_writes_leaves_no_store(folder: Path, made: Pa
     assert process.exitcode == -signal.SIGKILL
     with pytest.raises(FileNotFoundError, match="was not finished; run the same command again"):
         PairStore.open(folder)
-    made.save(folder)
-    assert content(PairStore.open(folder)) == content(made)
+    store.save(folder)
+    assert content(PairStore.open(folder)) == content(store)
     assert {path.name for path in folder.iterdir()} == {"manifest.json", "shard-00000"}, "nothing is left of the first"
 
 
-# What is broken
+# What was changed
 
 
 def opened_or_refused(folder: Path, path: Path) -> Any:
-    """What a store holds, or None where it is refused with the name of the file."""
+    """The content of a store, or None where it is refused with the name of the file."""
     try:
         return content(PairStore.open(folder))
     except (FileNotFoundError, ValueError) as error:
@@ -149,7 +150,7 @@ def opened_or_refused(folder: Path, path: Path) -> Any:
 
 
 def changed(whole: bytes, step: int) -> Iterator[bytes]:
-    """Each `step`-th byte with another bit, and cut off there."""
+    """The bytes with one bit flipped in each `step`-th byte, and cut off before that byte."""
     for place in range(0, len(whole), step):
         yield whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :]
         yield whole[:place]
@@ -164,15 +165,15 @@ def changed(whole: bytes, step: int) -> Iterator[bytes]:
         *((f"shard-00000/{name}.arrow", 23) for name in shards.NAMES),
     ],
 )
-def test_a_broken_byte_is_found_or_changes_nothing(folder: Path, made: PairStore, name: str, step: int) -> None:
+def test_a_broken_byte_is_found_or_changes_nothing(folder: Path, store: PairStore, name: str, step: int) -> None:
     path = folder / name
     refused = 0
     for broken in changed(path.read_bytes(), step):
         path.write_bytes(broken)
-        found = opened_or_refused(folder, path)
-        assert found in (None, content(made))
-        refused += found is None
-    assert (refused == 0) == path.name.endswith("shard.json"), "which is read before there is a manifest alone"
+        result = opened_or_refused(folder, path)
+        assert result in (None, content(store))
+        refused += result is None
+    assert (refused == 0) == path.name.endswith("shard.json"), "a finished store does not read shard.json"
 
 
 def test_a_broken_shard_is_made_again_and_never_signed_for(folder: Path) -> None:
@@ -180,17 +181,17 @@ def test_a_broken_shard_is_made_again_and_never_signed_for(folder: Path) -> None
     whole = path.read_bytes()
     for broken in changed(whole, 3):
         path.write_bytes(broken)
-        told = shards.found(folder, 0)
-        if told is None:
+        record = shards.record_of(folder, 0)
+        if record is None:
             with pytest.raises(ValueError, match=r"shard\.json: "):
                 shards.finish(folder, {})
         else:
-            assert told == json.loads(whole)
+            assert record == json.loads(whole)
     path.write_bytes(whole)
-    told = shards.found(folder, 0)
-    assert told is not None
+    record = shards.record_of(folder, 0)
+    assert record is not None
     (folder / "shard-00000" / "pairs.arrow").unlink()
-    assert not shards.is_whole(folder, told)
+    assert not shards.is_whole(folder, record)
 
 
 def swap(one: Path, other: Path) -> None:
@@ -200,12 +201,12 @@ def swap(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["prompts", "responses", "pairs"])
-def test_files_of_another_store_are_found(folder: Path, demo_tokenizer: Any, tmp_path: Path, name: str) -> None:
+def test_files_of_another_store_are_refused(folder: Path, demo_tokenizer: Any, tmp_path: Path, name: str) -> None:
     store_of([chat("you eat", "pizza .", "soup .")] * 2, demo_tokenizer).save(tmp_path / "other")
     swap(folder / f"shard-00000/{name}.arrow", tmp_path / f"other/shard-00000/{name}.arrow")
-    for each in (folder, tmp_path / "other"):
-        with pytest.raises(ValueError, match=rf"{name}\.arrow: is not the file that .*manifest\.json tells of"):
-            PairStore.open(each)
+    for mixed in (folder, tmp_path / "other"):
+        with pytest.raises(ValueError, match=rf"{name}\.arrow: is not the file that .*manifest\.json describes"):
+            PairStore.open(mixed)
 
 
 def swap_files(folder: Path) -> None:
@@ -223,7 +224,7 @@ def lose_a_shard(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [swap_files, swap_shards, lose_a_shard])
-def test_files_and_shards_in_each_others_place_are_found(
+def test_files_and_shards_in_each_others_place_are_refused(
     demo_tokenizer: Any, tmp_path: Path, change: Callable[[Path], None]
 ) -> None:
     for number, word in enumerate(("soup", "pizza")):
@@ -242,12 +243,12 @@ def test_other_json_is_no_manifest(folder: Path) -> None:
             PairStore.open(folder)
 
 
-def test_an_empty_shard_is_a_shard(made: PairStore, tmp_path: Path) -> None:
-    put(tmp_path, 0, made)
+def test_an_empty_shard_is_a_shard(store: PairStore, tmp_path: Path) -> None:
+    put(tmp_path, 0, store)
     none = np.empty(0, np.uint64)
-    with shards.Shard(tmp_path, 1) as shard:
-        shard.put_pairs(none, none, none, np.zeros(1, np.int64), none)
-        shard.record |= {"merged": 0}
-    put(tmp_path, 2, made)
+    with shards.ShardWriter(tmp_path, 1) as writer:
+        writer.put_groups(none, none, none, np.zeros(1, np.int64), none)
+        writer.record |= {"merged": 0}
+    put(tmp_path, 2, store)
     shards.finish(tmp_path, {"fingerprint": "f"})
-    assert mipo_ids(PairStore.open(tmp_path)) == mipo_ids(made) * 2
+    assert mipo_ids(PairStore.open(tmp_path)) == mipo_ids(store) * 2

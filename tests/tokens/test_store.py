@@ -1,4 +1,4 @@
-"""Laws of stores: however a group is read, in whatever process, from one shard or several, its ids are the same."""
+"""Laws of stores: a group has the same ids in every process, from one shard or several, by every way to read it."""
 
 import multiprocessing
 import pickle
@@ -16,10 +16,10 @@ from preferences import WORDS, chat, mipo_ids, store_of, text
 
 from mipo.tokenizer.table import TokenTable
 from mipo.tokens import shards
-from mipo.tokens.store import Pairs, PairStore
+from mipo.tokens.store import Groups, PairStore
 
 NAMES = ["prompt_ids", "chosen_ids", "rejected_ids"]
-RESIDENT = 16 << 20  # bytes that opening may take, whatever it opens: a few of Rust's buffers, and imports
+RESIDENT = 16 << 20  # bytes that opening any store may take: a few of Rust's buffers, and imports
 
 
 def preferences(negatives: int, groups: int = 12) -> list[dict[str, Any]]:
@@ -47,28 +47,31 @@ def opened(store: PairStore, tmp_path: Path) -> PairStore:
     return PairStore.open(tmp_path / "tokens")
 
 
+def halves(table: TokenTable) -> tuple[TokenTable, TokenTable]:
+    rows = np.arange(len(table), dtype=np.uint64)
+    return table.take(rows[: len(rows) // 2]), table.take(rows[len(rows) // 2 :])
+
+
 def sharded(folder: Path, rows: list[dict[str, Any]], tokenizer: Any, size: int) -> PairStore:
     """The store of the same rows in shards of `size` groups, each of several batches."""
     ids = sorted({row["prompt_id"] for row in rows})
     for number, start in enumerate(range(0, len(ids), size)):
         part = store_of([row for row in rows if row["prompt_id"] in ids[start : start + size]], tokenizer)
-        with shards.Shard(folder, number) as shard:
-            for table, put in ((part.prompts, shard.put_prompts), (part.responses, shard.put_responses)):
-                half = len(table) // 2
-                for chosen in (range(half), range(half, len(table))):
-                    put(*table.take(np.array(chosen, np.uint64)).pieces[0])
+        with shards.ShardWriter(folder, number) as writer:
+            for half in range(2):
+                writer.put_tables(*(halves(table)[half] for table in (part.prompts, part.responses)))
             for piece in part.pieces:
                 for place in range(len(piece.prompt)):
                     own, rejected = slice(place, place + 1), piece.rejected[slice(*piece.offsets[place : place + 2])]
                     rows_of = (piece.prompt_id[own], piece.prompt[own], piece.chosen[own])
-                    shard.put_pairs(*rows_of, np.array([0, len(rejected)]), rejected)
-            shard.record |= {"merged": part.merged}
+                    writer.put_groups(*rows_of, np.array([0, len(rejected)]), rejected)
+            writer.record |= {"merged": part.merged}
     shards.finish(folder, {"fingerprint": "f"})
     return PairStore.open(folder)
 
 
 def as_rows(store: PairStore) -> list[dict[str, Any]]:
-    """What a data set shows, by the table of pairs alone."""
+    """The rows that a data set shows, from the table of pairs alone."""
     ids = [
         (prompt, chosen, rejected if store.negatives > 1 else rejected[0])
         for prompt, chosen, *rejected in mipo_ids(store)
@@ -98,34 +101,35 @@ def test_an_opened_store_may_be_saved_over_itself(opened: PairStore, tmp_path: P
 def test_several_shards_are_read_as_one(
     rows: list[dict[str, Any]], store: PairStore, demo_tokenizer: Any, tmp_path: Path, size: int
 ) -> None:
-    found = sharded(tmp_path, rows, demo_tokenizer, size)
-    assert len(found) == len(store)
-    assert mipo_ids(found) == mipo_ids(store), "by the row numbers of the whole store"
-    assert found.pairs.schema == store.pairs.schema
-    assert found.pairs["prompt_id"].equals(store.pairs["prompt_id"])
-    assert found.lengths().equals(store.lengths())
-    assert (found.negatives, found.merged) == (store.negatives, store.merged)
+    several = sharded(tmp_path, rows, demo_tokenizer, size)
+    assert len(several) == len(store)
+    assert mipo_ids(several) == mipo_ids(store), "by the row numbers of the whole store"
+    assert several.pairs.schema == store.pairs.schema
+    assert several.pairs["prompt_id"].equals(store.pairs["prompt_id"])
+    assert several.lengths().equals(store.lengths())
+    assert (several.negatives, several.merged) == (store.negatives, store.merged)
     for side in ("chosen", "rejected"):
-        for one, other in zip(found.rows(side), store.rows(side), strict=True):
+        for one, other in zip(several.rows(side), store.rows(side), strict=True):
             assert [ids.tolist() for ids in one] == [ids.tolist() for ids in other]
-    assert [found[group] for group in range(len(found))] == list(found) == list(found.to_trl()) == as_rows(store)
-    found.save(tmp_path / "one")
+    assert [several[group] for group in range(len(several))] == list(several) == as_rows(store)
+    assert list(several.to_trl()) == as_rows(store)
+    several.save(tmp_path / "one")
     assert mipo_ids(PairStore.open(tmp_path / "one")) == mipo_ids(store)
     assert len(shards.manifest(tmp_path / "one")["shards"]) == 1
 
 
 def test_lengths_are_those_of_the_ids(store: PairStore) -> None:
-    found = store.lengths().rows()
-    assert found == [(len(a), len(b), [len(c) for c in rest]) for a, b, *rest in mipo_ids(store)]
+    lengths = store.lengths().rows()
+    assert lengths == [(len(a), len(b), [len(c) for c in rest]) for a, b, *rest in mipo_ids(store)]
 
 
-def test_a_store_of_nothing_is_a_store(tmp_path: Path) -> None:
-    nothing = PairStore(TokenTable(()), TokenTable(()), (), 0, "f")
-    nothing.save(tmp_path)
-    for found in (nothing, PairStore.open(tmp_path)):
-        assert (len(found), found.negatives, list(found), found.pairs.height) == (0, 0, [], 0)
-        assert found.lengths().height == 0
-        assert len(found.to_trl()) == 0
+def test_an_empty_store_is_a_store(tmp_path: Path) -> None:
+    empty = PairStore(TokenTable(()), TokenTable(()), (), 0, "f")
+    empty.save(tmp_path)
+    for store in (empty, PairStore.open(tmp_path)):
+        assert (len(store), store.negatives, list(store), store.pairs.height) == (0, 0, [], 0)
+        assert store.lengths().height == 0
+        assert len(store.to_trl()) == 0
 
 
 def test_groups_outside_a_store_are_refused(store: PairStore) -> None:
@@ -151,21 +155,21 @@ print(anonymous() - before)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell how much is resident")
-def test_to_open_a_store_copies_nothing(demo_tokenizer: Any, tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not report resident memory")
+def test_opening_a_store_copies_nothing(demo_tokenizer: Any, tmp_path: Path) -> None:
     store_of(preferences(1), demo_tokenizer).save(tmp_path / "small")
     rows, length = 25_000, 1_000
     offsets = np.arange(0, rows * length + 1, length, dtype=np.int64)
     own = np.arange(rows, dtype=np.uint64)
     responses = TokenTable(((offsets, np.arange(rows * length, dtype=np.uint32)),))
-    piece = Pairs(own, own * np.uint64(0), own, np.arange(rows + 1), own)
+    piece = Groups(own, own * np.uint64(0), own, np.arange(rows + 1), own)
     PairStore(TokenTable(((offsets[:2], np.arange(length, dtype=np.uint32)),)), responses, (piece,), 0, "f").save(
         tmp_path / "large"
     )
     assert (tmp_path / "large/shard-00000/responses.arrow").stat().st_size > 100_000_000
     command = [sys.executable, "-c", RESIDENT_PROGRAM, str(tmp_path / "small"), str(tmp_path / "large")]
-    told = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert int(told.stdout) < RESIDENT
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(result.stdout) < RESIDENT
 
 
 # In other processes
@@ -177,18 +181,18 @@ def test_a_store_on_disk_is_pickled_as_the_name_of_its_folder(
     large = PairStore(opened.prompts, opened.responses, opened.pieces * 1000, 0, "f", opened.folder, opened.checksum)
     assert len(pickle.dumps(large)) < 1000
     monkeypatch.chdir(Path(str(opened.folder)).parent)
-    made = pickle.dumps(PairStore.open("tokens"))
+    pickled = pickle.dumps(PairStore.open("tokens"))
     monkeypatch.chdir("/")
-    found = pickle.loads(made)
-    assert mipo_ids(found) == mipo_ids(opened)
-    assert found.fingerprint == opened.fingerprint
+    store = pickle.loads(pickled)
+    assert mipo_ids(store) == mipo_ids(opened)
+    assert store.fingerprint == opened.fingerprint
 
 
 def test_another_store_in_the_folder_of_a_pickled_one_is_refused(opened: PairStore, demo_tokenizer: Any) -> None:
-    made = pickle.dumps(opened)
+    pickled = pickle.dumps(opened)
     store_of([chat("it", "it", "you")], demo_tokenizer).save(str(opened.folder))
-    with pytest.raises(ValueError, match="holds another store than it did"):
-        pickle.loads(made)
+    with pytest.raises(ValueError, match="holds another store than before"):
+        pickle.loads(pickled)
 
 
 def test_a_store_in_memory_is_pickled_whole(store: PairStore) -> None:
@@ -214,11 +218,11 @@ def test_a_data_loader_shuffles_a_store(store: PairStore) -> None:
 
     data: Any = store
     loader: Any = DataLoader(data, batch_size=4, shuffle=True, collate_fn=list)
-    found = [row for batch in loader for row in batch]
-    assert sorted(map(str, found)) == sorted(map(str, as_rows(store)))
+    shuffled = [row for batch in loader for row in batch]
+    assert sorted(map(str, shuffled)) == sorted(map(str, as_rows(store)))
 
 
-# As a data set of TRL's
+# As a data set for TRL
 
 
 def test_trl_gets_lists_of_ids(opened: PairStore) -> None:
@@ -256,7 +260,7 @@ WAYS: dict[str, tuple[Callable[[Any], Any], Callable[[list[Any]], list[Any]]]] =
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_whatever_is_done_to_it_it_shows_ids(opened: PairStore, way: str) -> None:
+def test_every_change_of_it_shows_ids(opened: PairStore, way: str) -> None:
     change, expected = WAYS[way]
     assert list(change(opened.to_trl())) == expected(as_rows(opened))
 
@@ -271,12 +275,12 @@ def test_shuffled_and_split_it_shows_ids(opened: PairStore) -> None:
 
 
 def test_mapped_in_other_processes_it_shows_ids(opened: PairStore) -> None:
-    found = opened.to_trl().map(length, num_proc=2)
-    assert [row["length"] for row in found] == [len(row["prompt_ids"]) for row in as_rows(opened)]
+    mapped = opened.to_trl().map(length, num_proc=2)
+    assert [row["length"] for row in mapped] == [len(row["prompt_ids"]) for row in as_rows(opened)]
 
 
 def test_an_equal_store_is_an_equal_data_set(opened: PairStore) -> None:
-    """What datasets and TRL keep in caches is found again by its fingerprint, and only for the same ids."""
+    """datasets and TRL look their caches up by fingerprint, which must change with the ids."""
     one, other = (PairStore.open(str(opened.folder)).to_trl() for _ in range(2))
     assert one._fingerprint == other._fingerprint
     changed = TokenTable((*((offsets, ids + np.uint32(1)) for offsets, ids in opened.responses.pieces),))
@@ -285,7 +289,7 @@ def test_an_equal_store_is_an_equal_data_set(opened: PairStore) -> None:
 
 
 def test_trl_s_own_trainer_trains_on_it(rows: list[dict[str, Any]], demo_tokenizer: Any, tmp_path: Path) -> None:
-    """TRL 1.16 tokenizes whatever it is given; told that this is done, it trains as on the rows themselves."""
+    """TRL 1.16 tokenizes every data set; without that step it trains on a store as on the rows themselves."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
@@ -301,12 +305,12 @@ def test_trl_s_own_trainer_trains_on_it(rows: list[dict[str, Any]], demo_tokeniz
         str(tmp_path), max_steps=2, per_device_train_batch_size=2, logging_steps=1, save_strategy="no",
         disable_tqdm=True, report_to=[], use_cpu=True, bf16=False,
     )  # fmt: skip
-    given = {"args": args, "processing_class": demo_tokenizer}
+    options = {"args": args, "processing_class": demo_tokenizer}
     logs = []
     for kind, data in ((Ready, PairStore.open(tmp_path / "flat").to_trl()), (DPOTrainer, Dataset.from_list(flat))):
-        made = kind(str(demo.HERE / "model"), train_dataset=data, **given)
-        made.train()
-        logs.append([row["loss"] for row in made.state.log_history if "loss" in row])
+        trainer = kind(str(demo.HERE / "model"), train_dataset=data, **options)
+        trainer.train()
+        logs.append([row["loss"] for row in trainer.state.log_history if "loss" in row])
     assert logs[0] == logs[1]
     assert len(logs[0]) == 2
 
@@ -325,8 +329,8 @@ def test_no_format_shows_numbers_that_look_like_ids(opened: PairStore) -> None:
     assert pa.types.is_struct(dataset.with_format("arrow")[:2]["prompt_ids"].type)
 
 
-def test_what_is_added_keeps_row_numbers_or_ids(opened: PairStore) -> None:
-    """datasets itself forgets the format of a data set with a new column: what it shows then are no ids."""
+def test_a_new_column_keeps_row_numbers_or_ids(opened: PairStore) -> None:
+    """datasets itself forgets the format of a data set with a new column, and then shows row numbers."""
     added = opened.to_trl().add_column("margin", [0.5] * len(opened))
     assert added[0]["margin"] == 0.5
     assert added[0]["prompt_ids"] in (as_rows(opened)[0]["prompt_ids"], {"row_of_prompts": 0})

@@ -51,7 +51,7 @@ RAGGED = [
 ]
 
 
-def made(config: Any) -> Any:
+def model_of(config: Any) -> Any:
     torch.manual_seed(0)
     return hf.AutoModelForCausalLM.from_config(config).double().eval()
 
@@ -78,10 +78,10 @@ def plain_loss(model: Any, rows: list[dict[str, Any]], ref: Tensor, **options: A
     logps, lengths = torch.zeros(ref.shape, dtype=torch.float64), torch.zeros(ref.shape, dtype=torch.int64)
     for at, row in enumerate(rows):
         several = isinstance(row["rejected_ids"][0], list)
-        for k, said in enumerate([row["chosen_ids"], *(row["rejected_ids"] if several else [row["rejected_ids"]])]):
-            ids, start = torch.tensor([[*row["prompt_ids"], *said]]), len(row["prompt_ids"])
+        for k, response in enumerate([row["chosen_ids"], *(row["rejected_ids"] if several else [row["rejected_ids"]])]):
+            ids, start = torch.tensor([[*row["prompt_ids"], *response]]), len(row["prompt_ids"])
             every = model(input_ids=ids).logits[0, start - 1 : -1].log_softmax(-1)
-            logps[at, k], lengths[at, k] = every.gather(-1, ids[0, start:, None]).sum(), len(said)
+            logps[at, k], lengths[at, k] = every.gather(-1, ids[0, start:, None]).sum(), len(response)
     return preference_loss(logps, ref, beta=0.7, mask=lengths > 0, lengths=lengths, **options).mean()
 
 
@@ -168,7 +168,7 @@ MODELS = {
 def test_the_loss_and_its_gradients_are_those_of_the_logits(
     name: str, rows: list[dict[str, Any]], fields: dict[str, Any], tmp_path: Path
 ) -> None:
-    model = made(MODELS[name]())
+    model = model_of(MODELS[name]())
     twin = copy.deepcopy(model)
     add_fused_lm_head(model)
     add_preference_head(model, settings(tmp_path, **fields))
@@ -180,12 +180,12 @@ def test_the_loss_and_its_gradients_are_those_of_the_logits(
     out.loss.backward()
     expected.backward()
     for (weight, one), other in zip(model.named_parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, other.grad, atol=ATOL, rtol=0, msg=lambda said, w=weight: f"{w}: {said}")
+        torch.testing.assert_close(one.grad, other.grad, atol=ATOL, rtol=0, msg=lambda text, w=weight: f"{w}: {text}")
 
 
 def test_prompts_that_peft_learns_stand_before_the_tokens(tmp_path: Path) -> None:
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
-    base = made(MODELS["llama"]())
+    base = model_of(MODELS["llama"]())
     add_fused_lm_head(base)
     model = get_peft_model(base, config).double()
     add_preference_head(model, settings(tmp_path))
@@ -198,7 +198,7 @@ def test_prompts_that_peft_learns_stand_before_the_tokens(tmp_path: Path) -> Non
 
 
 def test_experts_have_the_auxiliary_loss_of_trl_s_head(tmp_path: Path) -> None:
-    model = made(hf.MixtralConfig(**EXPERTS)).float()
+    model = model_of(hf.MixtralConfig(**EXPERTS)).float()
     add_fused_lm_head(model)
     add_preference_head(model, settings(tmp_path))
     batch = collated(PAIRS)
@@ -212,16 +212,16 @@ def test_experts_have_the_auxiliary_loss_of_trl_s_head(tmp_path: Path) -> None:
 
 
 def test_without_groups_a_model_does_what_it_did(tmp_path: Path) -> None:
-    model = made(MODELS["llama"]())
+    model = model_of(MODELS["llama"]())
     add_fused_lm_head(model)
     ids = torch.tensor([[3, 4, 5, 6]])
 
     def everything() -> list[Tensor]:
         torch.manual_seed(0)
-        said = model.generate(ids, max_new_tokens=5, do_sample=True)
+        generated = model.generate(ids, max_new_tokens=5, do_sample=True)
         fused = model(input_ids=ids, labels=ids, fused_lm_head=True)
         plain = model(input_ids=ids, labels=ids)
-        return [said, fused.log_probs, fused.loss, plain.logits, plain.loss]
+        return [generated, fused.log_probs, fused.loss, plain.logits, plain.loss]
 
     before = everything()
     add_preference_head(model, settings(tmp_path))
@@ -229,7 +229,7 @@ def test_without_groups_a_model_does_what_it_did(tmp_path: Path) -> None:
 
 
 def test_a_model_that_is_let_go_is_gone(tmp_path: Path) -> None:
-    model = made(MODELS["llama"]())
+    model = model_of(MODELS["llama"]())
     add_fused_lm_head(model)
     add_preference_head(model, settings(tmp_path))
     packed_loss(model, collated(PAIRS))
@@ -243,33 +243,33 @@ def test_a_model_that_is_let_go_is_gone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
-        ({"ld_alpha": 0.5}, "has no ld_alpha=0.5;"),
-        ({"use_weighting": True}, "has no use_weighting=True;"),
-        ({"f_divergence_type": "js_divergence"}, "has no f_divergence_type='js_divergence';"),
-        ({"padding_free": True}, "has no padding_free=True;"),
+        ({"ld_alpha": 0.5}, "does not support ld_alpha=0.5;"),
+        ({"use_weighting": True}, "does not support use_weighting=True;"),
+        ({"f_divergence_type": "js_divergence"}, "does not support f_divergence_type='js_divergence';"),
+        ({"padding_free": True}, "does not support padding_free=True;"),
         ({"label_smoothing": 0.1}, "expected label_smoothing 0 for sigmoid, got 0.1"),
         ({"loss_type": "exo_pair"}, r"expected label_smoothing in \(0, 1\) for exo_pair"),
         ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, float("inf")]}, "one finite weight for each"),
     ],
 )
-def test_what_the_fused_loss_does_not_have_is_named(fields: dict[str, Any], said: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_unsupported_settings_are_named(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
         check_settings(settings(tmp_path, **fields), {}, PAIRS[0], negatives=1)
 
 
 def test_arguments_and_rows_that_it_does_not_take_are_named(tmp_path: Path) -> None:
     args = settings(tmp_path, loss_type="ipo")
     check_settings(args, {"compute_metrics": None}, PAIRS[0], negatives=1)
-    with pytest.raises(ValueError, match="has no compute_metrics, 'image' in the rows;"):
+    with pytest.raises(ValueError, match="does not support compute_metrics, 'image' in the rows;"):
         check_settings(args, {"compute_metrics": print}, {**PAIRS[0], "image": None}, negatives=1)
     with pytest.raises(ValueError, match="one rejected response per group for ipo, got 2"):
         check_settings(args, {}, RAGGED[0], negatives=2)
 
 
 def test_trl_s_check_stands_again_after_an_error() -> None:
-    model = get_peft_model(made(MODELS["llama"]()), LoraConfig(task_type="CAUSAL_LM", target_modules=["lm_head"]))
+    model = get_peft_model(model_of(MODELS["llama"]()), LoraConfig(task_type="CAUSAL_LM", target_modules=["lm_head"]))
     head = model.get_output_embeddings()
     with adapted_heads(allowed=False):
         assert isinstance(head, dpo_trainer.BaseTunerLayer)

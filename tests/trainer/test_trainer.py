@@ -1,4 +1,4 @@
-"""Trainer: one rejected response is TRL's DPO to the bit, several are the loss of `mipo.loss`, and nothing is lost.
+"""Trainer: one rejected response is TRL's DPO to the bit, several are the loss of `mipo.loss`, and no step is lost.
 
 On the demo's own model and pairs written by its world, so that nothing here is sampled.
 """
@@ -34,8 +34,7 @@ from mipo.loss.preference import preference_loss
 from mipo.models.loading import load_model, load_tokenizer
 from mipo.tokens.groups import tokenize
 from mipo.tokens.store import PairStore
-from mipo.trainer import preference_head
-from mipo.trainer import training as room
+from mipo.trainer import preference_head, training
 from mipo.trainer.collators import GroupCollator
 from mipo.trainer.config import MIPOConfig
 from mipo.trainer.trainer import MIPOTrainer
@@ -68,13 +67,13 @@ def preferences(rows: int, negatives: tuple[int, ...]) -> pl.DataFrame:
     table = []
     for row, user in enumerate(rng.sample(people, rows)):
         topic = rng.choice(sorted(user))
-        asked = [("system", world.context(user, rng)), ("user", world.question(topic, rng))]
+        prompt = [("system", world.context(user, rng)), ("user", world.question(topic, rng))]
         others = rng.sample(
             [v for v in world.TOPICS[topic].values if v != user[topic]], negatives[row % len(negatives)]
         )
         chosen = world.answer(topic, user[topic], rng)
         for other in others:
-            table.append((row, asked, [("assistant", chosen)], [("assistant", world.answer(topic, other, rng))]))
+            table.append((row, prompt, [("assistant", chosen)], [("assistant", world.answer(topic, other, rng))]))
     messages = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
     as_messages = [
         (row, *([{"role": role, "content": text} for role, text in side] for side in sides)) for row, *sides in table
@@ -109,9 +108,9 @@ def losses(log: list[dict[str, Any]]) -> list[float]:
 
 
 def run(rows: Any, folder: Path, tokenizer: Any, **fields: Any) -> MIPOTrainer:
-    made = MIPOTrainer(DEMO, args=arguments(folder, **fields), train_dataset=rows, processing_class=tokenizer)
-    made.train()
-    return made
+    trainer = MIPOTrainer(DEMO, args=arguments(folder, **fields), train_dataset=rows, processing_class=tokenizer)
+    trainer.train()
+    return trainer
 
 
 def naive_logps(model: Any, prompt: Any, response: Any) -> float:
@@ -186,7 +185,7 @@ def test_one_rejected_response_is_trl_s_trainer(
 
 def test_text_rows_go_the_way_of_trl(single: pl.DataFrame, store: PairStore, tokenizer: Any, tmp_path: Path) -> None:
     rows = datasets.Dataset.from_list(single.select("prompt", "chosen", "rejected").to_dicts())
-    text, ids = (run(each, tmp_path, tokenizer) for each in (rows, store.to_trl()))
+    text, ids = (run(data, tmp_path, tokenizer) for data in (rows, store.to_trl()))
     assert losses(text.state.log_history) == losses(ids.state.log_history)
 
 
@@ -196,8 +195,8 @@ def test_max_length_drops_prompts_as_trl_does(
     longest = int(store.prompts.lengths().max())
     rows = datasets.Dataset.from_list(single.select("prompt", "chosen", "rejected").to_dicts())
     ours, theirs = (
-        kind(DEMO, args=arguments(tmp_path, max_length=longest), train_dataset=each, processing_class=tokenizer)
-        for kind, each in ((MIPOTrainer, store.to_trl()), (DPOTrainer, rows))
+        kind(DEMO, args=arguments(tmp_path, max_length=longest), train_dataset=data, processing_class=tokenizer)
+        for kind, data in ((MIPOTrainer, store.to_trl()), (DPOTrainer, rows))
     )
     assert len(ours.train_dataset) == len(theirs.train_dataset) < len(store)
 
@@ -230,21 +229,23 @@ def test_the_loss_of_several_is_the_definition_s(
 ) -> None:
     reference, policy = load_model(DEMO), noisy()
     args = arguments(tmp_path, precompute_ref_log_probs=precompute, beta=0.3)
-    made = MIPOTrainer(
+    trainer = MIPOTrainer(
         policy, ref_model=reference, args=args, train_dataset=ragged.to_trl(), processing_class=tokenizer
     )
-    batch = made.data_collator([made.train_dataset[row] for row in range(6)])
+    batch = trainer.data_collator([trainer.train_dataset[row] for row in range(6)])
     assert ("ref_logps" in batch) == precompute
-    loss = made.compute_loss(policy, {name: value.clone() for name, value in batch.items()})
+    loss = trainer.compute_loss(policy, {name: value.clone() for name, value in batch.items()})
     groups = []
     for row in range(6):
         prompt, chosen, rejected = (ragged.pairs[name][row] for name in ("prompt", "chosen", "rejected"))
-        said = [ragged.responses[int(at)] for at in (chosen, *rejected)]
-        scores = [[naive_logps(m.double(), ragged.prompts[int(prompt)], r) for r in said] for m in (policy, reference)]
+        responses = [ragged.responses[int(at)] for at in (chosen, *rejected)]
+        scores = [
+            [naive_logps(m.double(), ragged.prompts[int(prompt)], r) for r in responses] for m in (policy, reference)
+        ]
         logps, ref = (torch.tensor([side], dtype=torch.float64) for side in scores)
         groups.append(float(preference_loss(logps, ref, beta=0.3)))
     assert float(loss.detach()) == pytest.approx(np.mean(groups), abs=LOSS_ATOL)
-    metrics = {name: values[-1] for name, values in made._metrics["train" if policy.training else "eval"].items()}
+    metrics = {name: values[-1] for name, values in trainer._metrics["train" if policy.training else "eval"].items()}
     assert metrics["rewards/chosen"] - metrics["rewards/rejected"] != 0
     assert 0 <= metrics["rewards/accuracies"] <= 1
     assert {"logps/chosen", "logps/rejected", "logits/chosen", "logits/rejected", "entropy"} <= set(metrics)
@@ -253,9 +254,9 @@ def test_the_loss_of_several_is_the_definition_s(
 def test_the_first_step_of_several_pays_log_of_the_candidates(
     ragged: PairStore, tokenizer: Any, tmp_path: Path
 ) -> None:
-    made = run(ragged.to_trl(), tmp_path, tokenizer, per_device_train_batch_size=24, max_steps=1)
+    trainer = run(ragged.to_trl(), tmp_path, tokenizer, per_device_train_batch_size=24, max_steps=1)
     mean = (math.log(4) + math.log(2) + math.log(3)) / 3
-    assert losses(made.state.log_history)[0] == pytest.approx(mean, abs=LOSS_ATOL)
+    assert losses(trainer.state.log_history)[0] == pytest.approx(mean, abs=LOSS_ATOL)
 
 
 @pytest.mark.parametrize("change", [{"precompute_ref_log_probs": False}, {"precompute_ref_batch_size": 7}])
@@ -270,8 +271,8 @@ def test_a_reference_that_the_rows_bring_is_kept(ragged: PairStore, tokenizer: A
     rows = ragged.to_trl()
     rows = rows.add_column(preference_head.REF[0], [-9.0] * len(rows))
     rows = rows.add_column(preference_head.REF[1], [[-8.0] * len(ids) for ids in rows["rejected_ids"]])
-    made = MIPOTrainer(DEMO, args=arguments(tmp_path), train_dataset=rows, processing_class=tokenizer)
-    assert set(made.train_dataset[preference_head.REF[0]]) == {-9.0}
+    trainer = MIPOTrainer(DEMO, args=arguments(tmp_path), train_dataset=rows, processing_class=tokenizer)
+    assert set(trainer.train_dataset[preference_head.REF[0]]) == {-9.0}
 
 
 @pytest.mark.parametrize("rows", ["store", "ragged"])
@@ -301,7 +302,7 @@ def test_metrics_of_several_are_those_of_one_where_there_is_one(
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"loss_type": "sft"}, r"loss_type: expected \['sigmoid'\], .* got \['sft'\]"),
         ({"loss_type": ["sigmoid", "sft"]}, r"loss_type: .* got \['sigmoid', 'sft'\]"),
@@ -309,38 +310,38 @@ def test_metrics_of_several_are_those_of_one_where_there_is_one(
         ({"label_smoothing": 0.1}, "label_smoothing: expected 0.0, .* got 0.1"),
         ({"f_divergence_type": "js_divergence"}, "f_divergence_type: .* got 'js_divergence'"),
         ({"use_weighting": True}, "use_weighting: .* got True"),
-        ({"max_length": 64}, "max_length: .* several rejected responses a group are not cut, got 64"),
+        ({"max_length": 64}, "max_length: .* several rejected responses per group are not cut, got 64"),
     ],
 )
 def test_several_have_no_other_loss(
-    ragged: PairStore, tokenizer: Any, tmp_path: Path, fields: dict[str, Any], said: str
+    ragged: PairStore, tokenizer: Any, tmp_path: Path, fields: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         run(ragged.to_trl(), tmp_path, tokenizer, **fields)
 
 
 def test_data_sets_of_two_kinds_are_refused(
     store: PairStore, ragged: PairStore, tokenizer: Any, tmp_path: Path
 ) -> None:
-    given = {"args": arguments(tmp_path), "processing_class": tokenizer}
+    options = {"args": arguments(tmp_path), "processing_class": tokenizer}
     with pytest.raises(ValueError, match="the eval data set has one rejected"):
-        MIPOTrainer(DEMO, train_dataset=ragged.to_trl(), eval_dataset=store.to_trl(), **given)
-    with pytest.raises(ValueError, match="train_dataset has no row"):
-        MIPOTrainer(DEMO, train_dataset=store.to_trl().select([]), **given)
+        MIPOTrainer(DEMO, train_dataset=ragged.to_trl(), eval_dataset=store.to_trl(), **options)
+    with pytest.raises(ValueError, match="train_dataset: expected at least one group"):
+        MIPOTrainer(DEMO, train_dataset=store.to_trl().select([]), **options)
     with pytest.raises(ValueError, match="pass the tokenizer as processing_class"):
-        MIPOTrainer(DEMO, args=given["args"], train_dataset=ragged.to_trl())
+        MIPOTrainer(DEMO, args=options["args"], train_dataset=ragged.to_trl())
 
 
 def test_held_out_groups_are_evaluated(ragged: PairStore, tokenizer: Any, tmp_path: Path) -> None:
-    made = MIPOTrainer(DEMO, args=arguments(tmp_path), train_dataset=ragged.to_trl(), processing_class=tokenizer,
+    trainer = MIPOTrainer(DEMO, args=arguments(tmp_path), train_dataset=ragged.to_trl(), processing_class=tokenizer,
                        eval_dataset=ragged.to_trl().select(range(5)))  # fmt: skip
-    figures = made.evaluate()
+    figures = trainer.evaluate()
     wanted = np.mean([math.log(4), math.log(2), math.log(3), math.log(4), math.log(2)])
     assert figures["eval_loss"] == pytest.approx(wanted, abs=LOSS_ATOL)
     assert figures["eval_rewards/margins"] == pytest.approx(0, abs=1e-5)
 
 
-# The loss made in the head
+# The fused loss
 
 
 def noisy() -> Any:
@@ -356,11 +357,11 @@ def both(rows: Any, folder: Path, tokenizer: Any, **fields: Any) -> list[MIPOTra
     """A trainer with the fused loss and one without it, of one policy."""
     # SGD: a weight moves by its gradient, where Adam's first steps are the sign of it, however small.
     sgd = {"optim": "sgd", "learning_rate": 0.05, "lr_scheduler_type": "constant", "lr_scheduler_kwargs": {}}
-    given = {name: fields.pop(name) for name in ("peft_config", "eval_dataset") if name in fields}
+    options = {name: fields.pop(name) for name in ("peft_config", "eval_dataset") if name in fields}
     return [
         MIPOTrainer(
-            noisy(), ref_model=None if "peft_config" in given else load_model(DEMO), train_dataset=rows,
-            args=arguments(folder, fused_loss=fused, **{**sgd, **fields}), processing_class=tokenizer, **given,
+            noisy(), ref_model=None if "peft_config" in options else load_model(DEMO), train_dataset=rows,
+            args=arguments(folder, fused_loss=fused, **{**sgd, **fields}), processing_class=tokenizer, **options,
         )
         for fused in (True, False)
     ]  # fmt: skip
@@ -374,13 +375,13 @@ def assert_same_figures(row: dict[str, Any], other: dict[str, Any], rtol: float 
 
 
 def assert_same(fused: MIPOTrainer, plain: MIPOTrainer) -> None:
-    logs = [[row for row in made.state.log_history if "loss" in row] for made in (fused, plain)]
+    logs = [[row for row in trainer.state.log_history if "loss" in row] for trainer in (fused, plain)]
     assert len(logs[0]) == 3
     assert min(row["grad_norm"] for row in logs[0]) > 0.05
     for row, other in zip(*logs, strict=True):
         assert_same_figures(row, other)
     for (name, one), other in zip(fused.model.named_parameters(), plain.model.parameters(), strict=True):
-        torch.testing.assert_close(one, other, atol=FUSED_ATOL, rtol=0, msg=lambda said, n=name: f"{n}: {said}")
+        torch.testing.assert_close(one, other, atol=FUSED_ATOL, rtol=0, msg=lambda text, n=name: f"{n}: {text}")
 
 
 @pytest.mark.parametrize(
@@ -399,8 +400,8 @@ def test_the_fused_loss_of_pairs_is_trl_s(
     fields: dict[str, Any], store: PairStore, tokenizer: Any, tmp_path: Path
 ) -> None:
     fused, plain = both(store.to_trl(), tmp_path, tokenizer, **fields)
-    for made in (fused, plain):
-        made.train()
+    for trainer in (fused, plain):
+        trainer.train()
     assert_same(fused, plain)
 
 
@@ -413,8 +414,8 @@ def test_the_fused_loss_of_several_is_the_same(
     fields: dict[str, Any], ragged: PairStore, tokenizer: Any, tmp_path: Path
 ) -> None:
     fused, plain = both(ragged.to_trl(), tmp_path, tokenizer, **fields)
-    for made in (fused, plain):
-        made.train()
+    for trainer in (fused, plain):
+        trainer.train()
     assert_same(fused, plain)
 
 
@@ -425,13 +426,13 @@ def test_lora_beside_the_head_trains_the_same(
     table = request.getfixturevalue(rows).to_trl()
     lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", init_lora_weights=False)
     fused, plain = both(table, tmp_path, tokenizer, peft_config=lora, learning_rate=1e-3, max_grad_norm=1e3)
-    for made in (fused, plain):
-        made.train()
+    for trainer in (fused, plain):
+        trainer.train()
     assert_same(fused, plain)
 
 
-def packed_batch(made: MIPOTrainer) -> dict[str, Any]:
-    return made._prepare_inputs(made.data_collator([made.train_dataset[row] for row in range(4)]))
+def packed_batch(trainer: MIPOTrainer) -> dict[str, Any]:
+    return trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[row] for row in range(4)]))
 
 
 @pytest.mark.parametrize("precompute", [True, False])
@@ -443,28 +444,28 @@ def test_lora_on_the_head_is_trained(
     table = request.getfixturevalue(rows).to_trl()
     lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "lm_head"], init_lora_weights=False)
     args = arguments(tmp_path, fused_loss=True, precompute_ref_log_probs=precompute, beta=0.3)
-    made = MIPOTrainer(noisy(), args=args, train_dataset=table, processing_class=tokenizer, peft_config=lora)
-    batch = packed_batch(made)
-    made.compute_loss(made.model, batch).backward()
-    ours = {name: weight.grad for name, weight in made.model.named_parameters() if weight.requires_grad}
-    made.model.zero_grad()
+    trainer = MIPOTrainer(noisy(), args=args, train_dataset=table, processing_class=tokenizer, peft_config=lora)
+    batch = packed_batch(trainer)
+    trainer.compute_loss(trainer.model, batch).backward()
+    ours = {name: weight.grad for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    trainer.model.zero_grad()
 
     def logps(row: dict[str, Any]) -> torch.Tensor:
         several = row["rejected_ids"] if rows == "ragged" else [row["rejected_ids"]]
         scores = []
-        for said in (row["chosen_ids"], *several):
-            ids, start = torch.tensor([[*row["prompt_ids"], *said]]), len(row["prompt_ids"])
-            every = made.model(input_ids=ids).logits[0, start - 1 : -1].log_softmax(-1)
+        for response in (row["chosen_ids"], *several):
+            ids, start = torch.tensor([[*row["prompt_ids"], *response]]), len(row["prompt_ids"])
+            every = trainer.model(input_ids=ids).logits[0, start - 1 : -1].log_softmax(-1)
             scores.append(every.gather(-1, ids[0, start:, None]).sum())
         return torch.stack(scores)[None]
 
-    groups = [made.train_dataset[row] for row in range(4)]
-    with torch.no_grad(), made.model.disable_adapter():
+    groups = [trainer.train_dataset[row] for row in range(4)]
+    with torch.no_grad(), trainer.model.disable_adapter():
         ref = [logps(row) for row in groups]
     loss = torch.cat([preference_loss(logps(row), r, beta=0.3) for row, r in zip(groups, ref, strict=True)]).mean()
     loss.backward()
     assert sum("lm_head" in name for name in ours) == 2
-    for name, weight in made.model.named_parameters():
+    for name, weight in trainer.model.named_parameters():
         if weight.requires_grad:
             torch.testing.assert_close(ours[name], weight.grad, atol=FUSED_ATOL, rtol=FUSED_RTOL)
             assert float(weight.grad.abs().max()) > 50 * FUSED_ATOL, name
@@ -477,21 +478,21 @@ def test_an_adapter_on_the_head_loads_again(store: PairStore, tokenizer: Any, tm
     assert losses(log)[0] == pytest.approx(math.log(2), abs=LOSS_ATOL)
     ids = torch.tensor([[3, 58, 93, 39, 5, 4]])
     with torch.inference_mode():
-        moved = load_model(str(tmp_path / "model"))(ids).logits - load_model(DEMO)(ids).logits
-    assert float(moved.abs().max()) > 1e-2
+        change = load_model(str(tmp_path / "model"))(ids).logits - load_model(DEMO)(ids).logits
+    assert float(change.abs().max()) > 1e-2
 
 
 def test_an_adapter_on_the_head_needs_the_fused_loss(store: PairStore, tokenizer: Any, tmp_path: Path) -> None:
-    given = {"train_dataset": store.to_trl(), "processing_class": tokenizer}
+    options = {"train_dataset": store.to_trl(), "processing_class": tokenizer}
     config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["lm_head"])
     with pytest.raises(ValueError, match="adapter to `lm_head` is not supported"):
-        MIPOTrainer(DEMO, args=arguments(tmp_path), peft_config=config, **given)
+        MIPOTrainer(DEMO, args=arguments(tmp_path), peft_config=config, **options)
     fused = arguments(tmp_path, fused_loss=True)
     with pytest.raises(ValueError, match="pass ref_model, or call merge_and_unload"):
-        MIPOTrainer(get_peft_model(load_model(DEMO), config), args=fused, **given)
+        MIPOTrainer(get_peft_model(load_model(DEMO), config), args=fused, **options)
     weighted = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["lm_head"], use_dora=True)
     with pytest.raises(NotImplementedError, match="the Dora variant of LoRA"):
-        MIPOTrainer(DEMO, args=fused, peft_config=weighted, **given)
+        MIPOTrainer(DEMO, args=fused, peft_config=weighted, **options)
 
 
 @pytest.mark.parametrize("rows", ["store", "ragged"])
@@ -501,7 +502,7 @@ def test_held_out_groups_are_evaluated_the_same(
     table = request.getfixturevalue(rows).to_trl()
     fused, plain = both(table, tmp_path, tokenizer, eval_dataset=table.select(range(5)))
     assert_same_figures(fused.evaluate(), plain.evaluate())
-    assert_same_figures(*(made.evaluate(table.select(range(5, 9))) for made in (fused, plain)))
+    assert_same_figures(*(trainer.evaluate(table.select(range(5, 9))) for trainer in (fused, plain)))
 
 
 @pytest.mark.parametrize("rows", ["store", "ragged"])
@@ -511,22 +512,22 @@ def test_the_fused_loss_in_bfloat16_is_as_near_to_float32_as_trl_s(
     table = request.getfixturevalue(rows).to_trl()
     step = {"use_cpu": True, "max_steps": 1, "max_grad_norm": 1e3}
     runs = [*both(table, tmp_path, tokenizer, bf16=True, **step), both(table, tmp_path, tokenizer, **step)[1]]
-    for made in runs:
-        made.train()
-    fused, plain, exact = (torch.cat([w.detach().flatten() for w in made.model.parameters()]) for made in runs)
+    for trainer in runs:
+        trainer.train()
+    fused, plain, exact = (torch.cat([w.detach().flatten() for w in trainer.model.parameters()]) for trainer in runs)
     assert float((fused - exact).norm()) < BF16_FACTOR * float((plain - exact).norm())
-    assert_same_figures(*(made.state.log_history[0] for made in runs[:2]), rtol=BF16_RTOL)
+    assert_same_figures(*(trainer.state.log_history[0] for trainer in runs[:2]), rtol=BF16_RTOL)
 
 
-def flops(made: MIPOTrainer, inside: bool) -> dict[Any, int]:
-    made.current_gradient_accumulation_steps = 1  # which train() sets
-    batch = made.data_collator([made.train_dataset[row] for row in range(4)])
+def flops(trainer: MIPOTrainer, inside: bool) -> dict[Any, int]:
+    trainer.current_gradient_accumulation_steps = 1  # which train() sets
+    batch = trainer.data_collator([trainer.train_dataset[row] for row in range(4)])
     in_place = {torch.ops.aten.addmm_: lambda out, left, right, out_shape=None, **_: 2 * math.prod([*left, right[1]])}
     with (
         FlopCounterMode(display=False, custom_mapping=in_place) as counter,
         LookInside() if inside else nullcontext(),
     ):
-        made.training_step(made.model, batch)
+        trainer.training_step(trainer.model, batch)
     return counter.get_flop_counts()["Global"]
 
 
@@ -547,7 +548,7 @@ def test_a_step_projects_three_times_instead_of_four(
     batch = fused.data_collator([fused.train_dataset[row] for row in range(4)])
     rows_scored, tokens = batch["completion_mask"][:, 1:], len(batch["groups"].targets)
     head = 2 * fused.model.get_output_embeddings().weight.numel()
-    ours, theirs = (sum(flops(made, inside=True).values()) for made in (fused, plain))
+    ours, theirs = (sum(flops(trainer, inside=True).values()) for trainer in (fused, plain))
     factor = 2 if frozen else 3
     assert theirs - ours == (factor + 1) * head * rows_scored.numel() - factor * head * tokens
     assert tokens == int(rows_scored.sum())
@@ -563,18 +564,18 @@ def test_the_fused_loss_reads_a_ready_reference_alone(store: PairStore, tokenize
     for name, logp in zip(preference_head.REF, (-9.0, -8.0), strict=True):
         rows = rows.add_column(name, [logp] * len(rows))
     fused, plain = both(rows, tmp_path, tokenizer, max_steps=1)
-    for made in (fused, plain):
-        made.train()
-        assert made.state.log_history[0]["rewards/margins"] > 0.1
-    assert_same_figures(*(made.state.log_history[0] for made in (fused, plain)))
+    for trainer in (fused, plain):
+        trainer.train()
+        assert trainer.state.log_history[0]["rewards/margins"] > 0.1
+    assert_same_figures(*(trainer.state.log_history[0] for trainer in (fused, plain)))
 
 
 def test_what_the_fused_loss_has_not_is_refused_at_once(store: PairStore, tokenizer: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"fused_loss=True has no ld_alpha=0\.5"):
+    with pytest.raises(ValueError, match=r"fused_loss=True does not support ld_alpha=0\.5"):
         run(store.to_trl(), tmp_path, tokenizer, fused_loss=True, ld_alpha=0.5)
     with pytest.raises(ValueError, match="expected label_smoothing 0 for sigmoid"):
         run(store.to_trl(), tmp_path, tokenizer, fused_loss=True, label_smoothing=0.1)
-    with pytest.raises(ValueError, match="has no compute_metrics"):
+    with pytest.raises(ValueError, match="does not support compute_metrics"):
         MIPOTrainer(DEMO, args=arguments(tmp_path, fused_loss=True), train_dataset=store.to_trl(),
                     processing_class=tokenizer, compute_metrics=print)  # fmt: skip
 
@@ -587,13 +588,13 @@ def one_of_two(rank: int, port: int, folder: Path) -> None:
     for negatives in ((1,), (3, 1, 2)):
         rows = tokenize(preferences(24, negatives), tokenizer)[0].to_trl()
         fields = {"per_device_train_batch_size": 2, "use_cpu": True, "max_grad_norm": 1e3}
-        made = both(rows, folder / str(rank), tokenizer, **fields)[0]
-        made.train()
-        assert isinstance(made.model_wrapped, torch.nn.parallel.DistributedDataParallel)
+        trainer = both(rows, folder / str(rank), tokenizer, **fields)[0]
+        trainer.train()
+        assert isinstance(trainer.model_wrapped, torch.nn.parallel.DistributedDataParallel)
         if rank == 0:
-            log = [row for row in made.state.log_history if "loss" in row]
-            torch.save((log, made.model.state_dict()), folder / f"{len(negatives)}.pt")
-    # Together, and before Python's own end, at which gloo's threads were once found running: an abort after the work.
+            log = [row for row in trainer.state.log_history if "loss" in row]
+            torch.save((log, trainer.model.state_dict()), folder / f"{len(negatives)}.pt")
+    # Together, and before Python's own end, when gloo's threads may still run: that once aborted a finished process.
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
@@ -657,20 +658,20 @@ def test_lora_trains_an_adapter_that_loads_again(
     assert losses(log)[0] == pytest.approx(first, abs=LOSS_ATOL)
     ids = torch.tensor([[3, 58, 93, 39, 5, 4]])
     with torch.inference_mode():
-        moved = load_model(str(tmp_path / "model"))(ids).logits - load_model(DEMO)(ids).logits
-    assert float(moved.abs().max()) > 1e-3
+        change = load_model(str(tmp_path / "model"))(ids).logits - load_model(DEMO)(ids).logits
+    assert float(change.abs().max()) > 1e-3
 
 
 def test_a_lora_reference_is_the_model_without_it(ragged: PairStore, tokenizer: Any, tmp_path: Path) -> None:
     for precompute in (True, False):
         args = arguments(tmp_path, precompute_ref_log_probs=precompute, learning_rate=5e-3)
         adapter = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
-        made = MIPOTrainer(
+        trainer = MIPOTrainer(
             DEMO, args=args, train_dataset=ragged.to_trl(), processing_class=tokenizer, peft_config=adapter
         )
-        made.train()
-        assert made.state.log_history[0]["rewards/chosen"] == pytest.approx(0, abs=1e-5)
-        assert abs(made.state.log_history[2]["rewards/chosen"]) > 1e-5
+        trainer.train()
+        assert trainer.state.log_history[0]["rewards/chosen"] == pytest.approx(0, abs=1e-5)
+        assert abs(trainer.state.log_history[2]["rewards/chosen"]) > 1e-5
 
 
 class Kill(TrainerCallback):
@@ -696,8 +697,8 @@ def test_training_goes_on_from_its_checkpoint(
     args = arguments(tmp_path / "b", **fields)
     plain = MIPOTrainer.__init__
 
-    def killed(self: Any, *given: Any, **named: Any) -> None:
-        plain(self, *given, **named, callbacks=[Kill(4)])
+    def killed(self: Any, *args: Any, **options: Any) -> None:
+        plain(self, *args, **options, callbacks=[Kill(4)])
 
     with monkeypatch.context() as patch:
         patch.setattr(MIPOTrainer, "__init__", killed)
@@ -709,7 +710,7 @@ def test_training_goes_on_from_its_checkpoint(
     shutil.copytree(tmp_path / "b" / "checkpoint-4", tmp_path / "b" / "checkpoint-6")
     (tmp_path / "b" / "checkpoint-6" / "trainer_state.json").write_text('{"global_st')
     log = train(ragged, DEMO, tokenizer, tmp_path / "model", args=args)
-    assert "going on from checkpoint-4" in capsys.readouterr().out
+    assert "resuming from checkpoint-4" in capsys.readouterr().out
     assert losses(log) == pytest.approx(losses(whole), abs=PADDING_ATOL)
     assert log[-1]["step"] == 6
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "whole"]
@@ -731,10 +732,10 @@ def test_a_half_written_checkpoint_is_passed_over_and_removed(tmp_path: Path) ->
 def test_tokens_of_another_tokenizer_are_refused(store: PairStore, tmp_path: Path) -> None:
     other = load_tokenizer(DEMO)
     other.chat_template += "{# other #}"
-    with pytest.raises(ValueError, match="made by another tokenizer or chat template"):
+    with pytest.raises(ValueError, match="those of another tokenizer or chat template"):
         train(store, DEMO, other, tmp_path / "model", args=arguments(tmp_path / "checkpoints"))
     empty = dataclasses.replace(store, pieces=())
-    with pytest.raises(ValueError, match="no group to train on"):
+    with pytest.raises(ValueError, match="at least one group to train on, got none"):
         train(empty, DEMO, other, tmp_path / "model", args=arguments(tmp_path / "checkpoints"))
 
 
@@ -744,7 +745,7 @@ def test_the_model_is_let_go_after_training(store: PairStore, tokenizer: Any, tm
     import weakref
 
     models: list[Any] = []
-    plain = room._save
+    plain = training._save
 
     def remember(trainer: MIPOTrainer, output: Path) -> None:
         models.append(weakref.ref(trainer.model))
@@ -752,7 +753,7 @@ def test_the_model_is_let_go_after_training(store: PairStore, tokenizer: Any, tm
 
     gc.disable()
     try:
-        room._save = remember
+        training._save = remember
         train(
             store,
             DEMO,
@@ -762,7 +763,7 @@ def test_the_model_is_let_go_after_training(store: PairStore, tokenizer: Any, tm
         )
         assert models[0]() is None
     finally:
-        room._save = plain
+        training._save = plain
         gc.enable()
 
 
@@ -773,11 +774,11 @@ def test_the_loss_curve_of_the_demo_s_model_is_kept(
 ) -> None:
     """After a change that is meant to move it: delete the file, run this test twice, and say so in CHANGELOG.md."""
     table = request.getfixturevalue(rows).to_trl()
-    made = run(table, tmp_path, tokenizer, max_steps=20, beta=0.3, seed=0, fused_loss=fused)
-    kept = json.loads(CURVE.read_text()) if CURVE.exists() else {}
-    if rows not in kept:
-        curve = [round(loss, 6) for loss in losses(made.state.log_history)]
-        CURVE.write_text(json.dumps({**kept, rows: curve}, indent=1) + "\n")
+    trainer = run(table, tmp_path, tokenizer, max_steps=20, beta=0.3, seed=0, fused_loss=fused)
+    curves = json.loads(CURVE.read_text()) if CURVE.exists() else {}
+    if rows not in curves:
+        curve = [round(loss, 6) for loss in losses(trainer.state.log_history)]
+        CURVE.write_text(json.dumps({**curves, rows: curve}, indent=1) + "\n")
         pytest.fail(f"{CURVE} did not know this curve; it was written: look at it, and run again")
-    assert losses(made.state.log_history) == pytest.approx(kept[rows], abs=CURVE_ATOL)
-    assert kept[rows][-1] < kept[rows][0] - 0.05
+    assert losses(trainer.state.log_history) == pytest.approx(curves[rows], abs=CURVE_ATOL)
+    assert curves[rows][-1] < curves[rows][0] - 0.05

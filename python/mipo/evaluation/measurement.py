@@ -19,7 +19,7 @@ from mipo.evaluation.scoring import sequence_logps
 from mipo.models.model import Model
 from mipo.negatives.draw import Kind, contrast
 from mipo.prompts.rows import numbered
-from mipo.responses.ask import Asked, ask, counter_prompts
+from mipo.responses.ask import Requests, ask, counter_prompts
 from mipo.responses.generation import generate
 from mipo.tokenizer.chat import encode_prompts
 from mipo.tokenizer.messages import key
@@ -89,7 +89,7 @@ def evaluate(
     return {name: asdict(figure) for name, figure in figures.items()}, table
 
 
-def _responses_of(asked: Asked, responses: pl.DataFrame) -> pl.DataFrame:
+def _responses_of(asked: Requests, responses: pl.DataFrame) -> pl.DataFrame:
     """The response to each prompt: prompt, response, response_tokens, truncated."""
     columns = ["response_id", "prompt", "response", "response_tokens", "truncated"]
     own = asked.own.alias("response_id").to_frame()

@@ -1,6 +1,6 @@
 """Log-probs and losses from hidden states and an LM head, without stored logits.
 
-Needs torch alone; what knows transformers and TRL is imported by path: `mipo.fused.heads`, `mipo.fused.trl`.
+Needs torch alone. Import the modules for transformers and TRL by path: `mipo.fused.heads`, `mipo.fused.trl`.
 """
 
 from mipo.fused.operators import FusedPreferenceLoss, linear_logps, linear_preference_loss

@@ -1,8 +1,7 @@
-"""Heads: what the LM head of a model is, as arguments of the fused operations, and the hidden states that it reads.
+"""Heads: the LM head of a model as arguments of the fused operations, and the hidden states that it reads.
 
-This room knows transformers' names for such things and PEFT's layers. It does not know losses or trainers, or how a
-head's products are made. A head that is more than a linear layer is refused here: read as one, it would train towards
-wrong log-probs without a sign of it.
+Knows transformers' names for heads, and PEFT's layers. Knows nothing of losses, trainers or kernels. It refuses a head
+that is more than a linear layer: treated as one, it would silently train towards wrong log-probs.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from mipo.loss.logps import token_logps
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64, Shaped
 
-# The first that a configuration has a value for counts, as in TRL 1.16's `add_fused_lm_head`; TRL reads the first only.
+# The first name with a value in the configuration counts; TRL 1.16's `add_fused_lm_head` reads the first name only.
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 # Cohere, Muse, Falcon-H1. Granite and MiniCPM3 divide by `logits_scaling`, HyperCLOVA X multiplies by it.
 SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier")
@@ -40,18 +39,17 @@ class Adapter:
     dropout: nn.Module
 
     def project(self, hidden: Float[Tensor, "*T D"]) -> Float[Tensor, "*T r"]:
-        """The hidden states as the r numbers that `up` reads, drawn anew where there is dropout."""
+        """The hidden states as the r numbers that `up` reads; dropout draws anew at every call."""
         return functional.linear(self.dropout(hidden.to(self.down.dtype)), self.down) * self.scaling
 
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """An LM head: logits = softcap tanh(scale (hidden weight^T + what the adapters add + bias) / softcap).
+    """An LM head: logits = softcap tanh(scale (hidden weight^T + adapters(hidden) + bias) / softcap).
 
-    Called with the hidden states [..., D] that are about to be scored, it gives the keyword arguments weight, bias,
-    softcap, scale and lora of `mipo.fused.linear_logps`, `mipo.fused.linear_preference_loss` or
-    `mipo.loss.token_logps`. The tensors are the model's own, so gradients arrive there; make a head anew for every
-    step, since sharded weights are gathered when it is made.
+    Called with the hidden states [..., D] to score, it returns the keyword arguments weight, bias, softcap, scale and
+    lora of `mipo.fused.linear_logps`, `mipo.fused.linear_preference_loss` and `mipo.loss.token_logps`. The tensors are
+    the model's own, so gradients reach the model. `Head.of` gathers sharded weights: call it anew in every step.
     """
 
     weight: Float[Tensor, "V D"]
@@ -62,16 +60,16 @@ class Head:
 
     @classmethod
     def of(cls, model: nn.Module) -> Head:
-        """The head of a causal LM of transformers, as it is or within PEFT's, DDP's or torch.compile's wrappers.
+        """The head of a causal LM of transformers, bare or inside the wrappers of PEFT, DDP and torch.compile.
 
-        A copy of the head that PEFT trains (`modules_to_save`) is the weight, and active LoRA layers on the head are
-        its adapters; disabled or merged ones are not. Frozen weights that FSDP2 shards are gathered; trained ones must
-        be whole already, as those of the root module are within its forward.
+        Where PEFT trains a copy of the head (`modules_to_save`), that copy is the weight. Active LoRA layers on the
+        head are its adapters; disabled or merged ones are not. Frozen weights that FSDP2 shards are gathered; trained
+        ones must be whole already, as those of the root module are within its forward.
 
         Raises:
-            TypeError: if this is no model of transformers.
-            NotImplementedError: if the logits are more than such a head, or its weights are not all here.
-            ValueError: if adapters are both disabled and merged into the weights.
+            InputTypeError: if `model` is not a model of transformers.
+            UnsupportedError: if the logits are not those of such a head, or its weights are not all on this process.
+            InputError: if adapters are both disabled and merged into the weights.
         """
         inner = _unwrapped(model)
         layer = inner.get_output_embeddings()
@@ -80,9 +78,9 @@ class Head:
         _check_linear(linear)
         weight, bias = _gathered(linear.weight), None if linear.bias is None else _gathered(linear.bias)
         config = inner.config.get_text_config()
-        kept = getattr(config, "unpadded_vocab_size", None)
-        if kept is not None and kept < weight.shape[0]:
-            _refuse(f"a vocabulary of {kept} that {type(inner).__name__} cuts out of {weight.shape[0]} logits")
+        words = getattr(config, "unpadded_vocab_size", None)
+        if words is not None and words < weight.shape[0]:
+            _refuse(f"a vocabulary of {words} that {type(inner).__name__} cuts out of {weight.shape[0]} logits")
         return cls(weight, bias, _first(config, SOFTCAPS), _scale(config), adapters)
 
     def __call__(self, hidden: Float[Tensor, "*T D"]) -> dict[str, Any]:
@@ -96,12 +94,12 @@ class Head:
 
     @torch.no_grad()
     def verify(self, model: nn.Module, input_ids: Int64[Tensor, "N L"] | None = None) -> None:
-        """Run the model on a few tokens and raise ValueError unless this head makes the logits that the model makes.
+        """Runs the model on a few tokens and raises InputError unless this head gives the model's log-probs.
 
-        What `of` cannot see is what code beside the layers does to logits, for instance in a model of remote code.
+        `of` reads layers and settings; it cannot see other code that changes logits, for example in remote code.
 
         Args:
-            model: the one that this head is of.
+            model: the model of this head.
             input_ids: [N, L], int64; any text. `None` means four ids from the vocabulary.
         """
         if input_ids is None:
@@ -118,13 +116,14 @@ class Head:
             for module in training:
                 module.training = True
         theirs = logits.float().log_softmax(-1).gather(-1, input_ids[..., None])[..., 0]
-        # Logits are known to their dtype's precision, and a log-sum-exp of float32 to a few 1e-6.
-        allowed = 4 * torch.finfo(logits.dtype).eps * float(logits.abs().max()) + 1e-5
-        off = float((ours - theirs).abs().max())
-        if not off <= allowed:
+        # Logits have the precision of their dtype, and a log-sum-exp in float32 that of a few 1e-6.
+        tolerance = 4 * torch.finfo(logits.dtype).eps * float(logits.abs().max()) + 1e-5
+        error = float((ours - theirs).abs().max())
+        if not error <= tolerance:
             raise InputError(
-                f"expected the log-probs of {type(_unwrapped(model)).__name__} from its head within {allowed:.1g} "
-                f"nats, got them {off:.2g} off; it changes logits in a way unknown here, so score with its own forward"
+                f"expected the log-probs of {type(_unwrapped(model)).__name__} from its head within "
+                f"{tolerance:.1g} nats, got them {error:.2g} off; the model changes logits in a way unknown here, so "
+                "score with its own forward"
             )
 
 
@@ -134,16 +133,16 @@ def response_states(
     completion_mask: Shaped[Tensor, "N L"],
     attention_mask: Shaped[Tensor, "N L"] | None = None,
 ) -> tuple[Float[Tensor, "T D"], Int64[Tensor, " T"]]:
-    """The hidden states that predict the response tokens, and these tokens: packed row after row, without padding.
+    """The response tokens and the hidden states that predict them, packed row after row without padding.
 
-    Selecting waits for the device. The backbone is called by itself, so without what DDP or FSDP do around a whole
-    model: with those, call this within the model's own forward.
+    The selection waits for the device. It calls the backbone alone, so it skips the work of DDP or FSDP around a whole
+    model: with those, call this function within the model's own forward.
 
     Args:
         model: as for `Head.of`.
         input_ids: [N, L], int64: prompts and their responses.
         completion_mask: [N, L], true at the response tokens; never in the first column, which nothing predicts.
-        attention_mask: [N, L], true at what is not padding; needed where padding is on the left.
+        attention_mask: [N, L], false at padding; needed where padding is on the left.
 
     Returns:
         hidden [T, D] and targets [T], with T the number of response tokens: completion_mask.sum(1) in each row.
@@ -156,15 +155,15 @@ def response_states(
             f"expected a completion_mask of the shape of input_ids, {list(input_ids.shape)}, got "
             f"{list(completion_mask.shape)}; true at the response tokens"
         )
-    said = completion_mask.bool()
-    if bool(said[:, 0].any()):
+    is_response = completion_mask.bool()
+    if bool(is_response[:, 0].any()):
         raise InputError("expected no response token in the first column; give every row a prompt of at least 1 token")
     states = _backbone(inner)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
-    return states[:, :-1][said[:, 1:]], input_ids[said]
+    return states[:, :-1][is_response[:, 1:]], input_ids[is_response]
 
 
-def _unwrapped(given: nn.Module) -> PreTrainedModel:
-    model: Any = given
+def _unwrapped(wrapped: nn.Module) -> PreTrainedModel:
+    model: Any = wrapped
     while not isinstance(model, PreTrainedModel):
         if hasattr(model, "get_base_model"):
             model = model.get_base_model()
@@ -174,21 +173,21 @@ def _unwrapped(given: nn.Module) -> PreTrainedModel:
             model = model._orig_mod
         else:
             raise InputTypeError(
-                f"expected a causal LM of transformers, or PEFT's, DDP's or torch.compile's wrapper of one, got "
-                f"{type(given).__name__}; pass the model inside"
+                "expected a causal LM of transformers, bare or wrapped by PEFT, DDP or torch.compile, got "
+                f"{type(wrapped).__name__}; pass the model inside"
             )
     return model
 
 
 def _backbone(model: PreTrainedModel) -> Any:
-    """The one child with weights beside the head: with more, as in BERT's kin, states change on their way to it."""
+    """The only child with weights besides the head; a second one, as in BERT, would change the states."""
     head = model.get_output_embeddings()
     children = dict(model.named_children())
     own = [name for named in (model.named_parameters, model.named_buffers) for name, _ in named(recurse=False)]
     rest = {name: child for name, child in children.items() if child is not head and _holds_numbers(child)}
     if head is None or len(rest) != 1 or own or all(child is not head for child in children.values()):
-        found = ", ".join([*children, *own])
-        _refuse(f"{type(model).__name__} of {found}, where a backbone and a linear head, and no more, are expected")
+        parts = ", ".join([*children, *own])
+        _refuse(f"{type(model).__name__} of {parts}, and not only a backbone and a linear head")
     if getattr(model.config, "is_encoder_decoder", False):
         _refuse(f"{type(model).__name__}, an encoder and a decoder")
     return next(iter(rest.values()))
@@ -199,7 +198,7 @@ def _holds_numbers(module: nn.Module) -> bool:
 
 
 def _layers(module: Any) -> tuple[Any, tuple[Adapter, ...]]:
-    """The layer at the bottom of PEFT's, and the adapters on the way there."""
+    """The layer inside PEFT's layers, and their adapters."""
     kind = _class(module)
     if not kind.__module__.startswith("peft."):
         return module, ()
@@ -212,7 +211,7 @@ def _layers(module: Any) -> tuple[Any, tuple[Adapter, ...]]:
         return _layers(module.original_module if off else copies[names[0]])
     if kind is Linear:
         return module.base_layer, _adapters(module)
-    _refuse(f"the PEFT layer {kind.__module__}.{kind.__name__} on it; LoRA and modules_to_save are known")
+    _refuse(f"the PEFT layer {kind.__module__}.{kind.__name__}; LoRA and modules_to_save are supported")
 
 
 def _adapters(layer: Any) -> tuple[Adapter, ...]:
@@ -227,9 +226,9 @@ def _adapters(layer: Any) -> tuple[Adapter, ...]:
     for name in names:
         if name in layer.lora_variant:
             variant = type(layer.lora_variant[name]).__name__.removesuffix("LinearVariant")
-            _refuse(f"the {variant} variant of LoRA on it, in adapter {name!r}; plain LoRA is known")
+            _refuse(f"the {variant} variant of LoRA in adapter {name!r}; plain LoRA is supported")
         if layer.lora_bias[name]:
-            _refuse(f"a LoRA layer with a bias on it, in adapter {name!r}; leave out lora_bias=True")
+            _refuse(f"a LoRA layer with a bias in adapter {name!r}; leave out lora_bias=True")
     return tuple(
         Adapter(_gathered(layer.lora_A[n].weight), _gathered(layer.lora_B[n].weight), layer.scaling[n],
                 layer.lora_dropout[n])
@@ -238,20 +237,20 @@ def _adapters(layer: Any) -> tuple[Adapter, ...]:
 
 
 def _check_linear(layer: Any) -> None:
-    # accelerate's device_map sets a forward of its own, which moves inputs and changes no number.
+    # accelerate's device_map sets its own forward, which moves inputs and changes no number.
     patched = "forward" in vars(layer) and not hasattr(layer, "_hf_hook")
     if not isinstance(layer, nn.Linear) or type(layer).forward is not nn.Linear.forward or patched:
-        _refuse(f"{'a patched ' if patched else ''}{_class(layer).__name__}, where a torch.nn.Linear is expected")
+        _refuse(f"{'a patched ' if patched else ''}{_class(layer).__name__}, and not a torch.nn.Linear")
     weight = layer.weight
     if weight.dtype not in FLOATS or type(weight) not in (Tensor, nn.Parameter, DTensor):
         _refuse(f"a quantized weight, {type(weight).__name__} of {weight.dtype}; leave the LM head out of quantization")
     if weight.is_meta or weight.ndim != 2 or not weight.numel():
-        where = "on the meta device" if weight.is_meta else f"of shape {list(weight.shape)}"
-        _refuse(f"a weight {where}, so offloaded or sharded by FSDP1 or ZeRO-3; FSDP2 is known")
+        state = "on the meta device" if weight.is_meta else f"of shape {list(weight.shape)}"
+        _refuse(f"a weight {state}, so offloaded or sharded by FSDP1 or ZeRO-3; FSDP2 is supported")
 
 
 def _class(module: nn.Module) -> type:
-    """The class of a module before `fully_shard` put one of its own in front."""
+    """The class of a module without the one that `fully_shard` puts in front."""
     return next(kind for kind in type(module).__mro__ if not issubclass(kind, FSDPModule))
 
 
@@ -259,7 +258,7 @@ def _gathered(tensor: Float[Tensor, "*V"]) -> Float[Tensor, "*V"]:
     if not isinstance(tensor, DTensor):
         return tensor
     if tensor.device_mesh.size() > 1 and tensor.requires_grad and torch.is_grad_enabled():
-        # Its backward would give each process its own gradient of its own shard: summed over the processes by nobody.
+        # In its backward each process would get the gradient of its own shard, and nobody would sum over processes.
         _refuse(
             f"a trained weight sharded by FSDP2 over {tensor.device_mesh.size()} processes; shard the LM head with the "
             "root module, not by itself, and read it within the model's forward, where it is whole"
@@ -282,5 +281,5 @@ def _beside(tensors: list[Float[Tensor, "*T _"]]) -> Float[Tensor, "*T _"]:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors, -1)
 
 
-def _refuse(found: str) -> NoReturn:
-    raise UnsupportedError(f"this LM head can't be fused: found {found}. Score with the model's own forward instead")
+def _refuse(obstacle: str) -> NoReturn:
+    raise UnsupportedError(f"the LM head can't be fused: got {obstacle}. Score with the model's own forward instead")

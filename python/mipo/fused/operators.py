@@ -1,10 +1,10 @@
-"""LM heads in pieces: log-probs and losses straight from hidden states, in as few FLOPs as stored logits take.
+"""Operators: log-probs and losses from hidden states and an LM head, piece by piece, in the FLOPs of stored logits.
 
-This room knows the arguments and the choice of a mode; `kernels/` does the work and `mipo.loss` says what it must be.
-It does not know models or trainers: select the hidden states of the response tokens before you come here.
+Knows the arguments and the choice of a mode; `kernels/` computes, and `mipo.loss` defines the results. Knows nothing of
+models or trainers: callers select the hidden states of the response tokens.
 
-Letters in types are those of `mipo.loss`: T tokens, D the width of a hidden state, V words, r the rank of an adapter, G
-groups of R = K + 1 responses.
+Letters in types: T tokens, D the width of a hidden state, V words, r the rank of an adapter, G groups of R = K + 1
+responses.
 """
 
 from __future__ import annotations
@@ -83,9 +83,9 @@ def linear_logps(
 
     a = scale (hidden weight^T + bias),  z = softcap tanh(a / softcap) / temperature,  result = z_target - logsumexp(z).
 
-    With T tokens and F = 2 T D V, the FLOPs of one product with the head, and bytes for bf16:
+    With T tokens, F = 2 T D V (the FLOPs of one product with the head) and bytes in bf16:
 
-    | mode | what requires a gradient         | forward + backward | bytes beside inputs and gradients           |
+    | mode | what requires a gradient         | forward + backward | bytes besides inputs and gradients          |
     |------|----------------------------------|--------------------|---------------------------------------------|
     | M0   | nothing                          | F                  | `chunk_bytes`                               |
     | M1   | hidden: the head is frozen       | 2F + 0             | `chunk_bytes`, 2 T D until the backward     |
@@ -93,31 +93,31 @@ def linear_logps(
     | M4   | also the head; 2 T V do not fit  | F + 3F             | `chunk_bytes`, 6 T D in the backward        |
 
     Args:
-        hidden: [..., D], floating: final hidden states, position t already aligned with the token it predicts.
+        hidden: [..., D], floating: final hidden states, each aligned with the token that it predicts.
         weight: [V, D], the dtype of `hidden`, or any under autocast; its gradient is never rounded to a narrower one.
-        targets: [...], int64, in [0, V). On a CPU others raise; on a GPU, where looking would wait, they give NaN.
+        targets: [...], int64, in [0, V). Others raise on a CPU, and give NaN on a GPU, where a check would wait.
         bias: [V], the dtype of `weight`.
         softcap: > 0, logits; `None` means none.
         scale: multiplies the logits, not 0.
         temperature: divides them, > 0.
-        lora: (down [..., r], up [V, r]) adds down up^T to hidden weight^T: LoRA on the head, where `up` is B and down =
-            scaling dropout(hidden) A^T is yours to compute, so that A and hidden have their gradients of it.
-        statistics: return all of `mipo.loss.TokenStatistics` instead of the log-probs alone. The gradient of the
-            entropy, if it is ever asked for, projects once more: 4F in all.
-        mode: named here, or `None` to have it chosen as the table says. M1 needs a frozen head.
-        chunk_bytes: budget for the logits held at any one time; more means fewer, larger products. `None` means 256 MiB
-            and 4 T D, with a trained head (bias or LoRA, too) also 2 V D: what TRL 1.16's head takes for one tile and
-            what it casts.
-        logits_dtype: dtype in which a chunk's logits wait for their log-sum-exp, which itself is always at least
-            float32. `None` means float32 without gradients, where accuracy is nearly free, and the dtype of `hidden`
-            with them. bfloat16 logits cost 0.02 to 0.6 nats on the sum of 200 tokens; for a policy that starts as its
-            reference to the bit, name one dtype for both.
+        lora: (down [..., r], up [V, r]) adds down up^T to hidden weight^T: LoRA on the head. `up` is B; the caller
+            computes down = scaling dropout(hidden) A^T, so that A and hidden get their gradients.
+        statistics: return `mipo.loss.TokenStatistics` instead of the log-probs alone. A backward through the entropy
+            projects once more: 4F in all.
+        mode: one of the table; `None` chooses it as the table says. M1 needs a frozen head.
+        chunk_bytes: budget for the logits held at a time; a larger one means fewer, larger products. `None` means
+            256 MiB and 4 T D, and with a trained head (or bias, or LoRA) also 2 V D: the tile of TRL 1.16's head and
+            its casts.
+        logits_dtype: dtype of a chunk's logits until their log-sum-exp, which is always at least float32. `None` means
+            float32 without gradients, where accuracy is nearly free, and the dtype of `hidden` with them. bfloat16
+            logits cost 0.02 to 0.6 nats on the sum of 200 tokens. Name one dtype for a policy and its reference if
+            they must start equal to the bit.
 
     Returns:
         [...], nats, float32 (float64 for float64 inputs). Differentiable once in hidden, weight, bias and lora.
 
     Raises:
-        TypeError, ValueError: on shapes, dtypes or options other than these.
+        InputTypeError, InputError: for other shapes, dtypes or options.
     """
     head = _head(hidden, weight, targets, bias, lora, Transform(scale, softcap, temperature), chunk_bytes, logits_dtype)
     logps, entropy, others = head.score(mode, statistics)
@@ -127,16 +127,16 @@ def linear_logps(
 
 
 class PreferenceOutput(NamedTuple):
-    """What `linear_preference_loss` returns; only `loss` has a gradient."""
+    """The result of `linear_preference_loss`; only `loss` has a gradient."""
 
     loss: Float[Tensor, ""]
-    """[], the mean over the groups."""
+    """[], the mean of `losses`."""
     losses: Float[Tensor, " G"]
-    """[G]."""
+    """[G], the loss of each group."""
     logps: Float[Tensor, "G R"]
     """[G, R], nats: log-probs of whole responses, 0 where a group has no such response."""
     statistics: TokenStatistics | None
-    """[T] each, if asked for."""
+    """[T] each, with `statistics=True`."""
 
 
 def linear_preference_loss(
@@ -163,11 +163,11 @@ def linear_preference_loss(
 ) -> PreferenceOutput:
     """The preference loss of packed groups of responses from their hidden states, 3F with a trained head.
 
-    Equals the mean of `mipo.loss.preference_loss` over the sums of `mipo.loss.token_logps`. In mode M2 every gradient
-    is made in the forward, chunk by chunk of whole groups, so that nothing is projected twice; a group that does not
-    fit `chunk_bytes` by itself is, by slices of words, F more for its tokens.
+    Equals the mean of `mipo.loss.preference_loss` over the sums of `mipo.loss.token_logps`. In mode M2 the forward
+    computes every gradient, in chunks of whole groups, so that nothing is projected twice. The exception is a group
+    that alone exceeds `chunk_bytes`: it goes through slices of words, for F more on its tokens.
 
-    | mode | when                                                  | FLOPs | bytes beside inputs and gradients, bf16  |
+    | mode | when                                                  | FLOPs | bytes besides inputs and gradients, bf16 |
     |------|-------------------------------------------------------|-------|------------------------------------------|
     | M0   | nothing requires a gradient                           | F     | `chunk_bytes`                            |
     | M1   | the head is frozen                                    | 2F    | `chunk_bytes`, 2 T D                     |
@@ -176,21 +176,21 @@ def linear_preference_loss(
     | M4   | they do not fit, and a loss needs the batch, or float16 | 4F  | `chunk_bytes`, 6 T D                     |
 
     Args:
-        hidden: [T, D]: final hidden states of the response tokens alone, no padding, each aligned with the token it
-            predicts; all tokens of the first group's chosen response, then of its rejected ones, then the next group's.
+        hidden: [T, D]: final hidden states of the response tokens alone, without padding, each aligned with the token
+            that it predicts: the chosen response of the first group, its rejected ones, then the next group.
         weight: [V, D], the dtype of `hidden`, or any under autocast.
         targets: [T], int64: the response tokens.
-        lengths: [G, R], int64: how many tokens each response has, chosen first; 0 where a group has fewer than K
-            rejected ones. Kept on the CPU: elsewhere, reading it waits for the device.
-        ref_logps: [G, R], nats, at least float32: log-probs of the responses under the reference; anything where
-            there is none.
+        lengths: [G, R], int64: the number of tokens of each response, chosen first; 0 where a group has fewer than K
+            rejected ones. Keep it on the CPU: reading it elsewhere waits for the device.
+        ref_logps: [G, R], nats, at least float32: log-probs of the responses under the reference; any value where
+            there is no response.
         bias, softcap, scale, temperature, lora, chunk_bytes, logits_dtype: see `linear_logps`.
         beta, loss_type, loss_weights, label_smoothing, discopop_tau: see `mipo.loss.preference_loss`.
         statistics: also return those of every token, detached.
-        mode: named here, or `None` to have it chosen as the table says.
+        mode: one of the table; `None` chooses it as the table says.
 
     Raises:
-        TypeError, ValueError: on shapes, dtypes or options other than these.
+        InputTypeError, InputError: for other shapes, dtypes or options.
     """
     head = _head(hidden, weight, targets, bias, lora, Transform(scale, softcap, temperature), chunk_bytes, logits_dtype)
     lengths = _checked_lengths(lengths, ref_logps, targets)
@@ -198,8 +198,8 @@ def linear_preference_loss(
     names, weights = check_losses(loss_type, loss_weights, **options, negatives=lengths.shape[1] - 1)
     ref_logps = ref_logps.to(torch.promote_types(head.logits_dtype, torch.float32))
     if mode == "M2" and not torch.is_grad_enabled():
-        mode = None  # as named for training, in evaluation
-    if _is_inside(mode, names, head):
+        mode = None  # a trainer passes its mode in evaluation too
+    if _is_m2(mode, names, head):
         loss, losses, sums, logps, entropy, others = loss_kernel.linear_preference_loss(
             head.hidden, head.weight, targets, lengths, ref_logps, head.bias, head.lora, head.transform, **options,
             loss_types=names, loss_weights=weights, logits_dtype=head.logits_dtype, chunk_bytes=head.budget,
@@ -208,20 +208,20 @@ def linear_preference_loss(
     else:
         logps, entropy, others = head.score(mode, statistics)
         on_device = lengths.to(logps.device, non_blocking=True)
-        # Unlike an index_add, in the same order every time, so with the same bits.
+        # Unlike index_add, segment_reduce adds in one order, so the bits repeat.
         sums = torch.segment_reduce(logps, "sum", lengths=on_device.flatten(), unsafe=True).view_as(lengths)
         losses = preference_loss(
             sums, ref_logps, mask=on_device > 0, loss_type=names, loss_weights=weights, lengths=on_device, **options
         )
         loss = losses.mean()
-    found = _statistics(logps.detach(), entropy.detach(), others, targets.shape) if statistics else None
-    return PreferenceOutput(loss, losses.detach(), sums.detach(), found)
+    token_statistics = _statistics(logps.detach(), entropy.detach(), others, targets.shape) if statistics else None
+    return PreferenceOutput(loss, losses.detach(), sums.detach(), token_statistics)
 
 
 class FusedPreferenceLoss(nn.Module):
-    """`linear_preference_loss` with its options, all but `mode`, set once; the arguments are described there.
+    """`linear_preference_loss` as a module that holds all its options but `mode`; see there for the arguments.
 
-    It has no parameters: the head's weight comes in with every call, so that it may be sharded, tied or wrapped.
+    It has no parameters: every call takes the head's weight, so the head may be sharded, tied or wrapped.
     """
 
     def __init__(
@@ -267,7 +267,7 @@ class FusedPreferenceLoss(nn.Module):
 
 @dataclass(frozen=True)
 class _Head:
-    """A checked problem: what the kernels take. They compute in the dtype of hidden."""
+    """Checked arguments of the kernels, which compute in the dtype of hidden."""
 
     hidden: Float[Tensor, "T D"]
     weight: Float[Tensor, "V D"]
@@ -280,12 +280,12 @@ class _Head:
 
     @property
     def trained(self) -> bool:
-        """Whether the head requires a gradient, and not only what comes into it."""
+        """Whether the head itself requires a gradient, not only its inputs."""
         return _trained(self.weight, self.bias, self.lora[1] if self.lora else None)
 
     @property
     def fits(self) -> bool:
-        """Whether G of all tokens fits the budget, with the logits where they are another buffer."""
+        """Whether G of all tokens, and their logits if in another buffer, fits the budget."""
         separate = self.logits_dtype != self.hidden.dtype
         logit_bytes = self.logits_dtype.itemsize + separate * self.hidden.itemsize
         return self.hidden.shape[0] * self.weight.shape[0] * logit_bytes <= self.budget
@@ -293,7 +293,7 @@ class _Head:
     def score(
         self, mode: Mode | None, statistics: bool
     ) -> tuple[Float[Tensor, " T"], Float[Tensor, "..."], Float[Tensor, "..."]]:
-        """Log-probs, and if asked for, entropy [T] and [3, T] other statistics."""
+        """Log-probs [T], and with `statistics` entropy [T] and other statistics [3, T]."""
         scored: tuple[Tensor, Tensor, Tensor] = logps_kernel.linear_logps(
             self.hidden, self.weight, self.targets, self.bias, self.lora, self.transform,
             logits_dtype=self.logits_dtype, chunk_bytes=self.budget, mode=self._mode(mode), statistics=statistics,
@@ -301,17 +301,18 @@ class _Head:
         return scored
 
     def _mode(self, mode: Mode | None) -> Mode:
-        """The named mode, or the cheapest that gives what is trained its gradient."""
-        able: tuple[Mode, ...]
+        """The requested mode, or the cheapest one that gives all gradients needed."""
+        modes: tuple[Mode, ...]
         if self.trained:
-            able, what = ("M3", "M4") if self.fits else ("M4", "M3"), "the head requires"
+            modes, reason = ("M3", "M4") if self.fits else ("M4", "M3"), "the head requires"
         elif _trained(self.hidden, self.lora[0] if self.lora else None):
-            able, what = ("M1", "M3", "M4"), "hidden requires"
+            modes, reason = ("M1", "M3", "M4"), "hidden requires"
         else:
-            able, what = ("M0", "M1", "M3", "M4"), "nothing requires"
-        if mode is not None and mode not in able:
-            raise InputError(f"expected mode None or one of {', '.join(sorted(able))}, got {mode!r}: {what} a gradient")
-        return mode or able[0]
+            modes, reason = ("M0", "M1", "M3", "M4"), "nothing requires"
+        if mode is not None and mode not in modes:
+            allowed = ", ".join(sorted(modes))
+            raise InputError(f"expected mode None or one of {allowed}, got {mode!r}: {reason} a gradient")
+        return mode or modes[0]
 
 
 def _head(
@@ -332,14 +333,14 @@ def _head(
         dtype = torch.get_autocast_dtype(device)
         hidden, bias = hidden.to(dtype), None if bias is None else bias.to(dtype)
         lora = None if lora is None else (lora[0].to(dtype), lora[1].to(dtype))
-        # The weight stays as it is: cast by the kernel, its gradient is not rounded to autocast's dtype on the way.
+        # The kernel casts the weight itself, so that its gradient is not rounded to autocast's dtype.
         cast = torch.empty_like(weight, dtype=dtype, device="meta")
     else:
         cast = weight
     scale, softcap, temperature = transform
     check_head(hidden, cast, targets, bias=bias, softcap=softcap, scale=scale, temperature=temperature, lora=lora)
     if chunk_bytes is not None and (chunk_bytes < 1 or not isinstance(chunk_bytes, int | torch.SymInt)):
-        raise InputError(f"expected a positive whole chunk_bytes, got {chunk_bytes}; leave it out to have it chosen")
+        raise InputError(f"expected a positive whole chunk_bytes, got {chunk_bytes}; leave it out for the default")
     if chunk_bytes is None:
         head_trained = _trained(weight, bias, lora[1] if lora else None)
         chunk_bytes = TILE_BYTES + 4 * hidden.numel() + head_trained * weight.numel() * hidden.itemsize
@@ -349,7 +350,7 @@ def _head(
     if logits_dtype not in (hidden.dtype, wide):
         raise InputTypeError(
             f"expected logits_dtype to be {hidden.dtype}, the dtype of hidden, or float32, got {logits_dtype}; "
-            "leave it out to have it chosen"
+            "leave it out for the default"
         )
     flat = None if lora is None else (lora[0].reshape(-1, lora[0].shape[-1]), lora[1])
     rows = hidden.reshape(-1, hidden.shape[-1])
@@ -360,16 +361,16 @@ def _trained(*tensors: Float[Tensor, "..."] | None) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
-def _is_inside(mode: Mode | None, names: Sequence[str], head: _Head) -> bool:
-    """Whether the loss is computed by the operator that also makes the gradients: M2."""
-    of_a_batch = sorted(BATCH_LOSSES.intersection(names))
-    if mode == "M2" and (of_a_batch or not head.trained):
-        why = f"{', '.join(of_a_batch)} need the whole batch" if of_a_batch else "the head requires no gradient"
-        raise InputError(f"expected another mode than M2, or None to have it chosen: {why}")
-    # G of all tokens, where it fits, costs no more FLOPs, and no second copy of the gradients in the backward. And
-    # float16 wants its gradients made after the loss has been scaled.
-    chosen = head.trained and not of_a_batch and not head.fits and head.hidden.dtype != torch.float16
-    return mode == "M2" or (mode is None and chosen)
+def _is_m2(mode: Mode | None, names: Sequence[str], head: _Head) -> bool:
+    """Whether to use mode M2: one operator for the loss and its gradients."""
+    batch_losses = sorted(BATCH_LOSSES.intersection(names))
+    if mode == "M2" and (batch_losses or not head.trained):
+        why = f"{', '.join(batch_losses)} need the whole batch" if batch_losses else "the head requires no gradient"
+        raise InputError(f"expected another mode than M2, or None for the default: {why}")
+    # Where G of all tokens fits, M3 takes no more FLOPs, and no second copy of the gradients in the backward. float16
+    # needs its gradients computed after the loss is scaled.
+    default = head.trained and not batch_losses and not head.fits and head.hidden.dtype != torch.float16
+    return mode == "M2" or (mode is None and default)
 
 
 def _checked_lengths(
@@ -378,7 +379,7 @@ def _checked_lengths(
     if lengths.ndim != 2 or lengths.shape[0] < 1 or lengths.shape[1] < 2 or ref_logps.shape != lengths.shape:
         raise InputError(
             "expected lengths and ref_logps [groups, 1 + negatives] with at least one group and one negative, got "
-            f"{list(lengths.shape)} and {list(ref_logps.shape)}; one row a group, the chosen response in column 0"
+            f"{list(lengths.shape)} and {list(ref_logps.shape)}; one row per group, the chosen response in column 0"
         )
     if lengths.dtype != torch.int64:
         raise InputTypeError(f"expected int64 lengths, got {lengths.dtype}; call .long() on them")

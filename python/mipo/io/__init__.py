@@ -1,1 +1,1 @@
-"""Files and tables: how rows come in, are held apart and are written whole. Knows nothing of what they mean."""
+"""Files and tables: reading rows, looking them up, and writing them whole. Knows nothing of what they mean."""

@@ -1,7 +1,7 @@
-"""Checksums: whether something is as it was written, or equal to something else. One kind for files, values and stores.
+"""Checksums: one kind for files, values and stores, to see whether something changed or equals something else.
 
-Of XXH3, 128 bits as 32 hexadecimal digits, at the speed of memory (rust/checksum.rs). It finds broken disks, cut files
-and changed inputs; it is no defence against somebody who wants two files to have one checksum.
+XXH3 with 128 bits, as 32 hexadecimal digits, at the speed of memory (rust/checksum.rs). It detects broken disks,
+truncated files and changed inputs. It does not protect against anyone who wants two files to have the same checksum.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whole files or none: written under a temporary name, synced, renamed. Knows nothing of what is in them."""
+"""Files written whole or not at all: under a temporary name, synced, then renamed. Knows nothing of their contents."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from mipo.errors import InputError, MipoError, NotThereError, WriteError
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; what was written there becomes `path`, or vanishes on an error."""
+    """Yields a temporary path beside `path`. The file written there becomes `path`, or is deleted on an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -24,7 +24,7 @@ def whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and not isinstance(error, MipoError):
             raise WriteError(
-                f"{path}: could not be written ({error.strerror or error}); nothing half-written is kept; free the "
+                f"{path}: could not be written ({error.strerror or error}); no partial file is kept; remove the "
                 "cause and run the same command again"
             ) from error
         raise
@@ -42,7 +42,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in `path`; FileNotFoundError or ValueError for one that is missing or broken."""
+    """The JSON value in `path`; NotThereError for a missing file, InputError for a broken one."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""Keys: rows found by an id, or by 128 bits in place of a value, in tables whose texts would not fit in memory.
+"""Keys: looks up rows by an id, or by 128 bits of a value, in tables whose texts would not fit in memory.
 
-Two of 10⁹ different values share a key with a chance below 10⁻²⁰. Knows nothing of what the values mean.
+The chance that two of 10⁹ different values share a key is below 10⁻²⁰. Knows nothing of what the values mean.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ else:
     np = lazy("numpy")
     pl = lazy("polars")
 
-NOWHERE = -1  # the row of what is not there
+NOWHERE = -1  # the row of a missing id or key
 
 
 def keys_of(values: pl.Series) -> NDArray[np.uint64]:
@@ -31,7 +31,7 @@ def keys_of(values: pl.Series) -> NDArray[np.uint64]:
 
 
 class Index:
-    """Rows by their keys: 24 bytes a row."""
+    """Rows by their keys, in 24 bytes per row."""
 
     def __init__(self, keys: NDArray[np.uint64]) -> None:
         self._order = np.argsort(keys[:, 0], kind="stable")
@@ -41,11 +41,11 @@ class Index:
             self._low, self._high = (keys[self._order, half] for half in (0, 1))
 
     def find(self, wanted: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """For each of `wanted` [m, 2] the first row with this key, `NOWHERE` where none has it."""
+        """For each key of `wanted` [m, 2] the first row with it, `NOWHERE` where no row has it."""
         rows = np.full(len(wanted), NOWHERE, dtype=np.int64)
         if not len(self._low):
             return rows
-        order = np.argsort(wanted[:, 0])  # neighbours look where it was just looked
+        order = np.argsort(wanted[:, 0])  # sorted, neighbouring searches read the same memory
         low, high = wanted[order, 0], wanted[order, 1]
         places = np.searchsorted(self._low, low)
         there = self._at(places, low)
@@ -56,7 +56,7 @@ class Index:
         return rows
 
     def repeated(self) -> NDArray[np.int64]:
-        """The rows whose key another row has, too, in order."""
+        """The rows that share their key with another row, in order."""
         same = np.append(self._same_low() & self._same_high(), False)[: len(self._order)]
         return np.sort(self._order[same | np.roll(same, 1)])
 
@@ -72,9 +72,18 @@ class Index:
         return np.asarray(self._high[1:] == self._high[:-1])
 
 
+def check_ids(ids: pl.Series) -> pl.Series:
+    """The ids as uint64; InputError unless they are distinct whole numbers from 0."""
+    if not ids.dtype.is_integer() or ids.null_count() or (ids < 0).any() or ids.n_unique() < len(ids):
+        raise InputError(
+            f"{ids.name}: expected {len(ids)} distinct whole numbers from 0, got {ids.dtype}: {ids[:3].to_list()} …"
+        )
+    return ids.cast(pl.UInt64)
+
+
 @dataclass(frozen=True, eq=False)
 class Ids:
-    """Rows by their ids. Where ids are row numbers nothing is held, otherwise 24 bytes a row."""
+    """Rows by their ids. Holds nothing where ids are row numbers, otherwise 24 bytes per row."""
 
     rows: int
     values: NDArray[np.uint64] | None = None
@@ -83,25 +92,17 @@ class Ids:
 
     @classmethod
     def of(cls, table: Table, column: str) -> Ids:
-        """The ids in a column of a table, or its row numbers where it has no such column.
-
-        InputError where they are not distinct whole numbers from 0.
-        """
+        """The ids in a column of a table (see `check_ids`), or its row numbers where it has no such column."""
         if column not in table.lazy().collect_schema():
             return cls(height(table))
-        ids = table.lazy().select(column).collect().to_series()
-        if not ids.dtype.is_integer() or ids.null_count() or (ids < 0).any() or ids.n_unique() < len(ids):
-            raise InputError(
-                f"{column}: expected {len(ids)} distinct whole numbers from 0, got {ids.dtype}: {ids[:3].to_list()} …"
-            )
-        values = ids.cast(pl.UInt64).to_numpy()
+        values = check_ids(table.lazy().select(column).collect().to_series()).to_numpy()
         if np.array_equal(values, np.arange(len(values), dtype=np.uint64)):
             return cls(len(values))
         order = np.argsort(values, kind="stable")
         return cls(len(values), values, order, values[order])
 
     def find(self, ids: pl.Series) -> NDArray[np.int64]:
-        """The row of each id; `NOWHERE` for null and for an id that is not there."""
+        """The row of each id; `NOWHERE` for null and for an unknown id."""
         wanted = ids.cast(pl.UInt64).fill_null(2**64 - 1).to_numpy()
         if self.order is None or self.in_order is None or not self.rows:
             return np.where(wanted < self.rows, wanted.astype(np.int64), NOWHERE)
@@ -110,6 +111,6 @@ class Ids:
 
     def of_rows(self, rows: NDArray[np.int64]) -> pl.Series:
         """The id of each row, uint64; null for `NOWHERE`."""
-        there = np.maximum(rows, 0)
-        ids = there.astype(np.uint64) if self.values is None or not self.rows else self.values[there]
+        safe = np.maximum(rows, 0)
+        ids = safe.astype(np.uint64) if self.values is None or not self.rows else self.values[safe]
         return pl.Series(ids, dtype=pl.UInt64).set(pl.Series(rows == NOWHERE), None)

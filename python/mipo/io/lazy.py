@@ -6,7 +6,7 @@ from typing import Any
 
 
 class lazy(ModuleType):
-    """Stands for the module `name` and imports it when an attribute is first asked for."""
+    """Stands in for the module `name`, and imports it when an attribute is first used."""
 
     def __getattr__(self, attribute: str) -> Any:
         return getattr(importlib.import_module(self.__name__), attribute)

@@ -1,4 +1,4 @@
-"""Row files: the rows of a table by their numbers, in any order, for a table that need not fit in memory.
+"""Row files: rows of a table by number, in any order, for a table that need not fit in memory.
 
 Knows rows and files. Knows nothing of what the columns mean.
 """
@@ -30,18 +30,18 @@ else:
 
 
 class Rows(Protocol):
-    """What gives the rows of a table by their numbers."""
+    """Access to the rows of a table by number."""
 
     def take(self, rows: NDArray[np.int64]) -> pl.DataFrame:
-        """The rows of these numbers, in their order; nulls for a number below 0."""
+        """The rows with these numbers, in this order; nulls for a number below 0."""
 
 
 @contextmanager
 def open_rows(table: Table, batch_rows: int, *, folder: Path | None = None) -> Iterator[Rows]:
     """The rows of `table` by number. A LazyFrame of more than `batch_rows` rows goes to a temporary Arrow file first.
 
-    The file lies in `folder` (default: the system's), uncompressed. What `take` reads of it is memory of the system's
-    that is given back with the next call.
+    The file is uncompressed and lies in `folder` (default: the system's temporary folder). The pages that `take` reads
+    belong to the operating system's cache, and are released before the next call.
     """
     if isinstance(table, pl.DataFrame) or tables.height(table) <= batch_rows:
         yield _Frame(table.lazy().collect())
@@ -61,23 +61,23 @@ class _Frame:
 
 
 class _File:
-    """An Arrow file, mapped into memory anew for each call: pages that were read are let go in between."""
+    """An Arrow file, mapped into memory anew for each call, which releases the pages in between."""
 
     def __init__(self, path: Path, table: Table, batch_rows: int) -> None:
         self._path, heights = path, list[int]()
         writer: Any = None
         for frame in tables.batches(table, batch_rows):
-            whole = tables.to_arrow(frame).combine_chunks()
-            writer = writer or pa.ipc.new_file(str(path), whole.schema)
-            writer.write_table(whole)
-            heights.append(len(whole))
+            batch = tables.to_arrow(frame).combine_chunks()
+            writer = writer or pa.ipc.new_file(str(path), batch.schema)
+            writer.write_table(batch)
+            heights.append(len(batch))
         writer.close()
         self._starts = np.array(list(accumulate(heights, initial=0)))
 
     def take(self, rows: NDArray[np.int64]) -> pl.DataFrame:
-        there = rows[rows >= 0]
-        order = np.argsort(there, kind="stable")
-        sorted_rows = there[order]
+        present = rows[rows >= 0]
+        order = np.argsort(present, kind="stable")
+        sorted_rows = present[order]
         borders = np.searchsorted(sorted_rows, self._starts)
         with pa.memory_map(str(self._path)) as mapped, pa.ipc.open_file(mapped) as file:
             pieces = [
@@ -85,10 +85,9 @@ class _File:
                 for number, (start, stop) in enumerate(pairwise(borders))
                 if start < stop
             ]
-            frame = pl.from_arrow(pa.Table.from_batches(pieces, file.schema))
-        assert isinstance(frame, pl.DataFrame)
+            frame = tables.from_arrow(pa.Table.from_batches(pieces, file.schema))
         places = np.full(len(rows), -1)
-        places[np.flatnonzero(rows >= 0)[order]] = np.arange(len(there))
+        places[np.flatnonzero(rows >= 0)[order]] = np.arange(len(present))
         return _gather(frame, places)
 
 

@@ -1,4 +1,4 @@
-"""Sources: the table in a JSONL, Parquet or CSV file or a Hugging Face dataset, as it is written there or refused.
+"""Sources: reads the table in a JSONL, Parquet or CSV file or a Hugging Face dataset exactly, or refuses it.
 
 Knows file formats and how they break. Knows nothing of prompts or chat messages.
 """
@@ -31,10 +31,10 @@ else:
     pq = lazy("pyarrow.parquet")
 
 SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".csv")
-_PIECE = 1 << 20  # bytes of a Parquet column that are read at once
+_BUFFER = 1 << 20  # bytes of a Parquet column that are read at once
 _BOM = b"\xef\xbb\xbf"
-# Texts that polars may have made of something else in the JSON: a number, a truth value, an object, a list; and of half
-# a surrogate pair it makes \0. Few real texts look so, and only those are compared with what the file says.
+# Texts that polars may have converted from a number, a truth value, an object or a list in the JSON, or from half of a
+# surrogate pair, which it turns into \0. Few real texts look like this; only these are compared with the file.
 _SUSPECT = r'^(?:-?\d[\d.eE+-]*|true|false)$|^(?:\{["}]|\[(?:[\[{\]"\d-]|true|false|null))|\x00'
 
 
@@ -42,18 +42,21 @@ def load(source: str | Path, *, split: str = "train", texts: Sequence[str] = ())
     """The table in a JSONL, Parquet or CSV file (also .gz, .xz), or a Hugging Face dataset (saved folder or hub name).
 
     `split` is for datasets that have several. CSV columns are all text. In the columns `texts` a JSONL file must hold
-    text (or lists of objects of text) in every row: what polars would turn into text is refused. Raises
-    FileNotFoundError for what is not there, ValueError, with the file and where known the row, for what is broken.
+    text (or lists of objects of text) in every row; a value that polars would convert to text is refused. Raises
+    NotThereError for a missing source, and InputError for a broken one, with the file and, where known, the row.
     """
     check(source)
     path = Path(source)
     if path.is_dir() or not path.exists():
-        found = _dataset(source, split)
-        return _frame(found, 0, len(found))
+        dataset = _dataset(source, split)
+        return _frame(dataset, 0, len(dataset))
     suffix = next((s for s in reversed(path.suffixes) if s in SUFFIXES), None)
     if suffix is None or path.suffix not in (suffix, ".gz", ".xz"):
         raise InputError(f"{source}: expected a file named {', '.join(SUFFIXES)} (or .gz, .xz of one), or a dataset")
-    data = _unpack(path) if path.suffix != suffix else None
+    data = None
+    if path.suffix != suffix:
+        with _open_lines(path) as file:
+            data = file.read()
     if data == b"" or path.stat().st_size == 0:
         raise InputError(f"{source}: the file is empty")
     if suffix == ".parquet":
@@ -62,13 +65,13 @@ def load(source: str | Path, *, split: str = "train", texts: Sequence[str] = ())
 
 
 def check(source: str | Path) -> None:
-    """FileNotFoundError for what is neither there nor can be the name of a dataset."""
+    """NotThereError for a source that does not exist and cannot be the name of a dataset."""
     if not Path(source).exists() and not _names_hub_dataset(str(source)):
         raise NotThereError(f"{source}: no such file")
 
 
 def scan(source: str | Path) -> pl.DataFrame | pl.LazyFrame:
-    """The table in a Parquet file, or in those of a folder, to be read as it goes; any other as `load` reads it."""
+    """The table in a Parquet file or a folder of them, read lazily; any other source as `load` reads it."""
     parts = _parquet_files(Path(source))
     if not parts or not all(part.stat().st_size for part in parts):
         return load(source)
@@ -81,22 +84,22 @@ def scan(source: str | Path) -> pl.DataFrame | pl.LazyFrame:
 
 
 def height(source: str | Path, *, split: str = "train") -> int:
-    """How many rows `stream` gives; of JSONL and Parquet files, and of datasets, they are counted; others are read."""
-    path = _place(source)
+    """How many rows `stream` yields: counted in JSONL and Parquet files and in datasets; other files are read."""
+    path = _checked(source)
     if parquet := _parquet_files(path):
         rows = 0
         for part in parquet:
-            with _opened_parquet(part) as opened:
-                rows += opened.metadata.num_rows
+            with _open_parquet(part) as file:
+                rows += file.metadata.num_rows
         return rows
     if _is_jsonl(path):
-        with _opened_lines(path) as lines:
+        with _open_lines(path) as lines:
             return sum(not _is_blank(line) for line in lines)
     return load(source).height if path.is_file() else len(_dataset(source, split))
 
 
 def is_streamed(source: str | Path) -> bool:
-    """Whether `stream` reads no more than it is asked for."""
+    """Whether `stream` reads a source piece by piece, instead of loading all of it."""
     path = Path(source)
     return _is_jsonl(path) or bool(_parquet_files(path)) or not path.is_file()
 
@@ -110,13 +113,13 @@ def stream(
     split: str = "train",
     texts: Sequence[str] = (),
 ) -> Iterator[pl.DataFrame]:
-    """Rows start..stop of what `load` reads, in their order, at most `rows` at a time.
+    """Rows `start` to `stop` of the table that `load` reads, in order, at most `rows` at a time.
 
-    Of Parquet and JSONL files, a folder of Parquet files and datasets little more than these is held; lines before
-    `start` are read, too. Batches of a JSONL file may have different columns: a batch has those that are in it. Errors
-    as of `load`.
+    Of Parquet and JSONL files, folders of Parquet files, and datasets, little more than a batch is held in memory;
+    lines before `start` are read, too. A batch of a JSONL file has only the columns that occur in it, so batches may
+    differ. Raises the errors of `load`.
     """
-    path, stop = _place(source), sys.maxsize if stop is None else stop
+    path, stop = _checked(source), sys.maxsize if stop is None else stop
     if parquet := _parquet_files(path):
         yield from _stream_parquet(parquet, rows, start, stop)
     elif _is_jsonl(path):
@@ -124,13 +127,13 @@ def stream(
     elif path.is_file():
         yield from tables.batches(load(source, texts=texts)[start:stop], rows)
     else:
-        found = _dataset(source, split)
-        for first in range(start, min(stop, len(found)), rows):
-            yield _frame(found, first, min(first + rows, stop, len(found)))
+        dataset = _dataset(source, split)
+        for first in range(start, min(stop, len(dataset)), rows):
+            yield _frame(dataset, first, min(first + rows, stop, len(dataset)))
 
 
-def _place(source: str | Path) -> Path:
-    """The source, which is there and not empty, or may be on the hub."""
+def _checked(source: str | Path) -> Path:
+    """The source as a path; InputError for an empty file, and the errors of `check`."""
     check(source)
     path = Path(source)
     if path.is_file() and not path.stat().st_size:
@@ -139,16 +142,16 @@ def _place(source: str | Path) -> Path:
 
 
 def _parquet_files(path: Path) -> list[Path]:
-    """The Parquet file, or those of a folder in the order in which `scan` reads them; none if it is another source."""
+    """The Parquet file, or those of a folder in the order in which `scan` reads them; none for any other source."""
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path] * path.is_file()
     return [file for file in files if file.suffix == ".parquet"]
 
 
 @contextmanager
-def _opened_parquet(path: Path) -> Iterator[pq.ParquetFile]:
-    """The file, of which a piece at a time is read where polars reads row groups, several at once."""
+def _open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    """The file, read in small pieces; polars would read several row groups at once."""
     try:
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=_PIECE) as file:
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER) as file:
             yield file
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a readable parquet file ({error})") from None
@@ -157,21 +160,21 @@ def _opened_parquet(path: Path) -> Iterator[pq.ParquetFile]:
 def _stream_parquet(parquet: list[Path], rows: int, start: int, stop: int) -> Iterator[pl.DataFrame]:
     before = 0
     for path in parquet:
-        with _opened_parquet(path) as file:
+        with _open_parquet(path) as file:
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             ends = list(accumulate(sizes, initial=before))
             wanted = [group for group in range(len(sizes)) if ends[group] < stop and ends[group + 1] > start]
-            at = ends[wanted[0]] if wanted else before
+            row = ends[wanted[0]] if wanted else before
             for batch in file.iter_batches(rows, row_groups=wanted):
-                first, last = max(start - at, 0), min(stop - at, len(batch))
+                first, last = max(start - row, 0), min(stop - row, len(batch))
                 if first < last:
-                    yield _polars(batch.slice(first, last - first), path, at + first - before)
-                at += len(batch)
+                    yield _valid_frame(batch.slice(first, last - first), path, row + first - before)
+                row += len(batch)
         before = ends[-1]
 
 
-def _polars(batch: pa.RecordBatch, path: Path, before: int) -> pl.DataFrame:
-    """The batch for polars, which trusts that texts are UTF-8; ValueError names the row of one that is not."""
+def _valid_frame(batch: pa.RecordBatch, path: Path, before: int) -> pl.DataFrame:
+    """The batch as a frame. polars trusts that texts are UTF-8, so InputError names the row of one that is not."""
     try:
         batch.validate(full=True)
     except pa.ArrowInvalid:
@@ -181,9 +184,7 @@ def _polars(batch: pa.RecordBatch, path: Path, before: int) -> pl.DataFrame:
             except UnicodeDecodeError as error:
                 raise InputError(f"{path}: row {before + row + 1}: not valid UTF-8 ({error})") from None
         raise
-    frame = pl.from_arrow(batch)
-    assert isinstance(frame, pl.DataFrame)
-    return frame
+    return tables.from_arrow(batch)
 
 
 def _is_jsonl(path: Path) -> bool:
@@ -192,10 +193,11 @@ def _is_jsonl(path: Path) -> bool:
 
 
 @contextmanager
-def _opened_lines(path: Path) -> Iterator[IO[bytes]]:
-    opened: Any = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)
+def _open_lines(path: Path) -> Iterator[IO[bytes]]:
+    """The bytes of a file, unpacked."""
+    opener: Any = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)
     try:
-        with opened(path, "rb") as file:
+        with opener(path, "rb") as file:
             yield file
     except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise InputError(f"{path}: broken {path.suffix[1:]} file ({error})") from None
@@ -206,20 +208,20 @@ def _is_blank(data: bytes) -> bool:
 
 
 def _stream_jsonl(path: Path, rows: int, texts: Sequence[str], start: int, stop: int) -> Iterator[pl.DataFrame]:
-    with _opened_lines(path) as file:
-        at = seen = 0
-        while at < start and (line := file.readline()):
-            at, seen = at + (not _is_blank(line)), seen + 1
-        while at < stop and (lines := list(islice(file, rows))):
+    with _open_lines(path) as file:
+        row = number = 0
+        while row < start and (line := file.readline()):
+            row, number = row + (not _is_blank(line)), number + 1
+        while row < stop and (lines := list(islice(file, rows))):
             data = b"".join(lines)
-            frame = _load_jsonl(path, data, texts, (at, seen)) if not _is_blank(data) else pl.DataFrame()
+            frame = _load_jsonl(path, data, texts, (row, number)) if not _is_blank(data) else pl.DataFrame()
             if frame.height:
-                yield frame[: stop - at]
-            at, seen = at + frame.height, seen + len(lines)
+                yield frame[: stop - row]
+            row, number = row + frame.height, number + len(lines)
 
 
 def _names_hub_dataset(source: str) -> bool:
-    """Whether what is no file can be `name` or `owner/name`: neither a path nor something with a file's suffix."""
+    """Whether a source that does not exist can be a dataset, `name` or `owner/name`: no path, and no file's suffix."""
     looks_like_file = re.search(r"\.[A-Za-z][A-Za-z0-9]{0,7}$", source)
     return bool(re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source)) and not looks_like_file
 
@@ -231,29 +233,19 @@ def _dataset(source: str | Path, split: str) -> Any:
         raise LibraryError("Hugging Face datasets need `pip install mipo[train]`") from None
     try:
         saved = Path(source).is_dir()
-        found = datasets.load_from_disk(str(source)) if saved else datasets.load_dataset(str(source), split=split)
+        dataset = datasets.load_from_disk(str(source)) if saved else datasets.load_dataset(str(source), split=split)
     except (OSError, ValueError) as error:
         raise NotThereError(f"{source}: neither a file nor a dataset that can be loaded ({error})") from None
-    if isinstance(found, datasets.DatasetDict):
-        if split not in found:
-            raise InputError(f"{source}: no split {split!r}; it has {', '.join(found)}")
-        found = found[split]
-    return found
+    if isinstance(dataset, datasets.DatasetDict):
+        if split not in dataset:
+            raise InputError(f"{source}: no split {split!r}; it has {', '.join(dataset)}")
+        dataset = dataset[split]
+    return dataset
 
 
 def _frame(dataset: Any, start: int, stop: int) -> pl.DataFrame:
-    """Rows of a dataset."""
-    frame = pl.from_arrow(dataset.with_format("arrow")[start:stop])
-    assert isinstance(frame, pl.DataFrame)
-    return frame
-
-
-def _unpack(path: Path) -> bytes:
-    try:
-        with lzma.open(path) if path.suffix == ".xz" else gzip.open(path) as file:
-            return file.read()
-    except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise InputError(f"{path}: broken {path.suffix[1:]} file ({error})") from None
+    """Rows `start` to `stop` of a dataset."""
+    return tables.from_arrow(dataset.with_format("arrow")[start:stop])
 
 
 def _load_parquet(source: str | Path, data: bytes | None) -> pl.DataFrame:
@@ -267,19 +259,19 @@ def _load_csv(source: str | Path, data: bytes | None) -> pl.DataFrame:
     data = Path(source).read_bytes() if data is None else data
     if not data.removeprefix(_BOM).strip():
         raise InputError(f"{source}: the file is empty")
-    if (wrong := _invalid_utf8(data)) is not None:
-        line = data.count(b"\n", 0, wrong) + 1
-        raise InputError(f"{source}: line {line}: {_not_utf8(data[wrong])}")
+    if (error := _utf8_error(data)) is not None:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{source}: line {line}: {_not_utf8(error)}")
     try:
         return pl.read_csv(data, infer_schema=False)
-    except pl.exceptions.PolarsError as error:
-        raise InputError(f"{source}: not a readable csv file ({error})") from None
+    except pl.exceptions.PolarsError as problem:
+        raise InputError(f"{source}: not a readable csv file ({problem})") from None
 
 
 def _load_jsonl(
     source: str | Path, data: bytes | None, texts: Sequence[str], before: tuple[int, int] = (0, 0)
 ) -> pl.DataFrame:
-    """The table in a file, or in the part of it that comes after so many rows and lines."""
+    """The table in a file, or in the part of it after so many rows and lines."""
     try:
         frame = _read_ndjson(source if data is None else data)
     except pl.exceptions.PolarsError as error:
@@ -287,11 +279,11 @@ def _load_jsonl(
         if not data.strip():
             raise InputError(f"{source}: the file is empty") from None
         frame = _parse(data, source, str(error), before)
-    checked = [column for column in texts if column in frame.columns]
-    suspects = frame.select(pl.any_horizontal(pl.lit(False), *(_suspect(frame, c) for c in checked))).to_series()
+    columns = [column for column in texts if column in frame.columns]
+    suspects = frame.select(pl.any_horizontal(pl.lit(False), *(_suspect(frame, c) for c in columns))).to_series()
     if suspects.any():
-        written = Path(source).read_bytes() if data is None else data
-        _check_written(frame, set(suspects.arg_true()), _lines(written.removeprefix(_BOM), source, before), checked)
+        data = Path(source).read_bytes() if data is None else data
+        _check_suspects(frame, set(suspects.arg_true()), _lines(data.removeprefix(_BOM), source, before), columns)
     return frame
 
 
@@ -300,17 +292,17 @@ def _read_ndjson(file: Any) -> pl.DataFrame:
 
 
 def _parse(data: bytes, source: str | Path, complaint: str, before: tuple[int, int]) -> pl.DataFrame:
-    """The table that polars refused: names the row that is broken, or reads it where only polars minds."""
+    """The table of a file that polars refused with `complaint`; InputError names the row that is broken, if one is."""
     rows = []
     for place, line in _lines(data, source, before):
-        if (wrong := _invalid_utf8(line)) is not None:
-            raise InputError(f"{place}: {_not_utf8(line[wrong])}")
+        if (problem := _utf8_error(line)) is not None:
+            raise InputError(f"{place}: {_not_utf8(problem)}")
         try:
             row = json.loads(line)
         except ValueError as error:
             raise InputError(f"{place}: not valid JSON ({error})") from None
         if not isinstance(row, dict):
-            raise InputError(f"{place}: expected a JSON object, came {_called(row)}")
+            raise InputError(f"{place}: expected a JSON object, got {_kind(row)}")
         rows.append(row)
     try:
         return _read_ndjson(data)  # without its byte order mark
@@ -319,11 +311,11 @@ def _parse(data: bytes, source: str | Path, complaint: str, before: tuple[int, i
     try:
         return pl.DataFrame(rows, infer_schema_length=None)
     except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
-        raise InputError(f"{source}: no table can be made of its rows ({complaint}; {error})") from None
+        raise InputError(f"{source}: its rows do not form a table ({complaint}; {error})") from None
 
 
 def _lines(data: bytes, source: str | Path, before: tuple[int, int]) -> Iterator[tuple[str, bytes]]:
-    """Each row's line, and how to name it: rows leave out blank lines."""
+    """Each row's name in messages, and its line; blank lines are not rows."""
     row, lines = before
     for number, line in enumerate(data.split(b"\n"), start=lines + 1):
         if line.strip():
@@ -331,21 +323,21 @@ def _lines(data: bytes, source: str | Path, before: tuple[int, int]) -> Iterator
             yield f"{source}: row {row}" + (f" (line {number})" if number != row else ""), line
 
 
-def _invalid_utf8(data: bytes) -> int | None:
-    """Where the first byte is that is no UTF-8."""
+def _utf8_error(data: bytes) -> UnicodeDecodeError | None:
+    """The error of decoding data that is not UTF-8."""
     try:
         data.decode("utf-8")
     except UnicodeDecodeError as error:
-        return error.start
+        return error
     return None
 
 
-def _not_utf8(byte: int) -> str:
-    return f"not valid UTF-8 (byte 0x{byte:02x}); convert the file"
+def _not_utf8(error: UnicodeDecodeError) -> str:
+    return f"not valid UTF-8 (byte 0x{error.object[error.start]:02x}); convert the file"
 
 
 def _suspect(frame: pl.DataFrame, column: str) -> pl.Expr:
-    """Whether a row's text may be polars' doing."""
+    """Whether polars may have converted a row's text from another type."""
     kind = frame.schema[column]
     if kind == pl.String:
         return pl.col(column).str.contains(_SUSPECT).fill_null(False)
@@ -356,34 +348,35 @@ def _suspect(frame: pl.DataFrame, column: str) -> pl.Expr:
     return pl.lit(False)
 
 
-def _check_written(
+def _check_suspects(
     frame: pl.DataFrame, suspects: set[int], lines: Iterable[tuple[str, bytes]], columns: Sequence[str]
 ) -> None:
+    """InputError for the first of the rows `suspects` whose line has another value than the table."""
     for row, (place, line) in enumerate(lines):
         if row not in suspects:
             continue
-        written = json.loads(line)
+        values = json.loads(line)
         for column in columns:
-            if not _equal(written.get(column), frame[column][row]):
-                raise InputError(f"{place}: column {column!r}: expected text, came {_shown(written[column])}")
+            if not _equal(values.get(column), frame[column][row]):
+                raise InputError(f"{place}: column {column!r}: expected text, got {_shown(values[column])}")
 
 
-def _equal(written: Any, read: Any) -> bool:
-    """Whether a value was read as it is written; a field that is not there was read as null."""
-    if isinstance(read, dict):
-        return isinstance(written, dict) and all(_equal(written.get(name), value) for name, value in read.items())
-    if isinstance(read, list | pl.Series):
-        return isinstance(written, list) and len(written) == len(read) and all(map(_equal, written, read))
-    return type(written) is type(read) and bool(written == read)
+def _equal(value: Any, cell: Any) -> bool:
+    """Whether a cell of the table is the JSON value; a missing field is null in the table."""
+    if isinstance(cell, dict):
+        return isinstance(value, dict) and all(_equal(value.get(name), inner) for name, inner in cell.items())
+    if isinstance(cell, list | pl.Series):
+        return isinstance(value, list) and len(value) == len(cell) and all(map(_equal, value, cell))
+    return type(value) is type(cell) and bool(value == cell)
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, str):
-        return "half of a surrogate pair, which is no character"
-    said = json.dumps(value)
-    return f"{_called(value)}: {said if len(said) < 80 else said[:80] + '…'}"
+        return "half of a surrogate pair, which is not a character"
+    text = json.dumps(value)
+    return f"{_kind(value)}: {text if len(text) < 80 else text[:80] + '…'}"
 
 
-def _called(value: Any) -> str:
+def _kind(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "text", bool: "a truth value", type(None): "null"}
     return names.get(type(value), "a number")

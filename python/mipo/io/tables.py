@@ -1,4 +1,4 @@
-"""Tables too large for memory: read and written a batch of rows at a time.
+"""Tables too large for memory: reads and writes a batch of rows at a time.
 
 Knows rows and files. Knows nothing of what the columns mean.
 """
@@ -26,64 +26,72 @@ else:
     pq = lazy("pyarrow.parquet")
 
 T = TypeVar("T")
-ROW_GROUP = 65_536  # rows of a row group in what is written: readers hold several row groups at once
+ROW_GROUP = 65_536  # rows of a row group in a written file: readers hold several row groups at once
 
 
 def height(table: Table) -> int:
-    """How many rows the table has, without holding them."""
+    """How many rows the table has, without holding them in memory."""
     if isinstance(table, pl.DataFrame):
         return table.height
     rows: int = table.select(pl.len()).collect().item()
     return rows
 
 
+def check_columns(table: Table, columns: Iterable[str], name: object) -> None:
+    """InputError for a table `name` without one of the columns."""
+    present = table.lazy().collect_schema().names()
+    for column in columns:
+        if column not in present:
+            raise InputError(f"{name}: no column {column!r}; it has {', '.join(present) or 'no columns'}")
+
+
 def digests(values: pl.Series) -> pl.Series:
     """128 bits of each value, as text: equal for equal values on any machine; null for null.
 
-    Two of 10⁹ different values are equal in them with a chance below 10⁻²⁰.
+    The chance that two of 10⁹ different values share a digest is below 10⁻²⁰.
     """
     text = pl.concat_str(values.hash(seed=1), values.hash(seed=2), separator=" ")
     return pl.select(pl.when(values.is_not_null()).then(text).alias(values.name)).to_series()
 
 
 def batches(table: Table, rows: int) -> Iterator[pl.DataFrame]:
-    """The rows of `table` in their order, `rows` at a time, the last batch less; a LazyFrame is read as it goes.
+    """The rows of `table` in order, `rows` at a time (the last batch may have fewer); a LazyFrame is read in batches.
 
     A table without rows is one batch without rows.
     """
-    held = table.clear() if isinstance(table, pl.DataFrame) else table.collect_schema().to_frame()
-    whole = [table] if isinstance(table, pl.DataFrame) else table.collect_batches(chunk_size=rows, lazy=True)
-    none = True
-    # polars may give the last rows of a batch apart.
-    for frame in whole:
-        held = pl.concat([held, frame]) if held.height else frame
-        while held.height >= rows:
-            yield held[:rows]
-            held, none = held[rows:], False
-    if held.height or none:
-        yield held
+    rest = table.clear() if isinstance(table, pl.DataFrame) else table.collect_schema().to_frame()
+    frames = [table] if isinstance(table, pl.DataFrame) else table.collect_batches(chunk_size=rows, lazy=True)
+    empty = True
+    # polars may split a batch in two.
+    for frame in frames:
+        rest = pl.concat([rest, frame]) if rest.height else frame
+        while rest.height >= rows:
+            yield rest[:rows]
+            rest, empty = rest[rows:], False
+    if rest.height or empty:
+        yield rest
 
 
 def ahead(batches: Iterator[T]) -> Generator[T, None, None]:
-    """The same, each made by a thread while the one before it is in use."""
+    """The same batches; a thread makes the next one while the current one is in use."""
     with ThreadPoolExecutor(1) as thread:
         end = object()
-        made = thread.submit(next, batches, end)
-        while (batch := made.result()) is not end:
-            made = thread.submit(next, batches, end)
+        future = thread.submit(next, batches, end)
+        while (batch := future.result()) is not end:
+            future = thread.submit(next, batches, end)
             yield cast("T", batch)
 
 
 def check_name(path: Path) -> None:
-    """InputError unless `write` knows the format that the name of `path` asks for."""
+    """InputError unless the name of `path` ends in a format that `write` knows."""
     if path.suffix not in (".jsonl", ".parquet"):
         raise InputError(f"{path}: expected a name that ends in .jsonl or .parquet, got {path.name!r}")
 
 
 def write(frames: Iterable[pl.DataFrame], path: Path) -> None:
-    """Writes frames of one schema, at least one, one after another as JSONL or Parquet (zstd), by the name of `path`.
+    """Writes one or more frames of one schema, in order, as JSONL or Parquet (zstd), by the name of `path`.
 
-    Holds one frame at a time. Whole or not at all, as `mipo.io.files.whole`.
+    Holds one frame at a time. The file is written whole or not at all (`mipo.io.files.whole`).
     """
     check_name(path)
     with files.whole(path) as temporary:
@@ -109,6 +117,13 @@ def write_frame(frame: pl.DataFrame, path: Path) -> None:
 
 
 def to_arrow(frame: pl.DataFrame) -> pa.Table:
-    """The frame as an Arrow table whose texts are no views."""
-    # Not as views: those of a gathered column bring along every buffer of the column that they were gathered from.
+    """The frame as an Arrow table, without string views."""
+    # The views of a gathered column keep every buffer of the column that they were gathered from.
     return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+
+
+def from_arrow(table: pa.Table | pa.RecordBatch) -> pl.DataFrame:
+    """An Arrow table or batch as a frame, without a copy."""
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    return frame

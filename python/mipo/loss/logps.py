@@ -1,9 +1,8 @@
 """Log-probs of tokens under an LM head, in plain PyTorch: the definition, the CPU path, the kernels' oracle.
 
-This room knows hidden states, a head and targets. It does not know models, losses, or how to be fast. Users find it in
-`mipo.loss`.
+Knows hidden states, a head and targets. Knows nothing of models, losses or speed. `mipo.loss` exports its functions.
 
-In types, T are tokens (`*T`: of any number of axes), D the width of a hidden state, V the words of a vocabulary, r the
+Letters in types: T tokens (`*T`: any number of axes), D the width of a hidden state, V the words of a vocabulary, r the
 rank of an adapter, N sequences.
 """
 
@@ -25,18 +24,18 @@ if TYPE_CHECKING:
 
 
 class TokenStatistics(NamedTuple):
-    """What an LM head says about each target token; every field has the shape of the targets."""
+    """Statistics of each target token under an LM head; every field has the shape of the targets."""
 
     logps: Float[Tensor, "*T"]
-    """Log-prob of the target, nats; float32 (float64 for float64 inputs), as the others."""
+    """Log-prob of the target, nats; like all fields float32 (float64 for float64 inputs)."""
     entropy: Float[Tensor, "*T"]
-    """Entropy of the distribution that the target is drawn from, nats; differentiable."""
+    """Entropy of the distribution over the vocabulary, nats; differentiable."""
     mean_logits: Float[Tensor, "*T"]
     """Mean over the vocabulary of the logits after scale, softcap and temperature; without gradient."""
     log_sum_sq_probs: Float[Tensor, "*T"]
     """log sum_v p_v^2, minus the collision entropy, nats; without gradient."""
     is_top1: Bool[Tensor, "*T"]
-    """bool: the target has the largest logit, and no token before it has the same."""
+    """bool: the target has the largest logit, and no earlier word of the vocabulary has the same."""
 
 
 def token_statistics(
@@ -50,18 +49,18 @@ def token_statistics(
     temperature: float = 1.0,
     lora: Lora | None = None,
 ) -> TokenStatistics:
-    """Log-prob of each target token under an LM head, and what a trainer logs beside it.
+    """Log-prob of each target token under an LM head, and the statistics that a trainer logs.
 
-    Takes, computes and raises what `token_logps` does: `logps` are its bits.
+    Arguments and errors are those of `token_logps`; `logps` equals its result to the bit.
     """
     logits = _logits(hidden, weight, targets, bias, softcap, scale, temperature, lora)
-    every = logits.log_softmax(-1)
+    all_logps = logits.log_softmax(-1)
     return TokenStatistics(
-        logps=_gather(every, targets),
-        entropy=-(every.exp() * every).sum(-1),
+        logps=_gather(all_logps, targets),
+        entropy=-(all_logps.exp() * all_logps).sum(-1),
         mean_logits=logits.detach().mean(-1),
-        log_sum_sq_probs=(2 * every.detach()).logsumexp(-1),
-        # Of equal logits argmax takes the first, TRL's rule.
+        log_sum_sq_probs=(2 * all_logps.detach()).logsumexp(-1),
+        # argmax takes the first of equal logits: TRL's rule.
         is_top1=logits.argmax(-1) == targets,
     )
 
@@ -77,34 +76,34 @@ def token_logps(
     temperature: float = 1.0,
     lora: Lora | None = None,
 ) -> Float[Tensor, "*T"]:
-    """Log-prob of each target token under an LM head: what `mipo.fused.linear_logps` computes, without its economy.
+    """Log-prob of each target token under an LM head: the definition of `mipo.fused.linear_logps`.
 
     a = scale (hidden weight^T + down up^T + bias),  z = softcap tanh(a / softcap) / temperature  (z = a / temperature
-    without a softcap),  result = z_target - logsumexp(z).  This is TRL's order: scale, softcap, temperature.
+    without a softcap),  result = z_target - logsumexp(z).  The order (scale, softcap, temperature) is TRL's.
 
     Args:
-        hidden: [..., D], floating: final hidden states, position t already aligned with the token it predicts.
+        hidden: [..., D], floating: final hidden states, each aligned with the token that it predicts.
         weight: [V, D], the dtype of `hidden`.
         targets: [...], int64, in [0, V).
         bias: [V], the dtype of `hidden`.
         softcap: > 0, logits; `None` means none.
         scale: multiplies the logits, not 0.
         temperature: divides them, > 0.
-        lora: down [..., r] and up [V, r], the dtype of `hidden`: an adapter on the head with weight' = weight + up A
-            has down = hidden A^T, times its scaling, and with its dropout on that `hidden`.
+        lora: (down [..., r], up [V, r]), the dtype of `hidden`: for an adapter with weight' = weight + up A, down is
+            hidden A^T times the adapter's scaling, with its dropout on that `hidden`.
 
     Returns:
         [...], nats, computed in float32 (float64 for float64 inputs). The logits [..., V] are materialised.
 
     Raises:
-        TypeError, ValueError: on shapes, dtypes or options other than these.
+        InputTypeError, InputError: for other shapes, dtypes or options.
     """
     logits = _logits(hidden, weight, targets, bias, softcap, scale, temperature, lora)
     return _gather(logits.log_softmax(-1), targets)
 
 
 def sequence_logps(logps: Float[Tensor, " T"], sequence_ids: Int64[Tensor, " T"], n: int) -> Float[Tensor, " N"]:
-    """Log-prob of each of n sequences: the sum of its tokens' log-probs, wherever they stand.
+    """Log-prob of each of n sequences: the sum of the log-probs of its tokens, in any order.
 
     Args:
         logps: [T], float32 or float64, nats: one per response token.
@@ -112,11 +111,11 @@ def sequence_logps(logps: Float[Tensor, " T"], sequence_ids: Int64[Tensor, " T"]
         n: number of sequences; one without tokens gets 0.
 
     Returns:
-        [n], nats, in the dtype of `logps`. On CUDA the order of the additions, so the last bit, may vary from run to
-        run, as with any `index_add`.
+        [n], nats, in the dtype of `logps`. On CUDA the order of the additions, and so the last bit, may vary from run
+        to run, as in every `index_add`.
 
     Raises:
-        TypeError, ValueError: on shapes and dtypes other than these.
+        InputTypeError, InputError: for other shapes and dtypes.
     """
     check_wide("logps", logps)
     if logps.ndim != 1 or logps.shape != sequence_ids.shape:
@@ -140,7 +139,7 @@ def check_head(
     temperature: float,
     lora: Lora | None = None,
 ) -> None:
-    """Raise TypeError or ValueError unless these are arguments of an LM head as `token_logps` describes them."""
+    """Raises InputTypeError or InputError unless these are arguments of `token_logps`."""
     if weight.ndim != 2 or hidden.ndim < 1 or hidden.shape[-1] != weight.shape[-1]:
         raise InputError(
             f"expected hidden [..., D] and weight [V, D] with one D, got {list(hidden.shape)} and "
@@ -159,15 +158,15 @@ def check_head(
     if len(dtypes) > 1 or not hidden.is_floating_point():
         raise InputTypeError(
             f"expected hidden, weight and bias in one floating dtype{' with lora' if lora else ''}, got "
-            f"{sorted(map(str, dtypes))}; cast them, for instance hidden.to(weight.dtype)"
+            f"{sorted(map(str, dtypes))}; cast them, for example hidden.to(weight.dtype)"
         )
     _check_targets(targets, weight.shape[0])
     _check_options(softcap, scale, temperature)
 
 
 def check_wide(name: str, logps: Float[Tensor, "..."]) -> None:
-    """Raise TypeError unless the log-probs of this name are float32 or float64."""
-    # A sum of hundreds of nats in bfloat16 is known to the nearest nat or two: no loss can be made of that.
+    """Raises InputTypeError unless the log-probs called `name` are float32 or float64."""
+    # bfloat16 rounds a sum of hundreds of nats to the nearest nat or two, too coarse for a loss.
     if logps.dtype not in (torch.float32, torch.float64):
         raise InputTypeError(
             f"expected {name} in float32 or float64, got {logps.dtype}; call .float() on the token log-probs before "
@@ -176,7 +175,7 @@ def check_wide(name: str, logps: Float[Tensor, "..."]) -> None:
 
 
 def may_read(tensor: Shaped[Tensor, "..."]) -> bool:
-    """Whether looking at values costs nothing: on an accelerator it would wait for every kernel queued before."""
+    """Whether reading values is cheap: on an accelerator it would wait for all queued kernels."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and tensor.numel() > 0
 
 
@@ -201,8 +200,8 @@ def _logits(
     return logits / temperature
 
 
-def _gather(every: Float[Tensor, "*T V"], targets: Int64[Tensor, "*T"]) -> Float[Tensor, "*T"]:
-    return every.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+def _gather(all_logps: Float[Tensor, "*T V"], targets: Int64[Tensor, "*T"]) -> Float[Tensor, "*T"]:
+    return all_logps.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
 def _check_lora(

@@ -1,9 +1,8 @@
 """Preference losses, in plain PyTorch: the definition, the CPU path, the kernels' oracle.
 
-This room knows tensors of log-probs. It does not know models, tokenizers, trainers, or how to be fast. What log-probs
-are is in `mipo.loss.logps`, and to be had here, too.
+Knows tensors of log-probs. Knows nothing of models, tokenizers, trainers or speed.
 
-In types, G are groups and R = K + 1 the responses of one, the chosen before the rejected.
+Letters in types: G groups, R = K + 1 responses of a group, the chosen one first.
 """
 
 from __future__ import annotations
@@ -17,24 +16,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from mipo.errors import InputError, InputTypeError
-from mipo.loss.logps import TokenStatistics, check_wide, may_read, sequence_logps, token_logps, token_statistics
+from mipo.loss.logps import check_wide, may_read
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
-
-__all__ = [
-    "BATCH_LOSSES", "LENGTH_LOSSES", "LOSS_TYPES", "TokenStatistics", "check_losses", "implicit_rewards",
-    "preference_loss", "sequence_logps", "token_logps", "token_statistics",
-]  # fmt: skip
 
 # TRL 1.16's names.
 LOSS_TYPES = (
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
     "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
 )  # fmt: skip
-# Sorted over the whole batch: what one group pays depends on all others.
+# Sorted over the whole batch: the loss of one group depends on all others.
 BATCH_LOSSES = frozenset({"aot", "aot_unpaired"})
-# Divided by numbers of tokens. In sft that is the number of the whole batch.
+# Divided by numbers of tokens; in sft, by the number in the whole batch.
 LENGTH_LOSSES = frozenset({"ipo", "sft", "sigmoid_norm"})
 _SMOOTHED_LOSSES = frozenset({"aot", "aot_unpaired", "exo_pair", "robust"})
 
@@ -51,16 +45,16 @@ def preference_loss(
     discopop_tau: float = 0.05,
     lengths: Int[Tensor, "G R"] | None = None,
 ) -> Float[Tensor, " G"]:
-    """Cross-entropy of the chosen response against K rejected ones, by implicit reward, or another loss of TRL's.
+    """Cross-entropy of the chosen response against K rejected ones, by implicit reward, or another loss of TRL.
 
     s_k = beta (logps_k - ref_logps_k),  loss = -log softmax(s)_0,  d loss / d logps_k = beta (softmax(s)_k - [k = 0]).
 
     With one rejected response this is DPO's -logsigmoid(s_0 - s_1) to the bit, forward and backward. The loss bounds
-    the mutual information from below: I >= log(K + 1) - loss (method.md).
+    the mutual information from below: I >= log(K + 1) - loss (InfoNCE, arXiv 1807.03748).
 
-    The other types want K = 1 and have the names and, averaged over groups, the values of TRL 1.16's `DPOTrainer` with
-    its default divergence. With m = s_0 - s_1, l(x) = -logsigmoid(x), o = sigmoid, e = `label_smoothing` and n_k the
-    number of tokens of a response:
+    The other types need K = 1. Their names are those of TRL 1.16's `DPOTrainer`, and so are their values, averaged over
+    groups, with the default divergence. With m = s_0 - s_1, l(x) = -logsigmoid(x), o = sigmoid, e = `label_smoothing`
+    and n_k the number of tokens of a response:
 
     | type         | loss of a group                                                                             |
     |--------------|---------------------------------------------------------------------------------------------|
@@ -80,31 +74,31 @@ def preference_loss(
     | aot          | (1 - e) l(d) + e l(-d), d = beta (sort(logps_0 - logps_1) - sort(ref_logps_0 - ref_logps_1))|
     | aot_unpaired | the same with d = sort(s_0) - sort(s_1)                                                     |
 
-    The sorts go over the batch, so row i of `aot` and `aot_unpaired` belongs to the i-th smallest, not to group i.
-    In float32 every loss and gradient is finite for s and m up to 1e4, except discopop's with tau > 1, which grows as
-    exp(-m (1 - 1 / tau)). TRL computes exp(-m) by itself, so that its discopop is infinite or NaN from m = -89 on.
+    The sorts are over the batch, so row i of `aot` and `aot_unpaired` belongs to the i-th smallest, not to group i. In
+    float32 every loss and gradient is finite for s and m up to 1e4, except discopop's with tau > 1, which grows as
+    exp(-m (1 - 1 / tau)). TRL computes exp(-m) alone, so its discopop is infinite or NaN from m = -89 on.
 
     Args:
         logps: [G, R], float32 or float64, nats: log-probs of whole responses (sums over response tokens) under the
-            policy. Column 0 is the chosen response of a group, the others are its rejected ones.
+            policy. Column 0 is the chosen response of a group, the others are the rejected ones.
         ref_logps: [G, R], the same under the reference policy.
         beta: inverse temperature of the implicit reward, > 0.
-        mask: [G, R], bool; False means that this group has no such rejected response, and what stands there is
-            ignored. Column 0 and at least one other column of every group must be True.
-        loss_type: one of `LOSS_TYPES`, or several to be added up.
-        loss_weights: factor of each type, as many as there are types; `None` means 1.0 each.
-        label_smoothing: chance that the two responses are the wrong way round; read by robust (in [0, 0.5)), exo_pair
-            (in (0, 1)), aot and aot_unpaired (in [0, 1)), and refused where no type reads it.
-        discopop_tau: > 0, how gradually discopop goes from one of its terms to the other; nothing else reads it.
-        lengths: [G, R], integer, tokens per response; read by the types in `LENGTH_LOSSES`, which need it. As in
-            TRL, a response without tokens is divided by 1.
+        mask: [G, R], bool; False where a group has no such rejected response: that entry is ignored. Column 0 and at
+            least one other column of every group must be True.
+        loss_type: one of `LOSS_TYPES`, or several to add up.
+        loss_weights: one factor per type; `None` means 1.0 each.
+        label_smoothing: probability that the two responses are swapped; used by robust (in [0, 0.5)), exo_pair (in
+            (0, 1)), aot and aot_unpaired (in [0, 1)), and an error where no type uses it.
+        discopop_tau: > 0, how gradually discopop moves from one of its terms to the other; no other type uses it.
+        lengths: [G, R], integer, tokens per response; the types in `LENGTH_LOSSES` need it. As in TRL, a response
+            without tokens is divided by 1.
 
     Returns:
         [G], nats for the logistic types, one loss per group; not averaged.
 
     Raises:
-        TypeError, ValueError: on other dtypes, shapes, options or an impossible mask. Reading a mask on an accelerator
-            would wait for it, so there the loss of a group whose mask is impossible is NaN instead.
+        InputTypeError, InputError: for other dtypes, shapes or options, and for an invalid mask. Reading a mask on an
+            accelerator would wait for it, so there the loss of a group with an invalid mask is NaN instead.
     """
     _check_logps(logps, ref_logps, beta)
     if logps.ndim != 2 or logps.shape[1] < 2:
@@ -121,7 +115,7 @@ def preference_loss(
         negatives=logps.shape[1] - 1,
     )
     _check_lengths(lengths, logps, names)
-    possible = None if mask is None else _check_mask(mask, logps)
+    valid = None if mask is None else _check_mask(mask, logps)
     terms = []
     for name, weight in zip(names, weights, strict=True):
         if name == "sigmoid":
@@ -130,7 +124,7 @@ def preference_loss(
             loss = _pair_loss(name, logps, ref_logps, beta, label_smoothing, discopop_tau, lengths)
         terms.append(weight * loss)
     losses = torch.stack(terms).sum(0)
-    return losses if possible is None else losses.masked_fill(~possible, math.nan)
+    return losses if valid is None else losses.masked_fill(~valid, math.nan)
 
 
 def check_losses(
@@ -142,9 +136,9 @@ def check_losses(
     discopop_tau: float = 0.05,
     negatives: int = 1,
 ) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """Names and weights of the losses that `preference_loss` would add up; ValueError unless its options go together.
+    """Names and weights of the losses that `preference_loss` adds up; raises InputError where options do not agree.
 
-    Takes the options of `preference_loss` and the number of rejected responses per group, before there are log-probs.
+    Needs only the options of `preference_loss` and the number of rejected responses per group, no log-probs.
     """
     names = (loss_type,) if isinstance(loss_type, str) else tuple(loss_type)
     unknown = [name for name in names if name not in LOSS_TYPES]
@@ -174,7 +168,7 @@ def check_losses(
 def implicit_rewards(
     logps: Float[Tensor, "*R"], ref_logps: Float[Tensor, "*R"], *, beta: float = 0.1
 ) -> Float[Tensor, "*R"]:
-    """Reward that the policy assigns without saying so: r = beta (logps - ref_logps), up to a constant per prompt.
+    """Implicit reward of the policy: r = beta (logps - ref_logps), up to a constant per prompt.
 
     Takes and returns tensors of one shape, float32 or float64, nats; see `preference_loss` for the arguments.
     """
@@ -186,7 +180,7 @@ def _softmax_loss(
     logps: Float[Tensor, "G R"], ref_logps: Float[Tensor, "G R"], beta: float, mask: Bool[Tensor, "G R"] | None
 ) -> Float[Tensor, " G"]:
     ratios = logps - ref_logps
-    # Rejected minus chosen, scaled after the subtraction: the order of DPO, so that K = 1 gives its bits.
+    # Rejected minus chosen, scaled after the subtraction: DPO's order, so that K = 1 equals it to the bit.
     deficits = -(beta * (ratios[:, :1] - ratios[:, 1:]))
     if mask is not None:
         deficits = deficits.masked_fill(~mask[:, 1:], -math.inf)
@@ -215,8 +209,8 @@ def _pair_loss(
         case "robust":
             return ((1 - flipped) * _logistic(margin) - flipped * _logistic(-margin)) / (1 - 2 * flipped)
         case "exo_pair":
-            won = _sigmoid(margin) * (functional.logsigmoid(margin) - math.log1p(-flipped))
-            return won + _sigmoid(-margin) * (functional.logsigmoid(-margin) - math.log(flipped))
+            kept = _sigmoid(margin) * (functional.logsigmoid(margin) - math.log1p(-flipped))
+            return kept + _sigmoid(-margin) * (functional.logsigmoid(-margin) - math.log(flipped))
         case "nca_pair":
             return _logistic(s_0) + (_logistic(-s_0) + _logistic(-s_1)) / 2
         case "bco_pair":
@@ -228,7 +222,7 @@ def _pair_loss(
         case "apo_down":
             return _sigmoid(s_0) + _sigmoid(-margin)
         case "discopop":
-            # The exponential gets its share as a logarithm: alone it overflows where the product vanishes.
+            # One exponential of the sum of logarithms: exp(-margin) alone overflows where the product vanishes.
             exponential = (functional.logsigmoid(margin / tau) - margin).exp()
             return _sigmoid(-margin / tau) * _logistic(margin) + exponential
         case "sft":
@@ -260,13 +254,13 @@ def _logistic(x: Float[Tensor, " G"]) -> Float[Tensor, " G"]:
 
 
 def _sigmoid(x: Float[Tensor, " G"]) -> Float[Tensor, " G"]:
-    # The backward of torch.sigmoid is y (1 - y): nothing is left of the gradient where y rounds to 1, from x = 17 on.
+    # The backward of torch.sigmoid is y (1 - y): the gradient is 0 where y rounds to 1, from x = 17 on.
     return functional.logsigmoid(x).exp()
 
 
 def _logsumexp(rows: Float[Tensor, "G K"]) -> Float[Tensor, " G"]:
-    # torch.logsumexp takes its gradient as exp(x - result), and at a result of 1e4 in fp32 the rounding of the result
-    # alone is worth 5e-4. Here x - peak is small where it matters, and one column still gives itself to the bit.
+    # torch.logsumexp takes its gradient as exp(x - result): at a result of 1e4 in fp32 its rounding alone is an error
+    # of 5e-4. Here x - peak is small where it matters, and a single column still returns itself to the bit.
     peak = rows.detach().amax(1, keepdim=True)
     return peak.squeeze(1) + (rows - peak).exp().sum(1).log()
 
@@ -296,7 +290,7 @@ def _check_smoothing(smoothing: float, names: tuple[str, ...]) -> None:
     if smoothing and not _SMOOTHED_LOSSES.intersection(names):
         raise InputError(
             f"expected label_smoothing 0 for {', '.join(names)}, got {smoothing}; only "
-            f"{', '.join(sorted(_SMOOTHED_LOSSES))} read it, and robust is sigmoid with smoothing"
+            f"{', '.join(sorted(_SMOOTHED_LOSSES))} use it, and robust is sigmoid with smoothing"
         )
     # At these ends of the range robust divides by zero and exo_pair is infinite.
     high, zero = (0.5 if "robust" in names else 1), "exo_pair" not in names
@@ -309,8 +303,8 @@ def _check_smoothing(smoothing: float, names: tuple[str, ...]) -> None:
 
 def _check_lengths(lengths: Int[Tensor, "G R"] | None, logps: Float[Tensor, "G R"], names: tuple[str, ...]) -> None:
     if lengths is None:
-        if readers := ", ".join(sorted(LENGTH_LOSSES.intersection(names))):
-            raise InputError(f"expected lengths for {readers}, got none; pass the number of tokens of each response")
+        if users := ", ".join(sorted(LENGTH_LOSSES.intersection(names))):
+            raise InputError(f"expected lengths for {users}, got none; pass the number of tokens of each response")
         return
     if lengths.shape != logps.shape:
         raise InputError(f"expected one length per entry of logps, {list(logps.shape)}, got {list(lengths.shape)}")
@@ -328,10 +322,10 @@ def _check_mask(mask: Bool[Tensor, "G R"], logps: Float[Tensor, "G R"]) -> Bool[
             f"expected a mask of the shape of logps, {list(logps.shape)}, got {list(mask.shape)}; "
             "True where a response exists"
         )
-    possible = mask[:, 0] & mask[:, 1:].any(1)
-    if may_read(mask) and not bool(possible.all()):
+    valid = mask[:, 0] & mask[:, 1:].any(1)
+    if may_read(mask) and not bool(valid.all()):
         raise InputError(
             "expected a chosen response (column 0) and at least one rejected one in every group, missing in groups "
-            f"{(~possible).nonzero().flatten().tolist()[:10]}; drop these groups"
+            f"{(~valid).nonzero().flatten().tolist()[:10]}; drop these groups"
         )
-    return possible
+    return valid

@@ -1,1 +1,1 @@
-"""What is known of a model, and its tokenizer and weights."""
+"""Models: a model's name, config, tokenizer and weights."""

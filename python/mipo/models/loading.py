@@ -1,4 +1,4 @@
-"""Models: a model's tokenizer and weights, from a folder or the hub.
+"""Loading: a model's config, tokenizer and weights, from a folder or the hub.
 
 Knows transformers. Knows nothing of prompts or responses.
 """
@@ -21,7 +21,9 @@ else:
 
 
 def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or hub name, padding on the left; FileNotFoundError where there is none."""
+    """The tokenizer of a model folder or hub name, padding on the left. Raises NotThereError where there is none,
+    InputError for one without an end token.
+    """
     from transformers import AutoTokenizer
 
     _check_place(model, "tokenizer*", "vocab*", "*.model")
@@ -30,7 +32,7 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrained
     except (OSError, ValueError, KeyError) as error:
         raise NotThereError(f"{model}: no tokenizer found there ({first_line(error)})") from None
     if tokenizer.eos_token_id is None:
-        raise InputError(f"{model}: the tokenizer has no eos_token, so no response could ever end; set one")
+        raise InputError(f"{model}: the tokenizer has no eos_token, so responses could never end; set one")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
@@ -46,37 +48,37 @@ def load_config(model: str, *, trust_remote_code: bool = False) -> Any:
     try:
         return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise NotThereError(f"{model}: no model's config found there ({first_line(error)})") from None
+        raise NotThereError(f"{model}: no config found there ({first_line(error)})") from None
 
 
 def load_model(model: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> PreTrainedModel:
     """The causal model of a folder (also a PEFT adapter's) or hub name, in evaluation mode on the accelerator, if any.
 
-    `dtype` is a torch dtype's name or `auto`: as saved on an accelerator, float32 on a CPU. Raises FileNotFoundError
-    where there is no such model, ValueError where it lacks weights.
+    `dtype` is the name of a torch dtype, or `auto`: the saved dtype on an accelerator, float32 on a CPU. Raises
+    NotThereError where there is no such model, InputError where weights are missing.
     """
     from transformers import AutoModelForCausalLM
 
     _check_place(model, "config.json", "adapter_config.json")
-    where = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    how = {"dtype": _dtype(dtype, where), "trust_remote_code": trust_remote_code, "output_loading_info": True}
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    options = {"dtype": _dtype(dtype, device), "trust_remote_code": trust_remote_code, "output_loading_info": True}
     try:
         with without_bars():
-            loaded, told = AutoModelForCausalLM.from_pretrained(model, **how)
+            weights, info = AutoModelForCausalLM.from_pretrained(model, **options)
     except (OSError, ValueError, KeyError) as error:
         raise NotThereError(f"{model}: no causal language model found there ({first_line(error)})") from None
-    if told["missing_keys"]:
+    if missing := info["missing_keys"]:
         raise InputError(
-            f"{model}: {len(told['missing_keys'])} weights of its architecture are not there, as "
-            f"{min(told['missing_keys'])}; they would be random. Give a whole causal language model"
+            f"{model}: {len(missing)} weights of its architecture are missing, for example {min(missing)}; they would "
+            "be random. Give a complete causal language model"
         )
-    ready: PreTrainedModel = loaded.to(where).eval()
-    return ready
+    loaded: PreTrainedModel = weights.to(device).eval()
+    return loaded
 
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Hides the bars of transformers ("Loading weights", "Writing model shards"); those of downloads stay."""
+    """Hides the progress bars of transformers ("Loading weights", "Writing model shards"); those of downloads stay."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging
 
@@ -92,24 +94,26 @@ def without_bars() -> Iterator[None]:
 
 
 def _check_place(model: str, *names: str) -> None:
-    """Refuses a folder that is none, or holds none of the files `names`, before the hub is asked for it at length."""
+    """NotThereError for a path that is no folder, or a folder without any of the files `names`. transformers would
+    look for it on the hub first, which takes long.
+    """
     path = Path(model)
     if path.is_dir():
         if not any(any(path.glob(name)) for name in names):
-            raise NotThereError(f"{model}: a folder with no {' and no '.join(names)}; name the folder of a model")
+            raise NotThereError(f"{model}: a folder without {' or '.join(names)}; name the folder of a model")
     elif path.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise NotThereError(f"{model}: no such folder; name the folder of a model, or a model on the hub")
 
 
-def _dtype(name: str, where: torch.device | None) -> Any:
+def _dtype(name: str, device: torch.device | None) -> Any:
     if name == "auto":
-        return torch.float32 if where is None or where.type == "cpu" else "auto"
-    found = getattr(torch, name, None)
-    if not isinstance(found, torch.dtype):
-        raise InputError(f"dtype: expected auto or a dtype of torch, as bfloat16, came {name!r}")
-    return found
+        return torch.float32 if device is None or device.type == "cpu" else "auto"
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise InputError(f"dtype: expected auto or a dtype of torch, for example bfloat16, got {name!r}")
+    return dtype
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error, or its type where it says nothing."""
+    """The first line of an error's message, or its type where the message is empty."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

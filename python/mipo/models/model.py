@@ -1,4 +1,4 @@
-"""The model: all that is known of one, looked up once: its name, content, tokenizer, config, context and weights."""
+"""The model: a record of its name, content, tokenizer, config, context and weights, each loaded once."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ else:
 
 @dataclass(frozen=True)
 class Model:
-    """A causal language model by its folder or hub name; what is asked of it is loaded at that moment, and kept.
+    """A causal language model by its folder or hub name. Each part of it is loaded at its first use, and kept.
 
-    `dtype` is a torch dtype's name or `auto`: as saved on an accelerator, float32 on a CPU.
+    `dtype` is the name of a torch dtype, or `auto`: the saved dtype on an accelerator, float32 on a CPU.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Model:
 
     @classmethod
     def of(cls, weights: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Model:
-        """A model that is in memory."""
+        """A model that is in memory already."""
         model = cls(weights.name_or_path)
         model.__dict__.update(weights=weights, tokenizer=tokenizer, config=weights.config)
         return model
@@ -61,7 +61,7 @@ class Model:
 
     @property
     def context_length(self) -> int | None:
-        """How many tokens the model can see at once; None where its config does not say."""
+        """How many tokens the model can attend to at once; None where its config does not say."""
         return getattr(self.config.get_text_config(), "max_position_embeddings", None)
 
     def room(self, max_new_tokens: int) -> int | None:
@@ -77,18 +77,18 @@ class Model:
 
     @cached_property
     def content(self) -> dict[str, str | None]:
-        """What a model of this name holds: the checksum of a folder's files, or the revision on the hub."""
+        """What identifies the model's files: the checksum of a folder, or the revision on the hub."""
         if Path(self.name).is_dir():
             return {"checksum": checksum.of_folder(Path(self.name))}
         return {"revision": getattr(self.config, "_commit_hash", None)}
 
     @cached_property
     def tokenizer_fingerprint(self) -> str:
-        """Equal for tokenizers that make equal ids, and render chats alike."""
+        """Equal for tokenizers that give equal ids and render chats alike."""
         return fingerprint(self.tokenizer)
 
     @property
     def saved_dtype(self) -> str:
         """The dtype of the saved weights on an accelerator, `auto` elsewhere."""
-        known = torch.accelerator.is_available() and self.config.dtype is not None
-        return str(self.config.dtype).removeprefix("torch.") if known else "auto"
+        usable = torch.accelerator.is_available() and self.config.dtype is not None
+        return str(self.config.dtype).removeprefix("torch.") if usable else "auto"

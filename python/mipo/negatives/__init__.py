@@ -1,1 +1,1 @@
-"""Negatives: which other prompt each rejected response answers. The method's one idea."""
+"""Negatives: which other prompt each rejected response answers. The one idea of the method."""

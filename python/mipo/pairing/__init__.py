@@ -1,1 +1,1 @@
-"""Pairing: prompts, counterparts and responses become pairs of chosen and rejected responses."""
+"""Pairing: joins prompts, counterparts and responses into pairs of chosen and rejected responses."""

@@ -1,11 +1,10 @@
-"""Answers: what judging needs of the responses, held for all of them at once."""
+"""Answers: what judging needs to know of the responses, in memory for all of them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mipo.errors import InputError
 from mipo.io import tables
 from mipo.io.keys import NOWHERE, Ids
 from mipo.io.lazy import lazy
@@ -25,9 +24,9 @@ MISSING, EMPTY, THERE = 0, 1, 2
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """Of each response its state and 64 bits of its text without outer white space; 9 bytes a response, 17 by id.
+    """The state of each response, and 64 bits of its text without outer white space; 9 bytes per response, 33 with ids.
 
-    Texts are compared pair by pair, so two different ones pass for equal with a chance of 2⁻⁶⁴ a pair.
+    Texts are compared pair by pair, so the chance that two different ones count as equal is 2⁻⁶⁴ per pair.
     """
 
     state: NDArray[np.uint8]
@@ -37,7 +36,7 @@ class Answers:
     @classmethod
     def of(cls, responses: Table, batch_rows: int) -> Answers:
         """Reads the column response, and response_id (else the row number); other columns are not read."""
-        check(responses)
+        tables.check_columns(responses, ("prompt", "response"), "responses")
         states, texts = [], []
         for batch in tables.batches(responses.select("response"), batch_rows):
             text = batch["response"].str.strip_chars()
@@ -49,11 +48,3 @@ class Answers:
     def state_of(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """The state of each row; MISSING for NOWHERE."""
         return np.where(rows == NOWHERE, MISSING, self.state[rows] if len(self.state) else MISSING)
-
-
-def check(responses: Table) -> None:
-    """InputError for a table without the columns prompt and response."""
-    there = responses.lazy().collect_schema().names()
-    for column in ("prompt", "response"):
-        if column not in there:
-            raise InputError(f"responses: no column {column!r}; they have {', '.join(there)}")

@@ -1,4 +1,4 @@
-"""Controls: pairs that should teach nothing. What they move, the method did not."""
+"""Controls: pairs that should teach nothing. A change that they cause, too, is not the method's."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ else:
 
 
 def shuffle(pairs: pl.DataFrame, *, seed: int) -> pl.DataFrame:
-    """The control: which answer is called chosen is left to chance. What it moves, MIPO did not.
+    """The pairs with chance deciding which response is called chosen.
 
-    Of a prompt's chosen and K rejected responses each is as likely to be chosen afterwards. With one negative that is:
+    Each of a prompt's chosen and K rejected responses becomes the chosen one with equal chance. With one negative,
     chosen and rejected are swapped in exactly half of the rows (rounded down), drawn by the seed. Rows with a `reason`
-    are no pairs, and stay as they are.
+    are not pairs, and stay as they are.
     """
     if "reason" in pairs.columns:
         rows = pairs.with_row_index("row")
-        kept = shuffle(rows.filter(pl.col("reason").is_null()).drop("reason"), seed=seed)
-        kept = kept.with_columns(pl.lit(None, pl.String).alias("reason"))
-        return pl.concat([kept, rows.filter(pl.col("reason").is_not_null())]).sort("row").drop("row")
-    with_row = _swaps(pairs["prompt_id"].rle_id().alias("group"), seed)
-    swapped, here = with_row.is_not_null(), with_row == pl.int_range(pairs.height, eager=True)
-    shuffled = []
-    for side in (column.removeprefix("chosen") for column in pairs.columns if column.startswith("chosen")):
-        chosen, rejected = pairs[f"chosen{side}"], pairs[f"rejected{side}"]
-        shuffled.append(rejected.gather(with_row).alias(chosen.name).zip_with(swapped, chosen))
-        shuffled.append(chosen.alias(rejected.name).zip_with(here.fill_null(False), rejected))
-    return pairs.with_columns(shuffled)
+        shuffled = shuffle(rows.filter(pl.col("reason").is_null()).drop("reason"), seed=seed)
+        shuffled = shuffled.with_columns(pl.lit(None, pl.String).alias("reason"))
+        return pl.concat([shuffled, rows.filter(pl.col("reason").is_not_null())]).sort("row").drop("row")
+    partner = _swaps(pairs["prompt_id"].rle_id().alias("group"), seed)
+    swapped, here = partner.is_not_null(), partner == pl.int_range(pairs.height, eager=True)
+    columns = []
+    for suffix in (column.removeprefix("chosen") for column in pairs.columns if column.startswith("chosen")):
+        chosen, rejected = pairs[f"chosen{suffix}"], pairs[f"rejected{suffix}"]
+        columns.append(rejected.gather(partner).alias(chosen.name).zip_with(swapped, chosen))
+        columns.append(chosen.alias(rejected.name).zip_with(here.fill_null(False), rejected))
+    return pairs.with_columns(columns)
 
 
 def _swaps(group: pl.Series, seed: int) -> pl.Series:
-    """For each row, with the rejected response of which row its group's chosen one is swapped; null where it is not.
+    """For each row, the row whose rejected response is swapped with the chosen one of their group; null without a swap.
 
-    Of groups of K rows the share K / (K + 1) is swapped. `group` numbers runs of rows, from 0.
+    A share K / (K + 1) of the groups of K rows is swapped. `group` numbers runs of rows, from 0.
     """
     groups, rng = group.n_unique(), np.random.default_rng(seed)
     k, place = pl.len().over("group"), pl.int_range(pl.len()).over("group")

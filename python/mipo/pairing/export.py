@@ -11,7 +11,7 @@ from mipo.io import tables
 from mipo.io.lazy import lazy
 from mipo.pairing.judge import BATCH_ROWS
 from mipo.pairing.stored import StoredPairs
-from mipo.pairing.texts import message
+from mipo.prompts.compose import message
 from mipo.tokenizer.messages import is_messages
 
 if TYPE_CHECKING:
@@ -32,19 +32,16 @@ def export(
 
     `trl`: prompt, chosen, rejected. `openrlhf`: the same, for its options prompt_key, chosen_key and rejected_key, and
     apply_chat_template where they are messages. `nemo-rl`: context (messages) and completions ranked 0 (chosen) and 1
-    (rejected). A prompt with several rejected responses has a row for each. `pairs` are a table of texts, or the pairs
-    of a run, whose texts are joined here. `batch_rows` rows are held at a time.
+    (rejected). A prompt with several rejected responses has a row for each. `pairs` is a table of texts, or the pairs
+    of a run, which are joined with their texts here. `batch_rows` rows are held at a time.
     """
     if format not in get_args(Format):
-        raise InputError(f"format: expected one of {', '.join(get_args(Format))}, came {format!r}")
+        raise InputError(f"format: expected one of {', '.join(get_args(Format))}, got {format!r}")
     batches: Iterator[pl.DataFrame]
     if isinstance(pairs, StoredPairs):
         batches = (batch.select(SIDES) for batch in pairs.batches(batch_rows))
     else:
-        there = pairs.lazy().collect_schema().names()
-        for column in SIDES:
-            if column not in there:
-                raise InputError(f"pairs: no column {column!r}; they have {', '.join(there)}")
+        tables.check_columns(pairs, SIDES, "pairs")
         batches = tables.batches(pairs.select(SIDES), batch_rows)
     tables.write((_nemo(batch) for batch in batches) if format == "nemo-rl" else batches, Path(path))
 

@@ -1,4 +1,4 @@
-"""Judging: which rows are pairs, and why the others are none. Knows row numbers and answers, and no text."""
+"""Judging: decides which rows are pairs, and why the others are not. Knows row numbers and answers, and no text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NO_RESPONSE, EMPTY_RESPONSE, EQUAL = "no response", "empty response", "chosen an
 
 
 def judge(links: pl.DataFrame, answers: Answers) -> pl.DataFrame:
-    """The rows of `links` (see `mipo.responses.ask.link`) with `reason`: null, or why the row is no pair."""
+    """The rows of `links` (see `mipo.responses.ask.link`) with `reason`: null, or why the row is not a pair."""
     chosen, rejected = (answers.ids.find(links[side]) for side in ("chosen_id", "rejected_id"))
     states = answers.state_of(chosen), answers.state_of(rejected)
     verdicts = pl.DataFrame(
@@ -49,20 +49,20 @@ def judge(links: pl.DataFrame, answers: Answers) -> pl.DataFrame:
 def write_judged(
     links: Iterable[pl.DataFrame] | Table, answers: Answers, path: Path, *, batch_rows: int = BATCH_ROWS
 ) -> tuple[int, int, dict[str, int]]:
-    """Writes the judged rows, pairs and others; returns rows in, pairs, and rows that are none by reason."""
-    rows, lost = 0, Counter[str]()
+    """Writes the judged rows, pairs and others; returns the rows, the pairs, and the other rows by reason."""
+    rows, reasons = 0, Counter[str]()
 
-    def judged() -> Iterator[pl.DataFrame]:
+    def judged_batches() -> Iterator[pl.DataFrame]:
         nonlocal rows
         for batch in batches:
-            made = judge(batch, answers)
-            lost.update(dropped(made))
-            rows += made.height
-            yield made
+            judged = judge(batch, answers)
+            reasons.update(dropped(judged))
+            rows += judged.height
+            yield judged
 
     batches = tables.batches(links, batch_rows) if isinstance(links, pl.DataFrame | pl.LazyFrame) else links
-    tables.write(judged(), path)
-    return rows, rows - lost.total(), by_frequency(lost)
+    tables.write(judged_batches(), path)
+    return rows, rows - reasons.total(), by_frequency(reasons)
 
 
 def keep(judged: pl.DataFrame) -> pl.DataFrame:
@@ -71,10 +71,10 @@ def keep(judged: pl.DataFrame) -> pl.DataFrame:
 
 
 def dropped(judged: pl.DataFrame) -> dict[str, int]:
-    """How many rows drop out, by their column `reason`, the most frequent first, then in the order of the alphabet."""
+    """How many rows have each `reason`, in the order of `by_frequency`."""
     return by_frequency(dict(judged["reason"].drop_nulls().value_counts().iter_rows()))
 
 
 def by_frequency(counts: dict[str, int]) -> dict[str, int]:
-    """The counts, the highest first, then in the order of the alphabet."""
-    return dict(sorted(counts.items(), key=lambda reason: (-reason[1], reason[0])))
+    """The counts, the highest first, equal ones in alphabetical order."""
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

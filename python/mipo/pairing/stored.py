@@ -1,4 +1,4 @@
-"""Stored pairs: row numbers in a folder, beside the responses whose texts they are. Texts are joined on the way out."""
+"""Stored pairs: row numbers in a folder, beside the responses that they number. Reading joins them with the texts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class StoredPairs:
 
     @classmethod
     def find(cls, path: str | Path) -> StoredPairs | None:
-        """The stored pairs that `path` names, a run's folder or the `pairs.parquet` in it; None for anything else."""
+        """The stored pairs of `path`, a run's folder or the `pairs.parquet` in it; None for any other path."""
         path = Path(path)
         folder = path.parent if path.name == PAIRS else path
         if not (folder / PAIRS).is_file() or not (folder / RESPONSES).is_dir():
@@ -44,16 +44,16 @@ class StoredPairs:
 
     def height(self) -> int:
         """How many of the rows are pairs."""
-        return tables.height(self._kept())
+        return tables.height(self._pairs())
 
     def batches(self, rows: int, *, start: int = 0, stop: int | None = None) -> Iterator[pl.DataFrame]:
-        """The pairs of these places with their texts (`mipo.pairing.texts.COLUMNS`), at most `rows` at a time."""
+        """Pairs `start` to `stop` with their texts (`mipo.pairing.texts.COLUMNS`), at most `rows` at a time."""
         length = None if stop is None else stop - start
-        yield from self.with_texts(tables.batches(self._kept().slice(start, length), rows))
+        yield from self.with_texts(tables.batches(self._pairs().slice(start, length), rows))
 
     def take(self, places: Sequence[int]) -> pl.DataFrame:
-        """The pairs at these places, counted from 0, with their texts; only their own responses are held."""
-        pairs = self._kept().with_row_index("place").filter(pl.col("place").is_in(places)).drop("place").collect()
+        """The pairs at these places, counted from 0, with their texts; holds only their responses in memory."""
+        pairs = self._pairs().with_row_index("place").filter(pl.col("place").is_in(places)).drop("place").collect()
         wanted = pl.concat([pairs["asked_id"], pairs["chosen_id"], pairs["rejected_id"]]).unique()
         responses = sources.scan(self.folder / RESPONSES).filter(pl.col("response_id").is_in(wanted.implode()))
         texts = responses.lazy().collect()
@@ -62,15 +62,15 @@ class StoredPairs:
 
     def kinds(self) -> list[str]:
         """The kinds of negative among the pairs."""
-        return self._kept().select(pl.col("kind").unique().sort()).collect().to_series().to_list()
+        return self._pairs().select(pl.col("kind").unique().sort()).collect().to_series().to_list()
 
     def with_texts(self, batches: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-        """Batches of these pairs, with their texts."""
+        """The batches of pairs with their texts."""
         responses = sources.scan(self.folder / RESPONSES)
         ids = Ids.of(responses, "response_id")
         with open_rows(texts_of(responses), BATCH_ROWS) as texts:
             for batch in batches:
                 yield with_texts(batch, ids, texts)
 
-    def _kept(self) -> pl.LazyFrame:
+    def _pairs(self) -> pl.LazyFrame:
         return self.rows().filter(pl.col("reason").is_null()).drop("reason")

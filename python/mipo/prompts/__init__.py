@@ -1,1 +1,1 @@
-"""Prompts: the rows of a file, what counts as the same among them, and how they become what a model is asked."""
+"""Prompts: reading rows from a file, comparing them, and composing what a model is asked."""

@@ -1,4 +1,4 @@
-"""Equality: which prompts count as the same. Knows texts and rows."""
+"""Equality: which prompts count as equal. Knows texts and rows."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def first_equal(frame: pl.DataFrame, columns: Sequence[str]) -> pl.Series:
 
 
 def normalised(texts: pl.Series) -> pl.Series:
-    """Texts that differ only in Unicode form, case or white space made equal; a null stays null."""
-    # Of ASCII texts lower case is all there is to fold, which costs a tenth.
+    """The texts, equal where they differ only in Unicode form, case or white space; null stays null."""
+    # ASCII texts need only lower case, which costs a tenth of folding.
     wide = texts.str.len_bytes() != texts.str.len_chars()
-    made = _mended(texts.str.to_lowercase(), wide, _folded(texts.filter(wide)))
-    spaced = made.str.contains(r"\s\s|[^\S ]")
-    return _mended(made, spaced, made.filter(spaced).str.replace_all(r"\s+", " ")).str.strip_chars()
+    texts = _replaced(texts.str.to_lowercase(), wide, _folded(texts.filter(wide)))
+    spaced = texts.str.contains(r"\s\s|[^\S ]")
+    return _replaced(texts, spaced, texts.filter(spaced).str.replace_all(r"\s+", " ")).str.strip_chars()
 
 
-def _mended(texts: pl.Series, where: pl.Series, mended: pl.Series) -> pl.Series:
-    return texts.scatter(where.arg_true(), mended) if len(mended) else texts
+def _replaced(texts: pl.Series, where: pl.Series, values: pl.Series) -> pl.Series:
+    return texts.scatter(where.arg_true(), values) if len(values) else texts
 
 
 def _folded(texts: pl.Series) -> pl.Series:
-    """Upper case alone makes ß and ss equal, lower case alone the two small sigmas."""
+    """Texts without case. Only upper case makes ß and ss equal, only lower case the two small sigmas."""
     cased = texts.str.normalize("NFKC").str.to_lowercase().str.to_uppercase().str.to_lowercase()
     return cased.str.normalize("NFKC")

@@ -1,6 +1,6 @@
-"""Responses: the model answers each distinct prompt once, prompts and counter-prompts alike.
+"""Generation: a model's response to each distinct prompt, in parts that a later call continues.
 
-Knows transformers, sampling and parts on disk. Knows nothing of pairs or training.
+Knows sampling and parts on disk. Knows nothing of pairs or training.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ else:
     pl = lazy("polars")
     torch = lazy("torch")
 
-PART_ROWS = 512  # a part is what a kill can cost; it has its own seed, so a part made again is the same
+PART_ROWS = 512  # a kill costs at most one part; each has its own seed, so generating it again gives the same rows
 
 
 def generate(
-    asked: pl.DataFrame,
+    prompts: pl.DataFrame,
     model: Model,
     *,
     folder: Path | None = None,
@@ -41,77 +41,84 @@ def generate(
     batch_size: int = 64,
     progress: str = "generate",
 ) -> pl.DataFrame:
-    """One sampled response for each row of `asked` (see `ask`); temperature 0 is greedy.
+    """One sampled response for each row of `prompts` (those of `Requests`); temperature 0 is greedy.
 
-    Returns `asked` with response (text without special tokens), response_tokens (with the end of turn) and truncated
-    (cut off by `max_new_tokens`, tokens). The draws are from the model's own distribution under temperature and top_p:
-    a repetition penalty or top_k of its generation config is not applied, its end tokens are.
+    Returns `prompts` with response (text without special tokens), response_tokens (with the end of turn) and truncated
+    (cut off after `max_new_tokens` tokens). Samples from the model's own distribution under temperature and top_p: a
+    repetition penalty or top_k in its generation config is ignored, its end tokens are used.
 
-    With `folder`, parts of 512 rows are kept there as `part-*.parquet`, and a call with the same arguments goes on
-    where an earlier one was stopped; ValueError, naming the difference, for a folder of other prompts or settings. The
-    same arguments give the same responses on the same machine; another batch size or device rounds differently. Weights
-    are loaded only where rows are missing. Raises ValueError, before anything is generated, for a prompt that
-    leaves no room for `max_new_tokens` in the model's context.
+    With `folder`, parts of 512 rows are kept there as `part-*.parquet`, and a call with the same arguments continues
+    an interrupted one. The same arguments give the same responses on the same machine; another batch size or device
+    rounds differently. Weights are loaded only where rows are missing. Raises InputError for a folder of other prompts
+    or settings, naming the difference, and, before it generates anything, for a prompt that leaves no room for
+    `max_new_tokens` in the model's context.
     """
-    if not asked.height:
+    if not prompts.height:
         raise InputError("no prompt to answer; give at least one row")
-    how: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
-    records.read(Sampling, {**how, "batch_size": batch_size})
+    sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
+    records.read(Sampling, {**sampling, "batch_size": batch_size})
     if folder:
-        _claim(folder, asked, {"model": model.name, **how, "seed": seed, "batch_size": batch_size})
+        _claim(folder, prompts, {"model": model.name, **sampling, "seed": seed, "batch_size": batch_size})
     parts: list[pl.DataFrame] = []
     ids: list[list[int]] = []
-    with _bar(asked.height, progress) as bar:
-        for number, start in enumerate(range(0, asked.height, PART_ROWS)):
+    with _bar(prompts.height, progress) as bar:
+        for number, start in enumerate(range(0, prompts.height, PART_ROWS)):
             rows, path = slice(start, start + PART_ROWS), folder / f"part-{number:05d}.parquet" if folder else None
             if path and path.exists():
                 parts.append(pl.read_parquet(path, glob=False))
                 bar.update(parts[-1].height)
                 continue
-            # All prompts at once, so that one that is too long is found before the first costs anything.
-            ids = ids or _encode_fitting(asked, model, max_new_tokens)
-            torch.manual_seed(_stream(seed, number))
-            parts.append(
-                asked[rows].with_columns(sample(ids[rows], model.weights, model.tokenizer, how, batch_size, bar))
-            )
+            # All prompts at once, so that one that is too long is refused before any generation.
+            ids = ids or _encode_fitting(prompts, model, max_new_tokens)
+            torch.manual_seed(_part_seed(seed, number))
+            responses = sample(ids[rows], model.weights, model.tokenizer, sampling, batch_size, bar)
+            parts.append(prompts[rows].with_columns(responses))
             if path:
                 tables.write_frame(parts[-1], path)
     return pl.concat(parts)
 
 
-def _stream(seed: int, number: int) -> int:
-    """The seed of a part: of its own, where seed + number would share streams between neighbouring seeds and parts."""
+def _part_seed(seed: int, number: int) -> int:
+    """The seed of a part. With seed + number, neighbouring seeds and parts would share random numbers."""
     return int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _claim(folder: Path, asked: pl.DataFrame, settings: dict[str, Any]) -> None:
-    """Says in `folder` what its parts are made of, or refuses a folder whose parts are made of something else."""
-    digest = checksum.of_value(key(asked["prompt"]).to_list())
+def _claim(folder: Path, prompts: pl.DataFrame, settings: dict[str, Any]) -> None:
+    """Writes prompts and settings of the parts to `folder`; InputError for a folder with parts of others."""
+    digest = checksum.of_value(key(prompts["prompt"]).to_list())
     settings = {**settings, "part_rows": PART_ROWS, "prompts_checksum": digest}
     path = folder / "settings.json"
     if not path.exists():
         if any(folder.glob("part-*.parquet")):
-            raise InputError(f"{folder}: holds responses, but no settings.json that says of what; name another folder")
+            raise InputError(
+                f"{folder}: holds responses, but no settings.json that describes them; name another folder"
+            )
         files.write_json(path, settings)
         return
-    found = files.read_json(path)
-    differing = [f"{name}: {found.get(name)!r} there, {value!r} now" for name, value in settings.items()
-                 if found.get(name) != value]  # fmt: skip
-    if differing:
+    stored = files.read_json(path)
+    differences = [
+        f"{name}: {stored.get(name)!r} there, {value!r} now"
+        for name, value in settings.items()
+        if stored.get(name) != value
+    ]
+    if differences:
         raise InputError(
-            f"{folder}: holds responses made of something else:\n  " + "\n  ".join(differing) + "\nName another "
+            f"{folder}: holds responses of other prompts or settings:\n  "
+            + "\n  ".join(differences)
+            + "\nName another "
             "folder, or delete this one."
         )
 
 
-def _encode_fitting(asked: pl.DataFrame, model: Model, new: int) -> list[list[int]]:
-    ids = [row.tolist() for row in encode_prompts(asked["prompt"], model.tokenizer)]
-    room = model.context_length
+def _encode_fitting(prompts: pl.DataFrame, model: Model, new: int) -> list[list[int]]:
+    """The ids of each prompt; InputError unless all leave room for `new` tokens."""
+    ids = [row.tolist() for row in encode_prompts(prompts["prompt"], model.tokenizer)]
+    context = model.context_length
     longest = max(range(len(ids)), key=lambda row: len(ids[row]))
-    if room is not None and len(ids[longest]) + new > room:
+    if context is not None and len(ids[longest]) + new > context:
         raise InputError(
-            f"response_id {asked['response_id'][longest]}: a prompt of {len(ids[longest])} tokens and {new} new tokens "
-            f"do not fit the model's context of {room}; drop long prompts or lower max_new_tokens"
+            f"response_id {prompts['response_id'][longest]}: a prompt of {len(ids[longest])} tokens and {new} new "
+            f"tokens do not fit the model's context of {context}; drop long prompts or lower max_new_tokens"
         )
     return ids
 

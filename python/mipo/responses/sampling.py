@@ -1,4 +1,4 @@
-"""Sampling: how responses are drawn. One record for `mipo.responses.generation`, the evaluation and recipes."""
+"""Sampling: the settings of sampled responses. One record for generation, evaluation and recipes."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ from mipo.io.records import Count, Record
 
 
 class Sampling(Record, frozen=True, kw_only=True):
-    """How responses are drawn, before and after training alike. The defaults are the paper's."""
+    """How responses are sampled, before and after training alike. The defaults are the paper's."""
 
     temperature: Annotated[float, Meta(ge=0, description="0 is greedy; colder makes more equal pairs")] = 0.1
     top_p: Annotated[float, Meta(gt=0, le=1, description="nucleus sampling; 1 keeps all tokens")] = 0.9

@@ -23,7 +23,7 @@ from mipo.pairing.controls import shuffle
 from mipo.pairing.judge import BATCH_ROWS, dropped, judge, keep, write_judged
 from mipo.pairing.stored import StoredPairs
 from mipo.report import page
-from mipo.responses.ask import Asked, ask, link
+from mipo.responses.ask import Requests, ask, link
 from mipo.responses.generation import generate
 from mipo.run import provenance
 from mipo.run.prompts import fits, read_prompts
@@ -187,7 +187,7 @@ class _Walk:
         negatives = self.recipe.evaluation.negatives
         return min(31, self._read("test.parquet").height - 1) if negatives is None else negatives
 
-    def _generate(self, asked: Asked, name: str, seed: int, progress: str) -> pl.DataFrame:
+    def _generate(self, asked: Requests, name: str, seed: int, progress: str) -> pl.DataFrame:
         """Responses to the prompts that fit the model's context; the others get none, and their pairs are dropped."""
         sampling = self.recipe.responses
         prompts = asked.prompts.filter(fits(asked.prompts["prompt"], self.model, sampling.max_new_tokens))

@@ -1,4 +1,4 @@
-"""Prompts as a model sees them: the one door from composed prompts to text, and from there to token ids."""
+"""Chat: prompts as a model sees them. All code turns composed prompts into text and token ids here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 else:
     pl = lazy("polars")
 
-_opened: dict[tuple[str, str], Renderer] = {}  # by template and special tokens: to open one costs up to a second
+_opened: dict[tuple[str, str], Renderer] = {}  # by template and special tokens: opening one takes up to a second
 MOST_OPENED = 8
 
 
@@ -26,22 +26,24 @@ def is_chat(tokenizer: Any) -> bool:
 
 
 def renderer(tokenizer: Any) -> Renderer:
-    """The chat template of a tokenizer, opened once; InputError where it has none."""
-    known = (str(getattr(tokenizer, "chat_template", None)), repr(getattr(tokenizer, "special_tokens_map", None)))
-    if known not in _opened:
+    """The chat template of a tokenizer, opened once; raises InputError where it has none."""
+    key = (str(getattr(tokenizer, "chat_template", None)), repr(getattr(tokenizer, "special_tokens_map", None)))
+    if key not in _opened:
         if len(_opened) == MOST_OPENED:
             _opened.clear()
-        _opened[known] = open_template(tokenizer)
-    return replace(_opened[known], tokenizer=tokenizer)
+        _opened[key] = open_template(tokenizer)
+    return replace(_opened[key], tokenizer=tokenizer)
 
 
 def render(composed: pl.Series, tokenizer: Any) -> pl.Series:
-    """The text that is tokenized for each composed prompt: the chat template with a generation prompt, or the text."""
-    if not is_messages(composed) or not len(composed):
-        return composed.cast(pl.String) if not len(composed) else composed
+    """The text to tokenize of each composed prompt: messages through the chat template, with a generation prompt."""
+    if not len(composed):
+        return composed.cast(pl.String)
+    if not is_messages(composed):
+        return composed
     return renderer(tokenizer).render(composed, add_generation_prompt=True)
 
 
 def encode_prompts(composed: pl.Series, tokenizer: Any) -> TokenTable:
-    """Token ids of each composed prompt as the model sees it, in generation and in training alike."""
+    """Token ids of each composed prompt, the same in generation and in training."""
     return encode(render(composed, tokenizer), tokenizer, add_special_tokens=not is_messages(composed))

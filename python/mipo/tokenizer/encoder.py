@@ -1,6 +1,6 @@
-"""Tokens: texts become ids once, in Arrow buffers filled by Rust.
+"""Encoder: texts become token ids, in Arrow buffers filled by Rust.
 
-Knows tokenizers. Knows nothing of chat templates, pairs or training.
+Knows tokenizers. Knows nothing of rendering chats, of pairs or of training.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ else:
     _native = lazy("mipo._native")
     pa = lazy("pyarrow")
 
-SPOTS = 64  # entries of a vocabulary by which it is known again
-# A text by which merges and scores are, of words long and short, in some languages.
+SPOTS = 64  # entries by which a changed vocabulary is noticed
+# A text whose ids change with merges and scores: long and short words in several languages, and code.
 SAMPLE = (
     "abc abcabcabc The quick brown foxes weren't jumping over 1,234 extraordinarily lazy dogs; internationalization, "
     "unbelievably straightforward. Größenordnung, développement, información, 日本語のテキスト, программирование 👍🏽\n"
@@ -36,13 +36,13 @@ def encode(texts: Any, tokenizer: Any, *, add_special_tokens: bool = True, encod
     """Token ids of each text, in Rust on all threads, equal to those of the `tokenizers` package.
 
     `texts`: a polars Series, an Arrow or NumPy array, or a list of str. `tokenizer`: a Hugging Face fast tokenizer, a
-    `tokenizers.Tokenizer`, or the path of a `tokenizer.json` or of its folder; nothing is cut or padded. `encoder`:
-    "fastokens", "tokenizers", a hundred times slower, or "auto": fastokens where nothing in the tokenizer and no probe
-    text speaks against it. A tokenizer once opened is kept, with the last few.
+    `tokenizers.Tokenizer`, or the path of a `tokenizer.json` or of its folder. `encoder`: "fastokens"; "tokenizers", a
+    hundred times slower; or "auto", which is fastokens unless the tokenizer has a part that it does not support or a
+    probe text gets other ids. Texts are neither truncated nor padded. The last few tokenizers stay open.
 
-    Raises TypeError or ValueError, with the row counted from 0, for what is no text; ValueError for a tokenizer that
-    fastokens is asked for and cannot take, and with the row, both engines' ids and what to do, should one of the texts
-    that are encoded by both, every 1,024th, differ.
+    Raises InputTypeError or InputError, with the row counted from 0, for a row that is not text. Raises InputError for
+    a tokenizer that encoder "fastokens" does not support. Both engines encode every 1,024th text: where their ids
+    differ, raises InputError with the row and both engines' ids.
     """
     if not hasattr(texts, "__arrow_c_stream__") and not hasattr(texts, "__arrow_c_array__"):
         texts = _strings(texts)
@@ -50,7 +50,7 @@ def encode(texts: Any, tokenizer: Any, *, add_special_tokens: bool = True, encod
 
 
 def open_encoder(tokenizer: Any, encoder: Choice = "auto") -> _native.Encoder:
-    """The tokenizer with its engine, whose `name` and `why` say which and why; arguments and errors as in `encode`."""
+    """The tokenizer and its engine, named by `name` with the reason in `why`; arguments and errors as in `encode`."""
     return _open(tokenizer_json(tokenizer), encoder)
 
 
@@ -61,14 +61,15 @@ def _open(json: bytes, engine: str) -> _native.Encoder:
 
 def fingerprint(tokenizer: Any) -> str:
     """The checksum of a tokenizer and its chat template: equal exactly where the same texts become the same ids."""
-    # What calls with padding or truncation left behind stands before the tokens, and changes no id here.
-    made = tokenizer_json(tokenizer)
-    said = [getattr(tokenizer, name, None) for name in ("chat_template", "bos_token", "eos_token")]
-    return checksum.of_bytes(made[max(0, made.find(b'"added_tokens"')) :] + b"\0" + repr(said).encode())
+    content = tokenizer_json(tokenizer)
+    # Earlier calls with padding or truncation leave settings before the tokens, which change no ids here.
+    content = content[max(0, content.find(b'"added_tokens"')) :]
+    settings = [getattr(tokenizer, name, None) for name in ("chat_template", "bos_token", "eos_token")]
+    return checksum.of_bytes(content + b"\0" + repr(settings).encode())
 
 
 def tokenizer_json(tokenizer: Any) -> bytes:
-    """The `tokenizer.json` of a tokenizer, or of its path; TypeError for what has none."""
+    """The `tokenizer.json` of a tokenizer, or at its path; raises InputTypeError for an object without one."""
     if isinstance(tokenizer, str | Path):
         path = Path(tokenizer)
         path = path / "tokenizer.json" if path.is_dir() else path
@@ -79,21 +80,22 @@ def tokenizer_json(tokenizer: Any) -> bytes:
     if not hasattr(backend, "to_str"):
         raise InputTypeError(
             "tokenizer: expected a Hugging Face fast tokenizer, a tokenizers.Tokenizer or a path of a tokenizer.json, "
-            f"came {type(tokenizer).__name__}"
+            f"got {type(tokenizer).__name__}"
         )
-    return _said(backend, state) if (state := _state(backend)) else str(backend.to_str()).encode()
+    return _serialized(backend, state) if (state := _state(backend)) else str(backend.to_str()).encode()
 
 
 @functools.lru_cache(maxsize=4)
-def _said(backend: Any, state: tuple[object, ...]) -> bytes:
-    """The `tokenizer.json` of a tokenizer in this state: to write 150,000 merges takes as long as to encode 50 MB."""
+def _serialized(backend: Any, state: tuple[object, ...]) -> bytes:
+    """The `tokenizer.json` of a tokenizer in this state; writing 150,000 merges takes as long as encoding 50 MB."""
     return str(backend.to_str()).encode()
 
 
 def _state(backend: Any) -> tuple[object, ...] | None:
-    """What changes ids when it is changed on a `tokenizers.Tokenizer`; None for what is none, or has parts in Python.
+    """The state of a `tokenizers.Tokenizer` that decides ids; None for another type, or one with parts in Python.
 
-    For vocabulary and merges, which only another model can change, stand its size, some entries and the ids of a text.
+    Only replacing the model changes vocabulary and merges: their size, some entries and the ids of a text stand for
+    them.
     """
     if type(backend).__module__ != "tokenizers":
         return None
@@ -101,7 +103,7 @@ def _state(backend: Any) -> tuple[object, ...] | None:
     try:
         steps = tuple(part and (type(part).__name__, part.__getstate__()) for part in parts)
         sample = tuple(backend.encode(SAMPLE).ids)
-    except Exception:  # tokenizers raises this itself, where a part is written in Python or a word has no id
+    except Exception:  # tokenizers raises Exception itself, where a part is written in Python or a word has no id
         return None
     model, size = backend.model, backend.get_vocab_size(True)
     public = ((name, getattr(model, name)) for name in dir(model) if not name.startswith("_"))
@@ -112,16 +114,16 @@ def _state(backend: Any) -> tuple[object, ...] | None:
 
 
 def _strings(texts: Any) -> pa.Array:
-    """Texts as an Arrow array; TypeError or ValueError names the row of what is no text."""
+    """Texts as an Arrow array; raises InputTypeError or InputError, with the row, for a row that is not text."""
     if isinstance(texts, str):
-        raise InputTypeError("texts: expected several texts, came one; put it into a list")
+        raise InputTypeError("texts: expected several texts, got one; put it into a list")
     texts = texts if hasattr(texts, "__len__") else list(texts)
     try:
         return pa.array(texts, type=pa.large_string())
     except (pa.ArrowException, UnicodeEncodeError):
         for row, text in enumerate(texts):
             if not isinstance(text, str):
-                raise InputTypeError(f"texts: expected text in row {row}, came {type(text).__name__}") from None
+                raise InputTypeError(f"texts: expected text in row {row}, got {type(text).__name__}") from None
             if any("\ud800" <= character <= "\udfff" for character in text):
-                raise InputError(f"texts: row {row} holds half of a surrogate pair, which is no character") from None
+                raise InputError(f"texts: row {row} has half of a surrogate pair, which is not a character") from None
         raise

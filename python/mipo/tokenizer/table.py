@@ -1,4 +1,4 @@
-"""Token tables: the ids of texts in Arrow buffers, memory-mapped when they are opened. Knows nothing of tokenizers."""
+"""Token tables: the ids of texts in Arrow buffers, memory-mapped from files. Knows nothing of tokenizers."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ else:
 
 @dataclass(frozen=True, eq=False)
 class TokenTable:
-    """Token ids of one text a row, in one piece or several, as an Arrow file has them. Opened, it is memory-mapped.
+    """Token ids, one text per row, in one piece or several.
 
-    A piece is a pair of `offsets`, int64 [n + 1], and `ids`, uint32: row i of it is `ids[offsets[i]:offsets[i + 1]]`.
+    A piece is a pair of `offsets`, int64 [n + 1], and `ids`, uint32: its row i is `ids[offsets[i]:offsets[i + 1]]`.
     """
 
     pieces: tuple[tuple[NDArray[np.int64], NDArray[np.uint32]], ...]
@@ -48,7 +48,7 @@ class TokenTable:
 
     @cached_property
     def _starts(self) -> list[int]:
-        """The row at which each piece starts, and how many there are."""
+        """The row at which each piece starts, and the number of rows."""
         return [0, *accumulate(len(offsets) - 1 for offsets, _ in self.pieces)]
 
     @property
@@ -60,26 +60,28 @@ class TokenTable:
 
     @property
     def ids(self) -> NDArray[np.uint32]:
-        """The ids of all rows, one after another; of several pieces a copy."""
-        said = [ids[offsets[0] : offsets[-1]] for offsets, ids in self.pieces]
-        return self.pieces[0][1] if len(said) == 1 else np.concatenate([np.empty(0, np.uint32), *said])
+        """The ids of all rows, one after another; a copy where there are several pieces."""
+        if len(self.pieces) == 1:
+            return self.pieces[0][1]
+        parts = (ids[offsets[0] : offsets[-1]] for offsets, ids in self.pieces)
+        return np.concatenate([np.empty(0, np.uint32), *parts])
 
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each row, [n]; no id is touched."""
+        """The number of tokens of each row, [n]; reads no ids."""
         return np.concatenate([np.empty(0, np.int64), *(np.diff(offsets) for offsets, _ in self.pieces)])
 
     def take(self, rows: NDArray[np.uint64]) -> TokenTable:
-        """The given rows, copied, in one piece."""
+        """A copy of these rows, in one piece."""
         taken = self.to_arrow().take(pa.array(rows)).combine_chunks()
         lists = taken if isinstance(taken, pa.LargeListArray) else pa.concat_arrays(taken.chunks)
         return TokenTable((arrow.parts(lists),))
 
     def to_arrow(self) -> pa.ChunkedArray:
-        """The rows as Arrow lists of uint32 on the same memory, a chunk a piece."""
+        """The rows as Arrow lists of uint32 on the same memory, one chunk per piece."""
         return pa.chunked_array([arrow.lists(*piece) for piece in self.pieces], type=pa.large_list(pa.uint32()))
 
     def save(self, path: str | Path) -> None:
-        """Writes an Arrow IPC file with the one column `ids`, a batch a piece, whole or not at all."""
+        """Writes an Arrow IPC file with one column, `ids`, and one batch per piece, whole or not at all."""
         with files.whole(Path(path)) as temporary:
             writer = arrow.Writer(temporary, schema())
             for piece in self.pieces:
@@ -88,18 +90,18 @@ class TokenTable:
 
     @classmethod
     def open(cls, path: str | Path) -> TokenTable:
-        """Opens what `save` wrote, memory-mapped; ValueError for another file, or one that is not as it was written.
+        """Opens a file of `save`, memory-mapped; raises InputError for another file, or one that was changed.
 
-        To find that out reads the whole file once, at the speed of memory or of the disk.
+        That check reads the whole file once, at the speed of memory or of the disk.
         """
         return cls.of(arrow.read(Path(path), schema())[0])
 
     @classmethod
     def of(cls, batches: Iterable[pa.RecordBatch]) -> TokenTable:
-        """The table on the memory of record batches with the one column `ids`."""
+        """The table on the memory of record batches with one column, `ids`."""
         return cls(tuple(arrow.parts(batch.column(0)) for batch in batches))
 
 
 def schema() -> pa.Schema:
-    """The one column of a TokenTable in Arrow."""
+    """The Arrow schema of a TokenTable."""
     return pa.schema([pa.field("ids", pa.large_list(pa.uint32()), nullable=False)])

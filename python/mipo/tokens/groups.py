@@ -1,7 +1,7 @@
 """Groups: preference pairs of text or chat messages become groups of token ids, as TRL tokenizes them.
 
-Knows chat templates and TRL's rule for the border of prompt and response, which is found on token ids. Knows nothing of
-where the pairs came from, or of training.
+Knows chat templates, and TRL's rule for the border between prompt and response, which is drawn on token ids. Knows
+nothing of the source of the pairs, or of training.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from mipo.errors import InputError
 from mipo.io.lazy import lazy
 from mipo.tokenizer.chat import renderer
 from mipo.tokenizer.encoder import Choice, fingerprint, open_encoder
-from mipo.tokenizer.messages import is_messages, key
+from mipo.tokenizer.messages import fields_of, is_messages, key
 from mipo.tokenizer.table import TokenTable
 from mipo.tokenizer.template import Renderer, RowError
-from mipo.tokens.store import Pairs, PairStore
+from mipo.tokens.store import Groups, PairStore
 from mipo.tokens.trl import SIDES, arguments_in, template_arguments, trl_ids, with_prompts
 
 if TYPE_CHECKING:
@@ -33,20 +33,22 @@ else:
     pl = lazy("polars")
 
 BATCH_ROWS = 16_384
-# Groups of each batch that transformers tokenizes, too: a row in four thousand, which costs a few percent of the time.
+# Groups of each batch that transformers tokenizes as well: one row in four thousand, for a few percent of the time.
 CHECKED = 4
 
 
 class GroupBuilder:
-    """Makes groups of ids of preference pairs, batch by batch.
+    """Turns preference pairs into groups of token ids, batch by batch.
 
-    Each prompt and response is stored once, and forgotten when 229,376 are known; `take` gives those that came since
-    the last call. `dropped` counts pairs by reason, `merged` groups whose border was moved.
+    Each prompt and response is stored once; after 229,376 new ones the builder forgets which it has. `take` returns
+    those added since its last call. `dropped` counts pairs by reason, `merged` counts groups whose border moved.
     """
 
     def __init__(self, tokenizer: Any, *, max_length: int | None = None, encoder: Choice = "auto") -> None:
         if getattr(tokenizer, "eos_token", None) is None:
-            raise InputError("tokenizer: has no eos_token, so no response could ever end; set one")
+            raise InputError(
+                "tokenizer: expected an eos_token, got none, so no response could end; set tokenizer.eos_token"
+            )
         self.tokenizer, self.max_length = tokenizer, max_length
         self.encoder = open_encoder(tokenizer, encoder)
         self.dropped, self.merged = Counter[str](), 0
@@ -56,16 +58,16 @@ class GroupBuilder:
     def _renderer(self) -> Renderer:
         return renderer(self.tokenizer)
 
-    def add(self, pairs: pl.DataFrame, *, before: int = 0) -> Pairs:
-        """The groups of a batch; its first row is row `before` + 1 of its source, which errors name.
+    def add(self, pairs: pl.DataFrame, *, before: int = 0) -> Groups:
+        """The groups of a batch.
 
-        Rows that share prompt_id, prompt and chosen, one after another, make one group with several rejected responses.
-        ValueError for pairs that are none, and for a row that the template refuses.
+        The first row of the batch is row `before` + 1 of its source; errors name rows by that number. Consecutive rows
+        with the same prompt_id, prompt and chosen become one group with several rejected responses. Raises InputError
+        for rows that are not pairs, and for a row that the template refuses.
         """
         pairs = self._usable(with_prompts(pairs.with_columns(_row=pl.int_range(before, before + pairs.height))))
         if not pairs.height:
-            nothing = np.empty(0, np.uint64)
-            return Pairs(nothing, nothing, nothing, np.zeros(1, np.int64), nothing)
+            return Groups.none()
         starts = _starts(pairs)
         sizes = np.diff(starts, append=pairs.height)
         limit = np.iinfo(np.int64).max if self.max_length is None else self.max_length
@@ -74,21 +76,21 @@ class GroupBuilder:
         reasons = {1: "a response without a token of its own", 2: f"a prompt of {self.max_length} tokens or more"}
         reasons[3] = f"longer than {self.max_length} tokens"
         for verdict, reason in reasons.items():
-            if lost := int(sizes[verdicts == verdict].sum()):
-                self.dropped[reason] += lost
+            if count := int(sizes[verdicts == verdict].sum()):
+                self.dropped[reason] += count
         self._check(pairs, starts)
-        return Pairs(_prompt_ids(pairs)[starts][verdicts == 0], *rows)
+        return Groups(_prompt_ids(pairs)[starts][verdicts == 0], *rows)
 
     def take(self) -> tuple[TokenTable, TokenTable]:
-        """Prompts and responses that were stored since the last call; row numbers go on."""
+        """The prompts and responses stored since the last call; row numbers continue across calls."""
         return TokenTable((self._builder.take_prompts(),)), TokenTable((self._builder.take_responses(),))
 
     def pending(self) -> int:
-        """Bytes of ids that were not taken yet."""
+        """Bytes of ids that `take` has not returned yet."""
         return self._builder.pending()
 
     def _usable(self, pairs: pl.DataFrame) -> pl.DataFrame:
-        """The pairs that can be tokenized at all; others are dropped by name, or refused where all are wrong."""
+        """The pairs that can be tokenized; drops the others by reason. Raises InputError for wrong columns."""
         if missing := [column for column in SIDES if column not in pairs.columns]:
             raise InputError(f"pairs: no column {missing[0]!r}; they have {', '.join(pairs.columns[:-1])}")
         reason = pl.coalesce(pl.when(pl.col(side).is_null()).then(pl.lit(f"null {side}")) for side in SIDES)
@@ -98,74 +100,74 @@ class GroupBuilder:
         kinds = {column: "messages" if is_messages(pairs[column]) else "text" for column in SIDES}
         kinds |= {c: str(pairs.schema[c]) for c in SIDES if kinds[c] == "text" and pairs.schema[c] != pl.String}
         if len(set(kinds.values())) > 1 or not {"messages", "text"} & set(kinds.values()):
-            raise InputError(f"pairs: expected text or chat messages in all columns, came {kinds}")
+            raise InputError(f"pairs: expected text or chat messages in all columns, got {kinds}")
         chat = kinds["prompt"] == "messages"
         if chat and not getattr(self.tokenizer, "chat_template", None):
             raise InputError(
-                "pairs: they are messages, but the tokenizer has no chat template; give text, or another one"
+                "pairs: expected text, got messages, and the tokenizer has no chat template; pass text or another "
+                "tokenizer"
             )
-        none = pl.when(pl.col("prompt").list.len() == 0).then(pl.lit("a prompt of no message"))
-        return self._without(pairs, none) if chat else pairs
+        empty = pl.when(pl.col("prompt").list.len() == 0).then(pl.lit("a prompt of no message"))
+        return self._without(pairs, empty) if chat else pairs
 
     def _without(self, pairs: pl.DataFrame, reason: pl.Expr) -> pl.DataFrame:
-        """The pairs that have no reason to be dropped."""
+        """The pairs whose `reason` is null; counts the others as dropped."""
         reasons = pairs.select(reason.alias("reason")).to_series()
         self.dropped.update(reasons.drop_nulls().to_list())
         return pairs.filter(reasons.is_null())
 
     def _push(self, builder: Any, pairs: pl.DataFrame, starts: NDArray[np.int64], limit: int | None) -> Any:
-        """Verdicts, rows of prompt and chosen, offsets and rows of rejected, and how many borders were moved."""
+        """Verdicts, rows of prompt and chosen, offsets and rows of rejected, and the number of moved borders."""
         firsts = pairs[starts]
-        cut = [_flags(frame, f"{side}_truncated") for frame, side in ((firsts, "chosen"), (pairs, "rejected"))]
+        truncated = [_flags(frame, f"{side}_truncated") for frame, side in ((firsts, "chosen"), (pairs, "rejected"))]
         offsets = np.append(starts, pairs.height)
-        groups = (offsets, firsts["_row"].to_numpy().astype(np.uint64) + np.uint64(1), *cut)
+        groups = (offsets, firsts["_row"].to_numpy().astype(np.uint64) + np.uint64(1), *truncated)
         if not is_messages(pairs["prompt"]):
             texts = (firsts["prompt"], firsts["chosen"], pairs["rejected"])
             return builder.push_text(texts, groups, end=self.tokenizer.eos_token, limit=limit)
-        end_ids = _end_ids(self.tokenizer) if any(flags.any() for flags in cut) else []
+        end_ids = _end_ids(self.tokenizer) if any(flags.any() for flags in truncated) else []
         if not arguments_in(pairs):
             chats = (firsts["prompt"], firsts["chosen"], pairs["rejected"])
-            made = self._renderer.push(builder, chats, groups, end_ids=end_ids, limit=limit)
-            if made is not None:
-                return made
-        # The prompts of rejected responses are those of their groups: rows of one group have equal prompts.
+            if (results := self._renderer.push(builder, chats, groups, end_ids=end_ids, limit=limit)) is not None:
+                return results
+        # One rendered prompt per group is enough: the rows of a group have equal prompts.
         texts = (self._render(firsts), self._render(firsts, "chosen"), self._render(pairs, "rejected"))
         return builder.push_rendered(texts, groups, end_ids=end_ids, limit=limit)
 
     def _render(self, pairs: pl.DataFrame, side: str | None = None) -> pl.Series:
-        """The chat template's text of each prompt, with what was said to it where `side` is given."""
+        """The chat template's text of each prompt alone, or of the prompt followed by the response in `side`."""
         chats = pairs["prompt"] if side is None else _joined(pairs["prompt"], pairs[side])
-        arguments = arguments_in(pairs)
-        rows = pairs.select(arguments).iter_rows(named=True) if arguments else None
-        told = None if rows is None else [template_arguments(row) for row in rows]
+        columns = arguments_in(pairs)
+        rows = pairs.select(columns).iter_rows(named=True) if columns else None
+        arguments = None if rows is None else [template_arguments(row) for row in rows]
         try:
-            return self._renderer.render(chats, add_generation_prompt=side is None, arguments=told)
+            return self._renderer.render(chats, add_generation_prompt=side is None, arguments=arguments)
         except RowError as error:
             raise InputError(f"row {pairs['_row'][error.row] + 1}: {error.said}") from error
 
     def _check(self, pairs: pl.DataFrame, starts: NDArray[np.int64]) -> None:
-        """Compares a few groups with what transformers makes of them; ValueError where one id differs."""
+        """Compares a few groups with the ids of transformers; raises InputError where one differs."""
         whole = ~_flags(pairs, "rejected_truncated") & ~_flags(pairs, "chosen_truncated")
         rows = starts[whole[starts]]
         rows = rows[np.unique(np.linspace(0, len(rows) - 1, CHECKED).astype(np.int64))] if len(rows) else rows
-        some = pairs[rows]
+        sample = pairs[rows]
         builder = _native.GroupBuilder(self.encoder)
-        _, prompt, chosen, _, rejected, _ = self._push(builder, some, np.arange(some.height), None)
+        _, prompt, chosen, _, rejected, _ = self._push(builder, sample, np.arange(sample.height), None)
         prompts, responses = TokenTable((builder.take_prompts(),)), TokenTable((builder.take_responses(),))
-        for i, row in enumerate(some.iter_rows(named=True)):
-            made = [prompts[prompt[i]].tolist(), *(responses[said[i]].tolist() for said in (chosen, rejected))]
-            if made != trl_ids(row, self.tokenizer):
+        for i, row in enumerate(sample.iter_rows(named=True)):
+            ids = [prompts[prompt[i]].tolist(), responses[chosen[i]].tolist(), responses[rejected[i]].tolist()]
+            if ids != trl_ids(row, self.tokenizer):
                 raise InputError(
                     f"row {row['_row'] + 1}: {self.encoder.name}'s token ids are not those of transformers; please "
-                    "report this, with the tokenizer, and tokenize with encoder tokenizers"
+                    'report this with the tokenizer, and tokenize with encoder="tokenizers"'
                 )
 
 
 def aligned(batches: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-    """The same rows, with all rows of one prompt_id, one after another, in one batch."""
+    """The same rows in other batches: consecutive rows with one prompt_id are in one batch."""
     held: pl.DataFrame | None = None
     for batch in batches:
-        if held is not None and _goes_on(held, batch):
+        if held is not None and _continues(held, batch):
             run = held["prompt_id"].rle_id()
             batch = pl.concat([held.filter(run == run[-1]), batch], how="diagonal_relaxed")
             held = held.filter(run != run[-1])
@@ -176,8 +178,8 @@ def aligned(batches: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
         yield held
 
 
-def _goes_on(held: pl.DataFrame, batch: pl.DataFrame) -> bool:
-    """Whether the last prompt_id of a batch is the first of the next one; of nulls none is another's."""
+def _continues(held: pl.DataFrame, batch: pl.DataFrame) -> bool:
+    """Whether the last prompt_id of a batch is the first of the next one; a null never is."""
     if not (held.height and batch.height and "prompt_id" in held.columns and "prompt_id" in batch.columns):
         return False
     last = held["prompt_id"][-1]
@@ -187,52 +189,53 @@ def _goes_on(held: pl.DataFrame, batch: pl.DataFrame) -> bool:
 def tokenize(
     pairs: pl.DataFrame, tokenizer: Any, *, max_length: int | None = None, encoder: Choice = "auto"
 ) -> tuple[PairStore, dict[str, int]]:
-    """Tokenizes preference pairs (TRL's columns prompt, chosen, rejected) as TRL 1.16 would.
+    """Tokenizes preference pairs (TRL's columns prompt, chosen, rejected) as TRL 1.16 does.
 
-    Messages are rendered by the tokenizer's chat template; text is taken as it is, with an end of text. Rows that share
-    prompt_id, prompt and chosen, one after another, make one group with several rejected responses. A response that is
-    marked truncated carries no end of turn, since the model made none; all others do. Without a prompt, what chosen and
-    rejected have in common is the prompt. Returns the store and the dropped rows by reason: nulls, and groups with a
-    response that ends after `max_length` tokens, or has no token of its own.
-    `encoder` as in `mipo.encode`. Raises ValueError for pairs that are none, and for messages without a template.
+    The tokenizer's chat template renders messages; text is used as it is, with the eos_token after it. Consecutive rows
+    with the same prompt_id, prompt and chosen become one group with several rejected responses. A response marked as
+    truncated has no end of turn, because the model did not write one; all others have one. Without a prompt column, the
+    prompt is what chosen and rejected begin with in common. `encoder` as in `mipo.encode`.
+
+    Returns the store, and the dropped rows by reason: nulls, and groups with a response that ends after `max_length`
+    tokens or has no token of its own. Raises InputError for rows that are not pairs, and for messages without a
+    template.
     """
     if not pairs.height:
-        raise InputError("pairs: no row is left to tokenize")
+        raise InputError("pairs: expected at least one row to tokenize, got none")
     builder, pieces, before = GroupBuilder(tokenizer, max_length=max_length, encoder=encoder), [], 0
     for batch in aligned(pairs.iter_slices(BATCH_ROWS)):
         pieces.append(builder.add(batch, before=before))
         before += batch.height
-    made = PairStore(*builder.take(), tuple(pieces), builder.merged, fingerprint(tokenizer))
-    return made, dict(builder.dropped)
+    store = PairStore(*builder.take(), tuple(pieces), builder.merged, fingerprint(tokenizer))
+    return store, dict(builder.dropped)
 
 
 def encode_responses(
     composed: pl.Series, responses: pl.Series, tokenizer: Any, *, unfinished: pl.Series
 ) -> tuple[TokenTable, TokenTable]:
-    """Token ids of each prompt and of its response (text), separated as in training; one row each, in order."""
-    said = responses
+    """Token ids of each prompt and of its response (text), split as in training; one row each, in order."""
     if is_messages(composed):
-        turn = pl.struct(pl.lit("assistant").alias("role"), pl.col("said").alias("content"))
-        said = responses.alias("said").to_frame().select(pl.concat_list(turn)).to_series()
-    cut = unfinished.fill_null(False)
-    pairs = pl.DataFrame({"prompt": composed, "chosen": said, "rejected": said, "_row": range(len(said))})
-    pairs = pairs.with_columns(cut.alias("chosen_truncated"), cut.alias("rejected_truncated"))
+        turn = pl.struct(pl.lit("assistant").alias("role"), pl.col("content"))
+        responses = responses.alias("content").to_frame().select(pl.concat_list(turn)).to_series()
+    pairs = pl.DataFrame({"prompt": composed, "chosen": responses, "rejected": responses, "_row": range(len(composed))})
+    truncated = unfinished.fill_null(False)
+    pairs = pairs.with_columns(truncated.alias("chosen_truncated"), truncated.alias("rejected_truncated"))
     builder = GroupBuilder(tokenizer)
-    _, prompt, chosen, *_ = builder._push(builder._builder, pairs, np.arange(len(said)), None)
-    prompts, own = builder.take()
-    return prompts.take(prompt), own.take(chosen)
+    _, prompt, chosen, *_ = builder._push(builder._builder, pairs, np.arange(pairs.height), None)
+    prompt_table, response_table = builder.take()
+    return prompt_table.take(prompt), response_table.take(chosen)
 
 
-def _joined(asked: pl.Series, said: pl.Series) -> pl.Series:
-    """The messages of both, one after another; a field that only one has is null in the other."""
-    if asked.dtype != said.dtype:
-        kinds = {field.name: field.dtype for side in (said, asked) for field in side.dtype.inner.fields}  # type: ignore[attr-defined]
-        asked, said = (_with_fields(side, kinds) for side in (asked, said))
-    return pl.select(pl.concat_list(asked, said)).to_series()
+def _joined(prompts: pl.Series, responses: pl.Series) -> pl.Series:
+    """The messages of each prompt followed by those of its response; a field that only one has is null in the other."""
+    if prompts.dtype != responses.dtype:
+        kinds = fields_of(responses.dtype) | fields_of(prompts.dtype)
+        prompts, responses = (_with_fields(side, kinds) for side in (prompts, responses))
+    return pl.select(pl.concat_list(prompts, responses)).to_series()
 
 
 def _with_fields(messages: pl.Series, kinds: dict[str, pl.DataType]) -> pl.Series:
-    own = {field.name for field in messages.dtype.inner.fields}  # type: ignore[attr-defined]
+    own = fields_of(messages.dtype)
     fields = [
         (pl.element().struct.field(name) if name in own else pl.lit(None)).cast(kind).alias(name)
         for name, kind in kinds.items()
@@ -254,7 +257,7 @@ def _starts(pairs: pl.DataFrame) -> NDArray[np.int64]:
 
 
 def _prompt_ids(pairs: pl.DataFrame) -> NDArray[np.uint64]:
-    """mipo's prompt_id; the row where there is none, or where it is no whole number and thus of other make."""
+    """mipo's prompt_id; the row number where there is none, or where it is not a whole number and so not mipo's."""
     ids = pairs.get_column("prompt_id", default=None)
     if ids is None or not ids.dtype.is_integer() or ids.null_count() or (len(ids) and ids.min() < 0):
         ids = pairs["_row"]
@@ -267,9 +270,9 @@ def _flags(pairs: pl.DataFrame, column: str) -> NDArray[np.bool_]:
 
 
 def _end_ids(tokenizer: Any) -> list[int]:
-    """What takes the end of turn, which a chat template adds, from responses that were cut off.
+    """The token that ends a turn, as a list of one id: from it on, a truncated response drops the template's text.
 
-    It is the first special token that the template writes after an answer: with some models not the eos_token.
+    It is the first special token that the template writes after an answer, which is not every model's eos_token.
     """
     turns = [{"role": role, "content": "mipo"} for role in ("user", "assistant")]
     after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("mipo")[2]

@@ -1,6 +1,6 @@
-"""Parts: which rows of a source of pairs make a shard, known again by their content.
+"""Parts: the rows of a source of pairs that become one shard, identified by their content.
 
-Knows files of pairs, and pairs that are row numbers. Knows nothing of how a pair is tokenized.
+Knows files of pairs, and pairs that are row numbers. Knows nothing of tokenization.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ BATCH_ROWS = 16_384
 
 
 class Source(Protocol):
-    """Pairs with their texts, from a first row to a last one."""
+    """A table of pairs with their texts."""
 
     @property
     def name(self) -> str:
-        """Where they are."""
+        """Its path, or the name of a data set."""
 
     @property
     def split(self) -> str:
-        """The split of a data set that has several."""
+        """The split to read from a data set."""
 
     @property
     def content(self) -> str:
-        """Equal for equal pairs."""
+        """A checksum, equal for equal pairs."""
 
     @property
     def is_streamed(self) -> bool:
-        """Whether `batches` reads little more than it is asked for."""
+        """Whether `batches` reads little more than the rows it yields."""
 
     def height(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
 
     def batches(self, start: int, stop: int) -> Iterator[pl.DataFrame]:
-        """The rows start..stop, in order."""
+        """The rows from `start` up to but not including `stop`, in order."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Files:
 
     @cached_property
     def content(self) -> str:
-        """The checksums of the files, or the data set's name."""
+        """The checksum of the files, or of the data set's name."""
         path = Path(self.name)
         if path.is_dir():
             return checksum.of_folder(path)
@@ -66,15 +66,15 @@ class Files:
 
     @property
     def is_streamed(self) -> bool:
-        """Whether its format can be read from any row."""
+        """Whether its format can be read from any row on."""
         return sources.is_streamed(self.name)
 
     def height(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
         return sources.height(self.name, split=self.split)
 
     def batches(self, start: int, stop: int) -> Iterator[pl.DataFrame]:
-        """The rows start..stop, in order."""
+        """The rows from `start` up to but not including `stop`, in order."""
         return sources.stream(self.name, BATCH_ROWS, start=start, stop=stop, split=self.split, texts=SIDES)
 
 
@@ -88,16 +88,16 @@ class Stored:
 
     @cached_property
     def content(self) -> str:
-        """The checksums of the pairs and of the responses."""
+        """The checksum of the pairs and of the responses."""
         folder = self._pairs.folder
         return checksum.of_value([checksum.of_file(folder / PAIRS), checksum.of_folder(folder / RESPONSES)])
 
     def height(self) -> int:
-        """How many pairs there are."""
+        """The number of pairs."""
         return self._pairs.height()
 
     def batches(self, start: int, stop: int) -> Iterator[pl.DataFrame]:
-        """The pairs start..stop, in order."""
+        """The pairs from `start` up to but not including `stop`, in order."""
         return self._pairs.batches(BATCH_ROWS, start=start, stop=stop)
 
     @property
@@ -107,7 +107,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Part:
-    """Rows start..stop of a source."""
+    """The rows of a source from `start` up to but not including `stop`."""
 
     source: Source
     start: int
@@ -117,16 +117,16 @@ class Part:
         """Its rows, in order."""
         return self.source.batches(self.start, self.stop)
 
-    def about(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """Equal for equal rows."""
         return {"content": self.source.content, "split": self.source.split, "start": self.start, "stop": self.stop}
 
 
 def parts_of(path: str | Path, shard_rows: int, split: str) -> Iterator[Part]:
-    """The parts of a source of pairs, of about `shard_rows` rows each; a prompt_id stays in one part."""
+    """The parts of a source of pairs, about `shard_rows` rows each; consecutive rows of a prompt_id share a part."""
     stored = StoredPairs.find(path)
-    where = str(Path(path).absolute()) if Path(path).exists() else str(path)
-    source: Source = Stored(str(stored.folder.absolute())) if stored else Files(where, split)
+    name = str(Path(path).absolute()) if Path(path).exists() else str(path)
+    source: Source = Stored(str(stored.folder.absolute())) if stored else Files(name, split)
     rows = source.height()
     if not rows:
         raise InputError(f"{path}: expected preference pairs, got no row")
@@ -136,24 +136,24 @@ def parts_of(path: str | Path, shard_rows: int, split: str) -> Iterator[Part]:
 
 
 def _borders(whole: Part, shard_rows: int) -> Iterator[int]:
-    """Where parts start, but for the first one."""
+    """The rows at which all parts but the first start."""
     last = 0
     for border in range(shard_rows, whole.stop, shard_rows):
         if last < border:
-            last = _other_prompt(whole, border)
+            last = _next_prompt(whole, border)
             if last < whole.stop:
                 yield last
 
 
-def _other_prompt(whole: Part, row: int) -> int:
-    """The first row from this one on whose prompt_id is not that of the row before it."""
-    at, before = row - 1, None
-    for batch in replace(whole, start=at).batches():
+def _next_prompt(whole: Part, row: int) -> int:
+    """The first row from `row` on whose prompt_id is not that of row `row` - 1."""
+    position, before = row - 1, None
+    for batch in replace(whole, start=position).batches():
         ids = batch.get_column("prompt_id", default=None)
         before = ids[:1] if ids is not None and before is None else before
         if ids is None or before is None or ids.dtype != before.dtype or before.null_count():
-            return max(row, at)
+            return max(row, position)
         if len(other := ids.ne_missing(before).arg_true()):
-            return at + int(other[0])
-        at += batch.height
+            return position + int(other[0])
+        position += batch.height
     return whole.stop

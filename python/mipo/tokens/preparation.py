@@ -1,6 +1,6 @@
-"""Preparation: files of preference pairs become a store of token ids, shard by shard, on this machine or on many.
+"""Preparation: files of preference pairs become a store of token ids, shard by shard, on one machine or many.
 
-Knows which rows make a shard, and which shards are there. Knows nothing of how a pair is tokenized.
+Knows which rows make a shard, and which shards exist. Knows nothing of how a pair is tokenized.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mipo.tokenizer.table import TokenTable
 from mipo.tokens import shards
 from mipo.tokens.groups import GroupBuilder, aligned
 from mipo.tokens.parts import Part, parts_of
-from mipo.tokens.store import Pairs
+from mipo.tokens.store import Groups
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +32,7 @@ else:
     np = lazy("numpy")
     pl = lazy("polars")
 
-PENDING = 1 << 25  # bytes of ids after which they go to disk
+PENDING = 1 << 25  # bytes of ids to hold before they are written
 
 
 def prepare(
@@ -45,117 +45,112 @@ def prepare(
     split: str = "train",
     encoder: Choice = "auto",
     progress: str | None = "tokens",
-    each: Callable[[list[Shard]], Iterable[dict[str, Any]]] | None = None,
+    perform: Callable[[list[ShardTask]], Iterable[dict[str, Any]]] | None = None,
 ) -> dict[str, Any]:
-    """Tokenizes preference pairs as TRL 1.16 would, into a store for `mipo.PairStore.open`.
+    """Tokenizes preference pairs as TRL 1.16 does, into a store for `mipo.PairStore.open`.
 
-    `pairs`: the folders of runs, whose pairs are row numbers, or files of TRL's preference format (text or
-    conversational, prompt explicit or implicit) as JSONL, Parquet or CSV (also .gz, .xz), folders of Parquet parts, or
-    Hugging Face datasets. They are cut into shards of about `shard_rows` rows, never within a prompt_id. In a shard
-    each prompt and response is stored once; after every 229,376 new ones it forgets which it has. Memory is that of a
-    few batches, whatever the number of rows. (CSV and compressed Parquet files are read whole, and are one shard.)
-    Shards that are there, of the same rows and settings, are not made again. `max_length` and `encoder` as in
-    `mipo.tokens.groups.tokenize`. `each` does the work of the shards elsewhere, as `mipo.io.cluster.perform`.
+    `pairs`: folders of runs, whose pairs are row numbers; files of TRL's preference format (text or conversational,
+    prompt explicit or implicit) as JSONL, Parquet or CSV (also .gz, .xz); folders of Parquet parts; or Hugging Face
+    datasets. They are split into shards of about `shard_rows` rows, never within a prompt_id. A shard stores each
+    prompt and response once; after every 229,376 new ones it forgets which it has. Memory is that of a few batches,
+    whatever the number of rows. (CSV and compressed Parquet files are read whole and become one shard.) Existing shards
+    of the same rows and settings are kept. `max_length` and `encoder` as in `mipo.tokens.groups.tokenize`. `perform`
+    runs the tasks elsewhere, for example `mipo.io.cluster.perform`.
 
-    Returns the manifest: rows_in, dropped (reason → rows), merged, groups, and the shards. Raises ValueError for what
-    are no pairs, with the row, and for a folder that holds tokens of other pairs or settings.
+    Returns the manifest: rows_in, dropped (reason → rows), merged, groups, and the shards. Raises InputError for rows
+    that are not pairs, with the row number, and for a folder that holds tokens of other pairs or settings.
     """
     from tqdm import tqdm
 
     folder = folder.absolute()
     if shard_rows < 1:
-        raise InputError(f"shard_rows: expected at least 1 row, came {shard_rows}")
+        raise InputError(f"shard_rows: expected at least 1 row, got {shard_rows}")
     parts = [part for source in pairs for part in parts_of(source, shard_rows, split)]
-    about = {"fingerprint": fingerprint(tokenizer), "max_length": max_length}
-    alone = progress if each is None else None
-    work = [Shard(folder, number, part, tokenizer, encoder, about, alone) for number, part in enumerate(parts)]
-    todo = [shard for shard in work if not shard.is_there()]
-    if shards.found(folder, len(parts)):
+    settings = {"fingerprint": fingerprint(tokenizer), "max_length": max_length}
+    row_bar = progress if perform is None else None
+    tasks = [
+        ShardTask(folder, number, part, tokenizer, encoder, settings, row_bar) for number, part in enumerate(parts)
+    ]
+    todo = [task for task in tasks if not task.is_done()]
+    if shards.record_of(folder, len(parts)):
         raise InputError(f"{folder}: holds tokens of more pairs than these; name another folder, or delete this one")
-    made = map(Shard.__call__, todo) if each is None else each(todo)
-    for _ in tqdm(made, total=len(todo), desc=progress, unit="shard", delay=0.5, disable=each is None or not progress):
+    results = map(ShardTask.__call__, todo) if perform is None else perform(todo)
+    hidden = perform is None or not progress
+    for _ in tqdm(results, total=len(todo), desc=progress, unit="shard", delay=0.5, disable=hidden):
         pass
-    written = [shards.found(folder, number) or {} for number in range(len(parts))]
-    totals: dict[str, Any] = {name: sum(told[name] for told in written) for name in ("rows_in", "groups", "merged")}
-    lost = sum((Counter(told["dropped"]) for told in written), Counter[str]())
-    return shards.finish(folder, {**about, **totals, "dropped": dict(lost)})
+    records = [shards.record_of(folder, number) or {} for number in range(len(parts))]
+    totals: dict[str, Any] = {name: sum(record[name] for record in records) for name in ("rows_in", "groups", "merged")}
+    dropped = sum((Counter(record["dropped"]) for record in records), Counter[str]())
+    return shards.finish(folder, {**settings, **totals, "dropped": dict(dropped)})
 
 
 @dataclass(frozen=True)
-class Shard:
-    """One shard to be made, here or on another machine."""
+class ShardTask:
+    """One shard to write, on this machine or another."""
 
     folder: Path
     number: int
     part: Part
     tokenizer: Any
     encoder: Choice
-    about: dict[str, Any]
+    settings: dict[str, Any]
     progress: str | None
 
     @property
     def key(self) -> str:
         """Equal for equal rows and settings."""
-        told = {**self.part.about(), "source": None, **self.about}
-        return checksum.of_value(told)
+        return checksum.of_value({**self.part.identity(), "source": None, **self.settings})
 
-    def is_there(self) -> bool:
-        """Whether it was made before; ValueError if another one has its place."""
-        told = shards.found(self.folder, self.number)
-        if told and told.get("key") != self.key:
-            source = told.get("source", "a store that was saved")
+    def is_done(self) -> bool:
+        """Whether the shard exists and is whole; raises InputError if its folder holds another one."""
+        record = shards.record_of(self.folder, self.number)
+        if record and record.get("key") != self.key:
+            source = record.get("source", "a store that was saved")
             raise InputError(
                 f"{self.folder}: holds tokens of other pairs, or of another tokenizer or max_length "
-                f"({told['folder']}, of {source}); name another folder, or delete this one"
+                f"({record['folder']}, of {source}); name another folder, or delete this one"
             )
-        return told is not None and shards.is_whole(self.folder, told)
+        return record is not None and shards.is_whole(self.folder, record)
 
     def __call__(self) -> dict[str, Any]:
-        """Makes it, and returns its record."""
+        """Writes the shard and returns its record."""
         from tqdm import tqdm
 
-        builder = GroupBuilder(self.tokenizer, max_length=self.about["max_length"], encoder=self.encoder)
+        builder = GroupBuilder(self.tokenizer, max_length=self.settings["max_length"], encoder=self.encoder)
         total = self.part.stop - self.part.start
         bar = tqdm(total=total, desc=self.progress, unit="row", delay=0.5, disable=self.progress is None)
-        # One batch is read, one tokenized and one written at a time.
+        # At any time one batch is read, one is tokenized and one is written.
         batches = tables.ahead(aligned(self.part.batches()))
-        groups = tables.ahead(self._groups(builder, batches))
+        results = tables.ahead(self._results(builder, batches))
         rows = 0
-        with shards.Shard(self.folder, self.number) as shard, bar, closing(batches), closing(groups):
-            for read, made, taken in groups:
-                shard.put_pairs(made.prompt_id, made.prompt, made.chosen, made.offsets, made.rejected)
-                if taken:
-                    _put(shard, *taken)
-                    shard.flush()
-                rows += read
-                bar.update(read)
+        with shards.ShardWriter(self.folder, self.number) as writer, bar, closing(batches), closing(results):
+            for height, groups, texts in results:
+                writer.put_groups(groups.prompt_id, groups.prompt, groups.chosen, groups.offsets, groups.rejected)
+                if texts:
+                    writer.put_tables(*texts)
+                    writer.flush()
+                rows += height
+                bar.update(height)
             if rows != total:
                 raise InputError(
                     f"{self.part.source.name}: expected {total:,} rows after row {self.part.start}, got {rows:,}; was "
-                    "it changed meanwhile? Start again, with another folder"
+                    "it changed meanwhile? Start again with another folder"
                 )
-            _put(shard, *builder.take())
-            shard.record |= {"key": self.key, "source": self.part.source.name, "rows_in": rows}
-            shard.record |= {"merged": builder.merged, "dropped": dict(builder.dropped)}
-            shard.record |= {"encoder": builder.encoder.name, "why": builder.encoder.why}
-        return shard.record
+            writer.put_tables(*builder.take())
+            writer.record |= {"key": self.key, "source": self.part.source.name, "rows_in": rows}
+            writer.record |= {"merged": builder.merged, "dropped": dict(builder.dropped)}
+            writer.record |= {"encoder": builder.encoder.name, "why": builder.encoder.why}
+        return writer.record
 
-    def _groups(
+    def _results(
         self, builder: GroupBuilder, batches: Iterator[pl.DataFrame]
-    ) -> Iterator[tuple[int, Pairs, tuple[TokenTable, TokenTable] | None]]:
-        """Of each batch its rows, its groups, and prompts and responses once there are enough of them to be written."""
+    ) -> Iterator[tuple[int, Groups, tuple[TokenTable, TokenTable] | None]]:
+        """The height and groups of each batch, and the prompts and responses once there are enough to write."""
         before = self.part.start
         for batch in batches:
             try:
-                made = builder.add(batch, before=before)
+                groups = builder.add(batch, before=before)
             except ValueError as error:
                 raise InputError(f"{self.part.source.name}: {error}") from error
-            yield batch.height, made, builder.take() if builder.pending() > PENDING else None
+            yield batch.height, groups, builder.take() if builder.pending() > PENDING else None
             before += batch.height
-
-
-def _put(shard: shards.Shard, prompts: TokenTable, responses: TokenTable) -> None:
-    for ids in prompts.pieces:
-        shard.put_prompts(*ids)
-    for ids in responses.pieces:
-        shard.put_responses(*ids)

@@ -1,10 +1,10 @@
-"""Shards: what a store of token ids is on disk. A shard is a folder of Arrow files; there is all of it, or nothing.
+"""Shards: a store of token ids on disk. A shard is a folder of Arrow files, written whole or not at all.
 
-    manifest.json                 fingerprint, rows in and dropped, and the shards with their checksums
-    shard-00000/prompts.arrow     ids: a prompt a row
-    shard-00000/responses.arrow   ids: a response a row
+    manifest.json                 fingerprint, rows in and dropped, and the record of each shard
+    shard-00000/prompts.arrow     ids: one prompt per row
+    shard-00000/responses.arrow   ids: one response per row
     shard-00000/pairs.arrow       prompt_id, prompt, chosen, rejected: row numbers within the shard
-    shard-00000/shard.json        what the manifest says of the shard, before there is a manifest
+    shard-00000/shard.json        the record of the shard, with checksums, until the manifest holds it too
 
 Knows files and checksums. Knows nothing of texts or of tokenizers.
 """
@@ -37,15 +37,15 @@ MANIFEST, RECORD = "manifest.json", "shard.json"
 NAMES = ("prompts", "responses", "pairs")
 
 
-class Shard:
-    """Writes one shard; what is to be told of it goes into `record`, which becomes `shard.json`."""
+class ShardWriter:
+    """Writes one shard, as a context manager; its `record` becomes `shard.json`."""
 
     def __init__(self, folder: Path, number: int) -> None:
         name = f"shard-{number:05}"
         self._path, self._temporary = folder / name, folder / f".{name}.{os.getpid()}.tmp"
         self.record: dict[str, Any] = {"folder": name, "prompts": 0, "responses": 0, "groups": 0}
 
-    def __enter__(self) -> Shard:
+    def __enter__(self) -> ShardWriter:
         shutil.rmtree(self._temporary, ignore_errors=True)
         self._temporary.mkdir(parents=True)
         try:
@@ -56,21 +56,18 @@ class Shard:
         return self
 
     def flush(self) -> None:
-        """Waits until the disk has all that was added."""
+        """Waits until the added ids are on disk."""
         for name in ("prompts", "responses"):
             self._writers[name].flush()
 
-    def put_prompts(self, offsets: NDArray[np.int64], ids: NDArray[np.uint32]) -> None:
-        """Adds rows of prompts."""
-        self.record["prompts"] += len(offsets) - 1
-        self._writers["prompts"].put(arrow.lists(offsets, ids))
+    def put_tables(self, prompts: table.TokenTable, responses: table.TokenTable) -> None:
+        """Adds rows of prompts and of responses."""
+        for name, rows in (("prompts", prompts), ("responses", responses)):
+            self.record[name] += len(rows)
+            for piece in rows.pieces:
+                self._writers[name].put(arrow.lists(*piece))
 
-    def put_responses(self, offsets: NDArray[np.int64], ids: NDArray[np.uint32]) -> None:
-        """Adds rows of responses."""
-        self.record["responses"] += len(offsets) - 1
-        self._writers["responses"].put(arrow.lists(offsets, ids))
-
-    def put_pairs(
+    def put_groups(
         self,
         prompt_id: NDArray[np.uint64],
         prompt: NDArray[np.uint64],
@@ -78,10 +75,10 @@ class Shard:
         offsets: NDArray[np.int64],
         rejected: NDArray[np.uint64],
     ) -> None:
-        """Adds groups."""
+        """Adds groups; arguments as in `mipo.tokens.store.Groups`."""
         self.record["groups"] += len(prompt)
-        own = [arrow.numbers(rows) for rows in (prompt_id, prompt, chosen)]
-        self._writers["pairs"].put(*own, arrow.lists(offsets, rejected))
+        columns = [arrow.numbers(rows) for rows in (prompt_id, prompt, chosen)]
+        self._writers["pairs"].put(*columns, arrow.lists(offsets, rejected))
 
     def __exit__(self, kind: object, *_: object) -> None:
         try:
@@ -96,8 +93,8 @@ class Shard:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
 
-def found(folder: Path, number: int) -> dict[str, Any] | None:
-    """What is told of a shard that was written, or None; of its files `is_whole` knows."""
+def record_of(folder: Path, number: int) -> dict[str, Any] | None:
+    """The record of a shard, or None where there is none; `is_whole` checks its files."""
     path = folder / f"shard-{number:05}" / RECORD
     try:
         return _verified(path, files.read_json(path))
@@ -106,7 +103,7 @@ def found(folder: Path, number: int) -> dict[str, Any] | None:
 
 
 def is_whole(folder: Path, record: dict[str, Any]) -> bool:
-    """Whether every byte of a shard's files is as it was written."""
+    """Whether the files of a shard have the bytes that were written."""
     try:
         for name in NAMES:
             read(folder, record, name)
@@ -115,43 +112,44 @@ def is_whole(folder: Path, record: dict[str, Any]) -> bool:
     return True
 
 
-def finish(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """Writes the manifest of the shards that are there, in their order: now it is a store."""
+def finish(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Writes the manifest, with the records of all shards in order: it makes the folder a store."""
     paths = sorted(folder.glob(f"shard-*/{RECORD}"), key=lambda path: int(path.parent.name.rpartition("-")[2]))
-    told = _signed({"format": FORMAT, **about, "shards": [_verified(path, files.read_json(path)) for path in paths]})
-    files.write_json(folder / MANIFEST, told)
-    return told
+    records = [_verified(path, files.read_json(path)) for path in paths]
+    manifest = _signed({"format": FORMAT, **settings, "shards": records})
+    files.write_json(folder / MANIFEST, manifest)
+    return manifest
 
 
 def clear(folder: Path) -> None:
-    """Removes a store, manifest first, and what a killed process left of one."""
+    """Removes a store, manifest first, and what a killed process left behind."""
     (folder / MANIFEST).unlink(missing_ok=True)
     for path in [*folder.glob("shard-*"), *folder.glob(".shard-*.tmp")]:
         shutil.rmtree(path)
 
 
 def manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a store; FileNotFoundError for what is none, ValueError for one that is not as it was written."""
+    """The manifest of a store; NotThereError where there is none, InputError where it was changed."""
     path = folder / MANIFEST
     if not path.is_file():
         begun = any(folder.glob("shard-*")) or any(folder.glob(".shard-*"))
-        what = "the store was not finished; run the same command again" if begun else "make one with `mipo tokens`"
-        raise NotThereError(f"{folder}: no store of tokens, which has a {MANIFEST}; {what}")
-    told = files.read_json(path)
-    if not isinstance(told, dict) or told.get("format") != FORMAT:
+        advice = "the store was not finished; run the same command again" if begun else "make one with `mipo tokens`"
+        raise NotThereError(f"{folder}: expected a store of tokens, got no {MANIFEST}; {advice}")
+    content = files.read_json(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path}: not the manifest of a store of tokens ({FORMAT!r}); make one with `mipo tokens`")
-    return _verified(path, told)
+    return _verified(path, content)
 
 
 def read(folder: Path, record: dict[str, Any], name: str, *, trusted: bool = False) -> list[pa.RecordBatch]:
-    """The batches of one file of a shard, memory-mapped, after every byte of them was compared with its checksum.
+    """The batches of one file of a shard, memory-mapped; raises InputError unless its bytes have the record's checksum.
 
-    Of a `trusted` one, which was read through before, that checksum alone is compared.
+    `trusted` compares the checksum that the file states, without reading the bytes again.
     """
     path = folder / record["folder"] / f"{name}.arrow"
     batches, digits = arrow.read(path, _schema(name), trusted=trusted)
     if digits != record["checksums"][name]:
-        raise InputError(f"{path}: is not the file that {folder / MANIFEST} tells of; make the store again")
+        raise InputError(f"{path}: is not the file that {folder / MANIFEST} describes; make the store again")
     return batches
 
 
@@ -163,15 +161,15 @@ def _schema(name: str) -> pa.Schema:
     return pa.schema([pa.field(column, kind, nullable=False) for column, kind in kinds.items()])
 
 
-def _signed(told: dict[str, Any]) -> dict[str, Any]:
-    return {**told, "checksum": _checksum(told)}
+def _signed(record: dict[str, Any]) -> dict[str, Any]:
+    return {**record, "checksum": _checksum(record)}
 
 
-def _verified(path: Path, told: Any) -> dict[str, Any]:
-    if not isinstance(told, dict) or told.get("checksum") != _checksum(told):
-        raise InputError(f"{path}: is not as it was written; make the store again")
-    return told
+def _verified(path: Path, content: Any) -> dict[str, Any]:
+    if not isinstance(content, dict) or content.get("checksum") != _checksum(content):
+        raise InputError(f"{path}: changed since it was written; make the store again")
+    return content
 
 
-def _checksum(told: dict[str, Any]) -> str:
-    return checksum.of_value({name: value for name, value in told.items() if name != "checksum"})
+def _checksum(record: dict[str, Any]) -> str:
+    return checksum.of_value({name: value for name, value in record.items() if name != "checksum"})

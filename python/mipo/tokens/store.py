@@ -1,6 +1,6 @@
-"""Store: tokenized preference groups, in memory or on disk; what they share is stored once, and a group is row numbers.
+"""Store: tokenized preference groups, in memory or on disk, as row numbers of prompts and responses stored once.
 
-Knows rows and data sets. Knows nothing of texts, or of how ids were made.
+Knows rows and data sets. Knows nothing of texts, or of tokenization.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ ROW_OF_PROMPTS, ROW_OF_RESPONSES = "row_of_prompts", "row_of_responses"
 
 
 @dataclass(frozen=True, eq=False)
-class Pairs:
+class Groups:
     """Groups as row numbers: group g rejects the responses `rejected[offsets[g]:offsets[g + 1]]`.
 
-    Row numbers count from the rows `before` of all prompts and responses. All are uint64, `offsets` int64.
+    Row numbers start at the rows `before` of the store's prompts and responses. All are uint64, `offsets` is int64.
     """
 
     prompt_id: NDArray[np.uint64]
@@ -47,8 +47,14 @@ class Pairs:
     rejected: NDArray[np.uint64]
     before: tuple[int, int] = (0, 0)
 
+    @classmethod
+    def none(cls) -> Groups:
+        """No groups."""
+        empty = np.empty(0, np.uint64)
+        return cls(empty, empty, empty, np.zeros(1, np.int64), empty)
+
     def frame(self) -> pl.DataFrame:
-        """prompt_id, prompt, chosen and rejected (a list), with row numbers of the whole store."""
+        """A table of prompt_id, prompt, chosen and rejected (a list), with row numbers of the whole store."""
         prompts, responses = (np.uint64(rows) for rows in self.before)
         rejected = pl.Series(arrow.lists(self.offsets, self.rejected + responses))
         return pl.DataFrame(
@@ -63,16 +69,16 @@ class Pairs:
 
 @dataclass(frozen=True, eq=False)
 class PairStore:
-    """Preference groups on token ids: prompts and responses are rows, shared within a shard, and groups row numbers.
+    """Preference groups of token ids: prompts and responses are rows, shared within a shard; groups are row numbers.
 
-    `merged` groups have responses that begin before their prompt, tokenized alone, ends: there the common ids are the
-    prompt, as TRL has it. `fingerprint` tells the tokenizer and template that made the ids. A store is a data set:
-    `store[i]` is a group, and its ids are read when it is asked for.
+    In `merged` groups a token spans the border of prompt and response: their prompt is the ids that the prompt alone
+    has in common with all responses, as in TRL. `fingerprint` identifies the tokenizer and chat template of the ids. A
+    store is a data set: `store[i]` is a group, and reads its ids on access.
     """
 
     prompts: TokenTable
     responses: TokenTable
-    pieces: tuple[Pairs, ...]
+    pieces: tuple[Groups, ...]
     merged: int
     fingerprint: str
     folder: Path | None = None
@@ -82,14 +88,14 @@ class PairStore:
         return self._starts[-1]
 
     def __getitem__(self, group: int) -> dict[str, Any]:
-        """prompt_ids, chosen_ids, rejected_ids of one group, as lists; rejected_ids is a list of lists where K > 1."""
+        """The prompt_ids, chosen_ids and rejected_ids of a group, as lists; for K > 1 the last is a list of lists."""
         if not 0 <= group < len(self):
             raise IndexError(f"group {group} of a store of {len(self)} groups")
         number = bisect_right(self._starts, group) - 1
         piece, place = self.pieces[number], group - self._starts[number]
         prompts, responses = piece.before
-        own = piece.rejected[piece.offsets[place] : piece.offsets[place + 1]]
-        rejected = [self.responses[responses + int(row)].tolist() for row in own]
+        rows = piece.rejected[piece.offsets[place] : piece.offsets[place + 1]]
+        rejected = [self.responses[responses + int(row)].tolist() for row in rows]
         return {
             "prompt_ids": self.prompts[prompts + int(piece.prompt[place])].tolist(),
             "chosen_ids": self.responses[responses + int(piece.chosen[place])].tolist(),
@@ -100,50 +106,52 @@ class PairStore:
         return (self[group] for group in range(len(self)))
 
     def __reduce__(self) -> Any:
-        """A store on disk goes to another process as the name of its folder; its bytes are not compared again."""
+        """Pickles a store on disk as the name of its folder; opening it there does not read its bytes again."""
         if self.folder is not None:
             return _read, (self.folder.absolute(), self.checksum)
         return PairStore, (self.prompts, self.responses, self.pieces, self.merged, self.fingerprint)
 
     @cached_property
     def _starts(self) -> list[int]:
-        """The group at which each piece starts, and how many there are."""
+        """The group at which each piece starts, and the number of groups."""
         return [0, *accumulate(len(piece.prompt) for piece in self.pieces)]
 
     @cached_property
     def pairs(self) -> pl.DataFrame:
-        """A row a group: prompt_id, prompt (row of `prompts`), chosen and rejected (row, and rows, of `responses`)."""
-        nothing = np.empty(0, np.uint64)
-        pieces = self.pieces or (Pairs(nothing, nothing, nothing, np.zeros(1, np.int64), nothing),)
-        return pl.concat([piece.frame() for piece in pieces])
+        """One row per group: prompt_id, prompt (row of `prompts`), chosen, rejected (row and rows of `responses`)."""
+        return pl.concat([piece.frame() for piece in self.pieces or [Groups.none()]])
 
     @cached_property
     def negatives(self) -> int:
-        """K: the most rejected responses that a group has."""
+        """K: the largest number of rejected responses in a group."""
         return max((int(np.diff(piece.offsets).max(initial=0)) for piece in self.pieces), default=0)
 
     def lengths(self) -> pl.DataFrame:
-        """Tokens of each group's prompt, chosen and (a list) rejected responses, uint32; no id is touched."""
+        """Numbers of tokens of each group's prompt, chosen and (a list) rejected responses, uint32; reads no ids."""
         prompts, responses = (table.lengths().astype(np.uint32) for table in (self.prompts, self.responses))
         rows = self.pairs
         flat = responses[rows["rejected"].list.explode(empty_as_null=False).to_numpy()]
         offsets = np.concatenate([[0], np.cumsum(rows["rejected"].list.len().to_numpy().astype(np.int64))])
-        rejected = pl.Series(arrow.lists(offsets, flat))
-        own = {"prompt": prompts[rows["prompt"].to_numpy()], "chosen": responses[rows["chosen"].to_numpy()]}
-        return pl.DataFrame({**own, "rejected": rejected})
+        return pl.DataFrame(
+            {
+                "prompt": prompts[rows["prompt"].to_numpy()],
+                "chosen": responses[rows["chosen"].to_numpy()],
+                "rejected": pl.Series(arrow.lists(offsets, flat)),
+            }
+        )
 
     def rows(self, side: str) -> tuple[list[NDArray[np.uint32]], list[NDArray[np.uint32]]]:
-        """Prompt ids and response ids of every `chosen`, or of every `rejected`, response."""
-        said = self.pairs.select("prompt", side)
-        said = said.explode(side) if side == "rejected" else said
-        return [self.prompts[row] for row in said["prompt"]], [self.responses[row] for row in said[side]]
+        """The prompt ids and the response ids of every response of one side, `chosen` or `rejected`."""
+        rows = self.pairs.select("prompt", side)
+        rows = rows.explode(side) if side == "rejected" else rows
+        return [self.prompts[row] for row in rows["prompt"]], [self.responses[row] for row in rows[side]]
 
     def to_trl(self) -> datasets.Dataset:
         """A `datasets.Dataset` with prompt_ids, chosen_ids, rejected_ids, as TRL's DPOTrainer tokenizes it.
 
-        No id is copied: its rows are row numbers, and what is read of them, or mapped, filtered, iterated over, is ids.
-        Another format than this one (`with_format`) shows the row numbers. With one rejected response in every group
-        rejected_ids is a list of ids; otherwise a list of such lists. `mipo.trainer.MIPOTrainer` takes both.
+        It copies no ids: it holds row numbers, and shows ids when it is indexed, iterated, mapped or filtered. Another
+        format (`with_format`) shows the row numbers. With one rejected response in every group, rejected_ids is a list
+        of ids; otherwise it is a list of such lists. `mipo.trainer.MIPOTrainer` takes both.
         """
         import datasets
 
@@ -159,44 +167,40 @@ class PairStore:
         return datasets.Dataset(table).with_transform(_Ids(self))
 
     def save(self, folder: str | Path) -> None:
-        """Writes the store as one shard, in the place of a store that is there; its manifest last."""
+        """Writes the store as one shard, its manifest last; replaces a store in the folder."""
         folder = Path(folder)
         shards.clear(folder)
-        with shards.Shard(folder, 0) as shard:
-            for ids in self.prompts.pieces:
-                shard.put_prompts(*ids)
-            for ids in self.responses.pieces:
-                shard.put_responses(*ids)
+        with shards.ShardWriter(folder, 0) as writer:
+            writer.put_tables(self.prompts, self.responses)
             for piece in self.pieces:
                 prompts, responses = map(np.uint64, piece.before)
                 rows = (piece.prompt + prompts, piece.chosen + responses, piece.offsets, piece.rejected + responses)
-                shard.put_pairs(piece.prompt_id, *rows)
-            shard.record |= {"merged": self.merged}
+                writer.put_groups(piece.prompt_id, *rows)
+            writer.record |= {"merged": self.merged}
         shards.finish(folder, {"fingerprint": self.fingerprint})
 
     @classmethod
     def open(cls, folder: str | Path) -> PairStore:
-        """Opens what `save` or `mipo tokens` wrote, memory-mapped.
+        """Opens a store of `save` or `mipo tokens`, memory-mapped.
 
-        Every byte is read once and compared with its checksum, at the speed of memory or of the disk. FileNotFoundError
-        for a folder with no store, or one that was not finished; ValueError, naming the file, for what is not as it was
-        written.
+        Reads every byte once to check its checksum, at the speed of memory or of the disk. Raises NotThereError for a
+        folder without a finished store, and InputError, with the file's name, for a file that was changed.
         """
         return _read(Path(folder))
 
 
 def _read(folder: Path, checksum: str | None = None) -> PairStore:
-    """The store in a folder; with `checksum`, which its manifest must have, its bytes were read through before."""
+    """The store in a folder. With `checksum` its manifest must have that one, and its bytes are not read again."""
     manifest = shards.manifest(folder)
     trusted = checksum is not None
     if trusted and manifest["checksum"] != checksum:
-        raise InputError(f"{folder}: holds another store than it did; open it anew")
+        raise InputError(f"{folder}: holds another store than before; open it again")
     prompts, responses = list[pa.RecordBatch](), list[pa.RecordBatch]()
     pieces, before = [], (0, 0)
     for record in manifest["shards"]:
         for batch in shards.read(folder, record, "pairs", trusted=trusted):
             prompt_id, prompt, chosen = (batch.column(place).to_numpy() for place in range(3))
-            pieces.append(Pairs(prompt_id, prompt, chosen, *arrow.parts(batch.column("rejected")), before))
+            pieces.append(Groups(prompt_id, prompt, chosen, *arrow.parts(batch.column("rejected")), before))
         prompts += shards.read(folder, record, "prompts", trusted=trusted)
         responses += shards.read(folder, record, "responses", trusted=trusted)
         before = (before[0] + record["prompts"], before[1] + record["responses"])
@@ -206,7 +210,7 @@ def _read(folder: Path, checksum: str | None = None) -> PairStore:
 
 
 class _Ids:
-    """What a lazy data set shows for its row numbers."""
+    """The transform of a lazy data set: token ids for row numbers."""
 
     def __init__(self, store: PairStore) -> None:
         self.store = store
@@ -216,9 +220,9 @@ class _Ids:
 
     def _ids(self, value: Any) -> Any:
         if isinstance(value, list):
-            return [self._ids(one) for one in value]
+            return [self._ids(item) for item in value]
         if not isinstance(value, dict) or len(value) != 1:
             return value
-        ((table, row),) = value.items()
-        found = {ROW_OF_PROMPTS: self.store.prompts, ROW_OF_RESPONSES: self.store.responses}.get(table)
-        return value if found is None else found[row].tolist()
+        ((name, row),) = value.items()
+        table = {ROW_OF_PROMPTS: self.store.prompts, ROW_OF_RESPONSES: self.store.responses}.get(name)
+        return value if table is None else table[row].tolist()

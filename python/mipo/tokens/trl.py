@@ -1,9 +1,8 @@
-"""TRL's rules in plain Python: which prompt chosen and rejected share, and the ids of one pair. Slow, and the truth."""
+"""TRL's rules in plain Python: the prompt that chosen and rejected share, and the ids of one pair. Slow: the oracle."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mipo.io.lazy import lazy
@@ -19,14 +18,14 @@ ARGUMENTS = ("tools", "chat_template_kwargs")
 
 
 def with_prompts(pairs: pl.DataFrame) -> pl.DataFrame:
-    """The pairs with the prompt that chosen and rejected have in common, where they have none of their own.
+    """The pairs with a prompt column: without one, the prompt is what chosen and rejected begin with in common.
 
-    TRL's `extract_prompt`: the first messages, or characters, that are equal.
+    This is TRL's `extract_prompt`: the first messages, or characters, that are equal.
     """
     if "prompt" in pairs.columns or not {"chosen", "rejected"} <= set(pairs.columns):
         return pairs
-    said = zip(pairs["chosen"].to_list(), pairs["rejected"].to_list(), strict=True)
-    parts = [_extract(chosen, rejected) for chosen, rejected in said]
+    responses = zip(pairs["chosen"].to_list(), pairs["rejected"].to_list(), strict=True)
+    parts = [_extract(chosen, rejected) for chosen, rejected in responses]
     kinds = {"prompt": pairs.schema["chosen"], "chosen": pairs.schema["chosen"], "rejected": pairs.schema["rejected"]}
     return pairs.with_columns(pl.DataFrame(parts, schema=kinds, orient="row"))
 
@@ -44,35 +43,29 @@ def _extract(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
 
 
 def trl_ids(pair: dict[str, Any], tokenizer: Any) -> list[list[int]]:
-    """prompt_ids, chosen_ids, rejected_ids of one pair, by transformers alone and TRL's rule: slow, and the truth."""
+    """The prompt_ids, chosen_ids and rejected_ids of one pair, by transformers alone and TRL's rule."""
     prompt, chosen, rejected = (pair[side] for side in SIDES)
     if isinstance(prompt, str):
         end = tokenizer.eos_token
-        joint = [prompt + said + ("" if said.endswith(end) else end) for said in (chosen, rejected)]
+        joint = [prompt + text + ("" if text.endswith(end) else end) for text in (chosen, rejected)]
         alone, *both = tokenizer([prompt, *joint])["input_ids"]
     else:
-        asked, *joint = plain([prompt, [*prompt, *chosen], [*prompt, *rejected]])
-        how = {"tokenize": True, "return_dict": True, **template_arguments(pair)}
-        alone = tokenizer.apply_chat_template(asked, add_generation_prompt=True, **how)["input_ids"]
-        both = tokenizer.apply_chat_template(joint, **how)["input_ids"]
-    border = min(sum(1 for _ in _common(alone, one)) for one in both)
-    return [alone[:border], *(one[border:] for one in both)]
-
-
-def _common(one: list[int], other: list[int]) -> Iterator[int]:
-    for x, y in zip(one, other, strict=False):
-        if x != y:
-            return
-        yield x
+        first, *joint = plain([prompt, [*prompt, *chosen], [*prompt, *rejected]])
+        options = {"tokenize": True, "return_dict": True, **template_arguments(pair)}
+        alone = tokenizer.apply_chat_template(first, add_generation_prompt=True, **options)["input_ids"]
+        both = tokenizer.apply_chat_template(joint, **options)["input_ids"]
+    columns = enumerate(zip(alone, *both, strict=False))
+    border = next((place for place, ids in columns if len(set(ids)) > 1), min(map(len, [alone, *both])))
+    return [alone[:border], *(ids[border:] for ids in both)]
 
 
 def arguments_in(pairs: pl.DataFrame) -> list[str]:
-    """The columns with what TRL hands to the template beside the messages."""
+    """The columns that TRL passes to the template besides the messages."""
     return [name for name in ARGUMENTS if name in pairs.columns and pairs[name].null_count() < pairs.height]
 
 
 def template_arguments(pair: dict[str, Any]) -> dict[str, Any]:
-    """What TRL hands to the template beside the messages."""
+    """The arguments that TRL passes to the template besides the messages."""
     tools = pair.get("tools")
     tools = json.loads(tools) if isinstance(tools, str) else tools
     return {"tools": tools, **(pair.get("chat_template_kwargs") or {})}

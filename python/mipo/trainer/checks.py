@@ -1,6 +1,6 @@
-"""Checks: what MIPOTrainer would refuse once pairs are there, known before from its settings and the model's config.
+"""Checks: refuses settings with which MIPOTrainer cannot train, from settings and the model's config alone.
 
-Knows TRL's and PEFT's refusals. Reads no data and no weights.
+Knows the refusals of TRL and PEFT. Reads no data and no weights.
 """
 
 import copy
@@ -19,9 +19,9 @@ from mipo.trainer.preference_head import check_settings
 
 
 def check_training(args: MIPOConfig, *, negatives: int) -> None:
-    """Raises ValueError for settings with which no training on groups of `negatives` rejected responses can start.
+    """Raises InputError for settings with which training on `negatives` rejected responses per group cannot start.
 
-    Its message begins with the name of a setting.
+    The message begins with the name of a setting.
     """
     unknown = [name for name in args.loss_type if name not in LOSS_TYPES]
     if unknown:
@@ -35,8 +35,8 @@ def check_training(args: MIPOConfig, *, negatives: int) -> None:
             raise InputError(f"fused_loss: {error}") from error
     if args.eval_strategy != "no":
         raise InputError(
-            f"eval_strategy: expected no, got {str(args.eval_strategy.value)!r}; there is no data set to evaluate on "
-            "during training: a run measures its held-out prompts before and after it"
+            f"eval_strategy: expected no, got {str(args.eval_strategy.value)!r}; training has no data set to evaluate "
+            "on: a run measures its held-out prompts before and after training"
         )
     if args.fp16 and not torch.accelerator.is_available():
         raise InputError("fp16: expected false on a CPU, got true; leave it out, or set bf16")
@@ -50,37 +50,37 @@ def check_training(args: MIPOConfig, *, negatives: int) -> None:
 
 
 def check_grouped(args: MIPOConfig) -> None:
-    """Raises ValueError for settings that several rejected responses a group do not have."""
-    plain = {"loss_type": ["sigmoid"], "loss_weights": None, "ld_alpha": None, "use_weighting": False,
+    """Raises InputError for settings that do not work with several rejected responses per group."""
+    required = {"loss_type": ["sigmoid"], "loss_weights": None, "ld_alpha": None, "use_weighting": False,
              "label_smoothing": 0.0, "f_divergence_type": "reverse_kl"}  # fmt: skip
-    for name, value in plain.items():
+    for name, value in required.items():
         if getattr(args, name) != value:
             raise InputError(
-                f"{name}: expected {value!r}, since several rejected responses a group have the softmax loss only, got "
+                f"{name}: expected {value!r}, since several rejected responses per group need the softmax loss, got "
                 f"{getattr(args, name)!r}; leave it out, or use negatives: 1, which has all of TRL's losses"
             )
     if args.max_length is not None:
         raise InputError(
-            f"max_length: expected None, since several rejected responses a group are not cut, got {args.max_length}; "
-            "drop long ones by name instead (`mipo tokens --max-length`, or tokens.max_length in a recipe)"
+            f"max_length: expected None, since several rejected responses per group are not cut, got {args.max_length};"
+            " drop long ones by name instead (`mipo tokens --max-length`, or tokens.max_length in a recipe)"
         )
 
 
 def check_modules(lora: Any, args: MIPOConfig, model_config: Any) -> None:
-    """Raises ValueError where a `peft.LoraConfig` does not fit a model, of which only the config is there.
+    """Raises InputError where a `peft.LoraConfig` does not fit the model of a config.
 
-    The modules alone are tried: the adapter is not initialized from weights that are not there.
+    Adds the adapter to a model without weights, and so without the adapter's own initialization from weights.
     """
     from peft import get_peft_model
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    plain = copy.deepcopy(lora)
-    plain.init_lora_weights = False
+    config = copy.deepcopy(lora)
+    config.init_lora_weights = False
     with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the training says the same again
+        warnings.simplefilter("ignore")  # training repeats these warnings
         empty = AutoModelForCausalLM.from_config(model_config, trust_remote_code=args.trust_remote_code)
         try:
-            adapted = get_peft_model(empty, plain)
+            adapted = get_peft_model(empty, config)
         except (ValueError, NotImplementedError) as error:
             layers = sorted({name.rpartition(".")[2] for name, part in empty.named_modules() if _is_linear(part)})
             raise InputError(
@@ -88,7 +88,7 @@ def check_modules(lora: Any, args: MIPOConfig, model_config: Any) -> None:
             ) from error
     if isinstance(adapted.get_output_embeddings(), BaseTunerLayer) and not args.fused_loss:
         raise InputError(
-            "target_modules: expected no LM head, which TRL's loss does not train; leave it out, or set "
+            "target_modules: expected no LM head, since TRL's loss does not train it; leave it out, or set "
             "trainer.fused_loss: true"
         )
 

@@ -12,11 +12,11 @@ from mipo.trainer.preference_head import REF
 
 @dataclass
 class GroupCollator:
-    """Batches groups with `rejected_ids` as a list of lists.
+    """Collates groups with `rejected_ids` as a list of lists.
 
-    Gives input_ids, attention_mask and completion_mask [N, L] of the N responses that are there, padded on the right,
-    group_mask [G, K+1] (which responses are there, chosen first, in the order of the N), and ref_logps [G, K+1] where
-    the rows have them.
+    Returns input_ids, attention_mask and completion_mask [N, L] of all N responses, padded on the right; group_mask
+    [G, K+1], true where a group has a response, chosen first, in the order of the N; and ref_logps [G, K+1] where the
+    rows have them.
     """
 
     pad_token_id: int
@@ -30,12 +30,12 @@ class GroupCollator:
         length = max(len(prompt) + len(response) for prompt, response in rows)
         length += -length % (self.pad_to_multiple_of or 1)
         ids = torch.full((len(rows), length), self.pad_token_id)
-        seen, said = torch.zeros_like(ids), torch.zeros_like(ids)
+        attention, completion = torch.zeros_like(ids), torch.zeros_like(ids)
         for row, (prompt, response) in enumerate(rows):
             end = len(prompt) + len(response)
             ids[row, :end] = torch.tensor([*prompt, *response])
-            seen[row, :end], said[row, len(prompt) : end] = 1, 1
-        batch = {"input_ids": ids, "attention_mask": seen, "completion_mask": said, "group_mask": mask}
+            attention[row, :end], completion[row, len(prompt) : end] = 1, 1
+        batch = {"input_ids": ids, "attention_mask": attention, "completion_mask": completion, "group_mask": mask}
         if REF[0] in groups[0]:
             ref = [[group[REF[0]], *group[REF[1]]] for group in groups]
             batch["ref_logps"] = torch.tensor([row + [0.0] * (width - len(row)) for row in ref])

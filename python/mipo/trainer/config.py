@@ -10,41 +10,41 @@ from trl import DPOConfig
 
 @dataclass
 class MIPOConfig(DPOConfig):  # type: ignore[misc]
-    """`trl.DPOConfig` with the paper's settings (arXiv 2603.19294) as defaults; every field of it can be set.
+    """`trl.DPOConfig`, and all its fields, with the paper's settings (arXiv 2603.19294) as defaults.
 
-    β 0.1, learning rate 5e-7 with 3 % warm-up and a cosine to 10 %, one epoch, 4 groups a step and device, no length
-    limit of TRL's own (the tokens room drops by name), reference log-probs computed once before training, bf16 and
-    gradient checkpointing on an accelerator.
+    β 0.1, learning rate 5e-7 with 3 % warm-up and a cosine to 10 %, one epoch, 4 groups per step and device, no length
+    limit of TRL's own (`mipo.tokens` drops long groups by name), reference log-probs computed once before training,
+    bf16 and gradient checkpointing on an accelerator.
     """
 
     learning_rate: float = field(default=5e-7, metadata={"help": "The initial learning rate for AdamW."})
-    per_device_train_batch_size: int = field(default=4, metadata={"help": "Preference groups a step and device."})
+    per_device_train_batch_size: int = field(default=4, metadata={"help": "Preference groups per step and device."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Epochs over the pairs."})
     lr_scheduler_type: str = field(default="cosine_with_min_lr", metadata={"help": "Learning-rate schedule."})
     lr_scheduler_kwargs: dict | str | None = field(  # type: ignore[type-arg]  # TRL's parser takes no other form
         default_factory=lambda: {"min_lr_rate": 0.1}, metadata={"help": "Arguments of the schedule."}
     )
-    warmup_steps: float = field(default=0.03, metadata={"help": "Warm-up steps; below 1, their share of all steps."})
-    max_length: int | None = field(default=None, metadata={"help": "TRL's length limit; it would cut or drop unnamed."})
+    warmup_steps: float = field(default=0.03, metadata={"help": "Warm-up steps; below 1, a share of all steps."})
+    max_length: int | None = field(default=None, metadata={"help": "TRL's length limit, which does not count drops."})
     precompute_ref_log_probs: bool = field(
         default=True, metadata={"help": "Score the reference once, before training."}
     )
-    save_strategy: str = field(default="steps", metadata={"help": "When checkpoints are kept, to go on after a kill."})
+    save_strategy: str = field(default="steps", metadata={"help": "When to save checkpoints, to resume from."})
     save_steps: float = field(default=0.2, metadata={"help": "Steps between checkpoints; below 1, a share of all."})
-    save_total_limit: int | None = field(default=1, metadata={"help": "How many checkpoints are kept."})
+    save_total_limit: int | None = field(default=1, metadata={"help": "How many checkpoints to keep."})
     bf16: bool | None = field(default=None, metadata={"help": "Default: on an accelerator only."})
     gradient_checkpointing: bool | None = field(default=None, metadata={"help": "Default: on an accelerator only."})
     dataloader_pin_memory: bool | None = field(default=None, metadata={"help": "Default: on an accelerator only."})
     fused_loss: bool = field(
         default=False,
-        metadata={"help": "Score with mipo's LM head and loss: a quarter of the head's FLOPs less, or a third."},
+        metadata={"help": "Score with mipo's LM head and loss: a quarter or a third fewer FLOPs in the head."},
     )
 
     def __post_init__(self) -> None:
         if self.bf16 and not torch.accelerator.is_available():
-            self.use_cpu = True  # which transformers wants said before it trains in bf16 there
+            self.use_cpu = True  # transformers requires it for bf16 on a CPU
         accelerated = torch.accelerator.is_available() and not self.use_cpu
-        # transformers renamed it, and warns of the old name.
+        # transformers renamed this setting, and warns about the old name.
         name = "activation_checkpointing" if hasattr(self, "activation_checkpointing") else "gradient_checkpointing"
         if self.gradient_checkpointing is None and getattr(self, name) is None:
             setattr(self, name, accelerated)

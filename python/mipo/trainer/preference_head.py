@@ -1,8 +1,8 @@
-"""Preference head: a causal LM that gives the preference loss of a batch of groups where others give logits.
+"""Preference head: makes a causal LM return the preference loss of a batch of groups instead of logits.
 
 Knows transformers' models, PEFT's wrappers and the settings of TRL's DPOTrainer. Knows nothing of training steps,
-metrics or where reference log-probs come from. The loss is made within the model's own forward, so that what DDP, FSDP
-and autocast do around a forward is done around it.
+metrics or the source of reference log-probs. The loss is computed within the model's own forward, so that DDP, FSDP and
+autocast work on it as on any forward.
 """
 
 import functools
@@ -28,52 +28,52 @@ REF = ("ref_chosen_logps", "ref_rejected_logps")
 
 @dataclass(frozen=True, eq=False)
 class PackedGroups:
-    """Where the response tokens of a batch of rows [N, L] stand, packed group by group, chosen responses first.
+    """The positions of the response tokens of a batch of rows [N, L], packed group by group, chosen responses first.
 
-    No tensor to those who move or cast whatever tensors they find in a batch, or in a model's arguments: the lengths
-    stay on the CPU, where reading them waits for nothing, and the reference stays in float32.
+    It is not a tensor, so code that moves or casts all tensors of a batch, or of a model's arguments, leaves it alone:
+    the lengths stay on the CPU, where reading them does not wait, and the reference stays in float32.
     """
 
-    states: Tensor  # [T], int64: index into the N L hidden states of the one that predicts each token
+    states: Tensor  # [T], int64: which of the N L hidden states predicts each token
     targets: Tensor  # [T], int64: the tokens
-    is_chosen: Tensor  # [T], bool: the token is one of a chosen response
+    is_chosen: Tensor  # [T], bool: the token is in a chosen response
     lengths: Tensor  # [G, K+1], int64, CPU: tokens of each response, 0 where a group has no such response
     ref_logps: Tensor | None  # [G, K+1], nats
     width: int  # L
 
     def to(self, device: Any, **options: Any) -> "PackedGroups":
-        """The same with all but the lengths on `device`; accelerate's loaders call it by this name."""
-        moving = {name: getattr(self, name) for name in ("states", "targets", "is_chosen", "ref_logps")}
-        moved: dict[str, Any] = {k: v if v is None else v.to(device, **options) for k, v in moving.items()}
-        return replace(self, **moved)
+        """A copy with all but the lengths on `device`; accelerate's loaders call it by this name."""
+        tensors = {name: getattr(self, name) for name in ("states", "targets", "is_chosen", "ref_logps")}
+        copies: dict[str, Any] = {k: v if v is None else v.to(device, **options) for k, v in tensors.items()}
+        return replace(self, **copies)
 
 
 @dataclass
 class PackingCollator:
-    """Adds `groups` to the batches of another collator, TRL's or `mipo.trainer.GroupCollator`.
+    """Adds `groups` to the batches of another collator, TRL's or `mipo.trainer.collators.GroupCollator`.
 
-    A response token in the first column, where no prompt is, is not scored and not counted.
+    A response token in the first column, which nothing predicts, is neither scored nor counted.
     """
 
     collate: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Collates a list of rows; ValueError where one of their responses has no token to score."""
+        """Collates a list of rows; raises InputError where one of their responses has no token to score."""
         batch = self.collate(rows)
-        ids, said = batch["input_ids"], batch["completion_mask"] != 0
-        said[:, 0] = False
+        ids, is_response = batch["input_ids"], batch["completion_mask"] != 0
+        is_response[:, 0] = False
         mask, order = batch.get("group_mask"), torch.arange(len(ids))
         if mask is None:  # TRL's order: the chosen response of every group, then the rejected ones
             order = order.view(2, -1).t().flatten()
             mask = torch.ones(len(ids) // 2, 2, dtype=torch.bool)
-        counts = said.sum(1)[order]
+        counts = is_response.sum(1)[order]
         if not counts.all():
             empty = mask.nonzero()[counts == 0, 0].unique().tolist()
             raise InputError(
                 f"expected a token to score in every response, got none in groups {empty[:10]} of a batch; drop these "
                 "groups, and give prompts and responses of at least one token"
             )
-        row, column = said[order].nonzero(as_tuple=True)
+        row, column = is_response[order].nonzero(as_tuple=True)
         tokens = order[row] * ids.shape[1] + column
         is_chosen = torch.zeros_like(mask).index_fill_(1, torch.tensor(0), True)[mask].repeat_interleave(counts)
         lengths = torch.zeros(mask.shape, dtype=torch.int64).masked_scatter_(mask, counts)
@@ -82,31 +82,31 @@ class PackingCollator:
 
 
 class PreferenceHeadOutput(NamedTuple):
-    """What a model with a preference head returns for `groups`; `loss` and `aux_loss` have gradients."""
+    """The result of a model with a preference head for `groups`; `loss` and `aux_loss` have gradients."""
 
     loss: Tensor  # [], the mean over the groups, without aux_loss
     logps: Tensor  # [G, K+1], nats
     entropy: Tensor  # [T], nats
     mean_logits: Tensor  # [T]
     is_top1: Tensor  # [T], bool
-    aux_loss: Tensor | None  # [], of a mixture of experts asked for its router logits
+    aux_loss: Tensor | None  # [], of a mixture of experts with output_router_logits
 
 
 def add_preference_head(model: Any, args: DPOConfig) -> None:
-    """Have `model(..., groups=PackedGroups)` return `PreferenceHeadOutput`; without `groups`, nothing changes.
+    """Makes `model(..., groups=PackedGroups)` return `PreferenceHeadOutput`; without `groups`, nothing changes.
 
     Args:
-        model: a causal LM of transformers, or PEFT's wrapper of one. Its forward is patched as TRL's
-            `add_fused_lm_head` does it, which may have been before; the model alone refers to the patch.
-        args: settings of a DPOTrainer, of which beta and those of the losses are read.
+        model: a causal LM of transformers, or PEFT's wrapper of one. Its forward is patched as by TRL's
+            `add_fused_lm_head`, which may have patched it before; only the model refers to the patch.
+        args: settings of a DPOTrainer: beta and those of the losses are used.
 
     Raises:
-        NotImplementedError: at a call, if the LM head is not one that `mipo.fused.heads` knows.
+        UnsupportedError: at a call, if `mipo.fused.heads` does not support the LM head.
     """
     inner: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
     original, options = inner.forward, _loss_options(args)
 
-    # The signature that `generate` checks its arguments against.
+    # `generate` checks its arguments against this signature.
     @functools.wraps(type(inner).forward)
     def forward(self: Any, *args: Any, groups: PackedGroups | None = None, **kwargs: Any) -> Any:
         if groups is None:
@@ -117,59 +117,62 @@ def add_preference_head(model: Any, args: DPOConfig) -> None:
     inner.forward = types.MethodType(forward, inner)
 
 
-def check_settings(args: DPOConfig, given: Mapping[str, Any], row: Mapping[str, Any], negatives: int) -> None:
-    """Raise ValueError, naming them, for settings and arguments of a DPOTrainer that the fused loss does not have."""
+def check_settings(args: DPOConfig, arguments: Mapping[str, Any], row: Mapping[str, Any], negatives: int) -> None:
+    """Raises InputError, with their names, for settings and arguments of a DPOTrainer that the fused loss lacks."""
     parallel = getattr(args, "parallelism_config", None)
-    other = {
+    flags = {
         "ld_alpha": args.ld_alpha is not None,
         "use_weighting": args.use_weighting,
         "f_divergence_type": args.f_divergence_type != "reverse_kl",
         "padding_free": args.padding_free,
     }
-    found = [f"{name}={getattr(args, name)!r}" for name, is_set in other.items() if is_set]
-    found += ["compute_metrics"] if given.get("compute_metrics") is not None else []
-    found += [f"{name!r} in the rows" for name in ("image", "images") if name in row]
-    found += [f"{name}={getattr(parallel, name)}" for name in ("cp_size", "sp_size") if getattr(parallel, name, 1) > 1]
-    if found:
+    lacking = [f"{name}={getattr(args, name)!r}" for name, is_set in flags.items() if is_set]
+    lacking += ["compute_metrics"] if arguments.get("compute_metrics") is not None else []
+    lacking += [f"{name!r} in the rows" for name in ("image", "images") if name in row]
+    sizes = ("cp_size", "sp_size")
+    lacking += [f"{name}={getattr(parallel, name)}" for name in sizes if getattr(parallel, name, 1) > 1]
+    if lacking:
         raise InputError(
-            f"fused_loss=True has no {', '.join(found)}; leave it out, or score with TRL's head, fused_loss=False"
+            f"fused_loss=True does not support {', '.join(lacking)}; leave it out, or score with TRL's head, "
+            "fused_loss=False"
         )
     check_losses(**_loss_options(args), negatives=negatives)
 
 
 def check_head(trainer: Any) -> None:
-    """Raise unless a trainer's LM head can be fused, and its reference be scored by TRL's head, which reads no adapter.
+    """Raises unless a trainer's LM head can be fused and TRL's head, which reads no adapter, can score its reference.
 
-    Under FSDP, where the main process alone may have weights to begin with, the first step raises instead.
+    Under FSDP, where only the main process may have weights at first, the first step raises instead.
     """
     if trainer.is_fsdp_enabled:
         return
     head = Head.of(trainer.model)
     if head.adapters and "ref" in getattr(trainer.model, "peft_config", {}):
         raise InputError(
-            "the model came with a LoRA adapter on its LM head, and the reference would be a copy of it, which TRL's "
-            "head does not read; pass ref_model, or call merge_and_unload() and pass a new peft_config"
+            "expected a model without a LoRA adapter on its LM head, got one: the reference would be a copy of that "
+            "adapter, which TRL's head does not read; pass ref_model, or call merge_and_unload() and pass a new "
+            "peft_config"
         )
 
 
 @contextmanager
 def adapted_heads(allowed: bool) -> Iterator[None]:
-    """Let DPOTrainer.__init__ take a model with an adapter on its LM head, if `allowed`.
+    """Makes DPOTrainer.__init__ accept a model with an adapter on its LM head, if `allowed`.
 
-    It refuses one since its own head reads the weight alone, so that the adapter would not be trained; ours reads it.
-    The check stands in the middle of the constructor, right after the line that wraps the model, and has no switch. So
-    the class that it looks for is hidden from it: nothing else in that file asks for it, and should a later TRL call
-    it by another name, its error comes back.
+    TRL refuses such a model because its head reads the weight alone and would not train the adapter; mipo's head does.
+    The check is in the middle of the constructor, after the line that wraps the model, and has no switch. So this hides
+    the class that it tests for: nothing else in that module uses it, and if a later TRL renames it, the refusal
+    returns.
     """
-    kept = vars(dpo_trainer).get("BaseTunerLayer")
-    if not allowed or kept is None:  # without PEFT there is no such class
+    layer_class = vars(dpo_trainer).get("BaseTunerLayer")
+    if not allowed or layer_class is None:  # without PEFT there is no such class
         yield
         return
-    dpo_trainer.BaseTunerLayer = ()  # of which nothing is an instance
+    dpo_trainer.BaseTunerLayer = ()  # no object is an instance of ()
     try:
         yield
     finally:
-        dpo_trainer.BaseTunerLayer = kept
+        dpo_trainer.BaseTunerLayer = layer_class
 
 
 def _loss_options(args: DPOConfig) -> dict[str, Any]:
@@ -186,22 +189,23 @@ def _reference(batch: Mapping[str, Any]) -> Tensor | None:
 def _preference_loss(
     model: Any, groups: PackedGroups, options: Mapping[str, Any], *args: Any, **kwargs: Any
 ) -> PreferenceHeadOutput:
-    # Looked up at every call, as in TRL: PEFT and FSDP put others in their places.
+    # Look the backbone up at every call, as TRL does: PEFT and FSDP replace modules.
     out = model.base_model(*args, **{**kwargs, "use_cache": False})
-    # Prompts that PEFT learns stand before the tokens.
+    # PEFT puts learned prompts before the tokens.
     states = out.last_hidden_state[:, -groups.width :].flatten(0, 1)
     hidden = states.index_select(0, groups.states.to(states.device))
     head = Head.of(model)
     hidden = hidden.to(head.weight)  # a device_map may put the head on another device, PEFT its copy into float32
     assert groups.ref_logps is not None
-    made = linear_preference_loss(
+    result = linear_preference_loss(
         hidden, targets=groups.targets, lengths=groups.lengths, ref_logps=groups.ref_logps, statistics=True,
         **head(hidden), **options,
     )  # fmt: skip
-    seen = made.statistics
-    assert seen is not None
+    statistics = result.statistics
+    assert statistics is not None
     aux_loss = _aux_loss(model, out, kwargs) if kwargs.get("output_router_logits") else None
-    return PreferenceHeadOutput(made.loss, made.logps, seen.entropy, seen.mean_logits, seen.is_top1, aux_loss)
+    per_token = statistics.entropy, statistics.mean_logits, statistics.is_top1
+    return PreferenceHeadOutput(result.loss, result.logps, *per_token, aux_loss)
 
 
 def _aux_loss(model: Any, out: Any, kwargs: Mapping[str, Any]) -> Any:

@@ -1,8 +1,8 @@
 """Trainer: TRL's DPOTrainer on pre-tokenized groups, with one rejected response or several, and the paper's settings.
 
-Knows TRL. Knows nothing of how pairs came about. One rejected response a group is TRL's own path, untouched; several
-are one softmax over the group's implicit rewards (`mipo.loss.preference_loss`). Either has its loss made where its
-logits are, if asked to (`mipo.trainer.preference_head`).
+Knows TRL. Knows nothing of the source of the pairs. Groups with one rejected response take TRL's own path, unchanged;
+for several the loss is one softmax over the group's implicit rewards (`mipo.loss.preference_loss`). With `fused_loss`
+the model computes either loss in its forward (`mipo.trainer.preference_head`).
 """
 
 from collections.abc import Mapping
@@ -36,12 +36,12 @@ from mipo.trainer.preference_head import (
 class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
     """`trl.DPOTrainer` that also takes pre-tokenized rows, and groups with several rejected responses.
 
-    `train_dataset` holds prompt_ids, chosen_ids and rejected_ids (`mipo.PairStore.to_trl()`), or anything that
+    `train_dataset` holds prompt_ids, chosen_ids and rejected_ids (`mipo.PairStore.to_trl()`), or any rows that
     DPOTrainer takes. Where rejected_ids is a list of lists, the loss is -log softmax(s)_0 over the group's implicit
-    rewards s; TRL's other losses need one rejected response a group, and raise ValueError otherwise.
+    rewards s; TRL's other losses need one rejected response per group, and raise InputError otherwise.
 
     With `args.fused_loss` the loss is `mipo.fused.linear_preference_loss`, with the same losses, gradients and metrics:
-    3F in the LM head where TRL's takes 4F, and 2F for 3F with a frozen one. LoRA on the LM head is then trained, too.
+    3F in the LM head instead of TRL's 4F, and 2F instead of 3F with a frozen head. It also trains LoRA on the LM head.
     """
 
     _precompute_engine: Any
@@ -50,7 +50,7 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
         args = args or MIPOConfig(output_dir="mipo")
         first: Mapping[str, Any] | None = None if train_dataset is None else next(iter(train_dataset), None)
         if train_dataset is not None and first is None:
-            raise InputError("train_dataset has no row; give at least one group")
+            raise InputError("train_dataset: expected at least one group, got no row")
         self._grouped = first is not None and _grouped(first)
         self._fused: bool = getattr(args, "fused_loss", False)
         if self._fused and first is not None:
@@ -58,7 +58,7 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
         if self._grouped:
             tokenizer = kwargs.get("processing_class")
             if tokenizer is None:
-                raise InputError("several rejected responses a group: pass the tokenizer as processing_class")
+                raise InputError("several rejected responses per group: pass the tokenizer as processing_class")
             check_grouped(args)
             pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
             multiple = args.pad_to_multiple_of
@@ -76,22 +76,22 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
             return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         if _grouped(first) != self._grouped:
             raise InputError(
-                f"the {dataset_name} data set has {'several' if _grouped(first) else 'one'} rejected response(s) a "
+                f"the {dataset_name} data set has {'several' if _grouped(first) else 'one'} rejected response(s) per "
                 "group, the training data set has not; make both with the same number of negatives"
             )
         if args.max_length is not None and args.truncation_mode == "keep_start":
-            # As TRL does: the collator would leave no token of such a row's responses.
+            # As in TRL: the collator would truncate the whole response of such a row.
             return dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length)
         return dataset
 
     def _precompute_ref_logps(self, dataset: datasets.Dataset, name: str, batch_size: int) -> datasets.Dataset:
         """Adds the reference's log-probs as columns, unless the rows have them.
 
-        Unlike TRL's, it writes no cache file: for rows in memory that file lies in a temporary folder of each process,
-        where the others don't find it.
+        Unlike TRL's method it writes no cache file: for rows in memory that file is in a temporary folder of one
+        process, which the others do not know.
         """
         if self._fused:
-            check_head(self)  # before this costs time
+            check_head(self)  # before scoring takes time
         if isinstance(dataset, datasets.IterableDataset):
             return super()._precompute_ref_logps(dataset, name, batch_size)
         if REF[0] in dataset.column_names:
@@ -105,19 +105,20 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
         quiet = not self.accelerator.is_main_process
         for batch in tqdm(loader, desc=f"reference log-probs, {name}", unit="batch", delay=0.5, disable=quiet):
             chosen, rejected = self.compute_ref_log_probs(model, batch)
-            if self._grouped:  # the widest group of all, since the processes' batches must have one shape
+            if self._grouped:  # pad to the widest group of all: gathered batches must have one shape
                 rejected = torch.nn.functional.pad(rejected, (0, max(sizes) - rejected.shape[1]))
             scored.append(self.accelerator.gather_for_metrics((chosen, rejected)))
-        first, others = (torch.cat(side).tolist() for side in zip(*scored, strict=True))
-        others = [row[:size] for row, size in zip(others, sizes, strict=True)] if self._grouped else others
-        return _with_columns(dataset, dict(zip(REF, (first, others), strict=True)))
+        columns = [torch.cat(side).tolist() for side in zip(*scored, strict=True)]
+        if self._grouped:
+            columns[1] = [row[:size] for row, size in zip(columns[1], sizes, strict=True)]
+        return _with_columns(dataset, dict(zip(REF, columns, strict=True)))
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The reference's log-probs of a batch: chosen [G], and rejected [G], or [G, K] where groups have several."""
+        """The reference's log-probs of a batch: chosen [G], and rejected [G] or, for several per group, [G, K]."""
         if not self._grouped:
             rows = {name: value for name, value in inputs.items() if name != "groups"}
             return super().compute_ref_log_probs(model, rows)  # type: ignore[no-any-return]
-        # TRL's own pass over the rows: it knows adapters, checkpointing and autocast. It halves what we join again.
+        # TRL's own pass handles adapters, checkpointing and autocast. It returns the rows in two halves.
         rows = {name: inputs[name] for name in ("input_ids", "attention_mask", "completion_mask")}
         logps = _by_group(torch.cat(super().compute_ref_log_probs(model, rows)), inputs["group_mask"])
         return logps[:, 0], logps[:, 1:]
@@ -127,7 +128,7 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
             return super()._compute_loss(model, inputs, return_outputs)
         if return_outputs:
             raise InputError(
-                "neither several rejected responses a group nor fused_loss have outputs for compute_metrics"
+                "several rejected responses per group and fused_loss have no outputs for compute_metrics; leave it out"
             )
         routed = {"output_router_logits": True} if self.aux_loss_enabled else {}
         out, loss = (self._fused_loss if self._fused else self._group_loss)(model, inputs, routed)
@@ -144,22 +145,23 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
         ref = inputs.get("ref_logps")
         ref = (self._reference(inputs) if ref is None else ref).to(logps)
         loss = preference_loss(logps, ref, beta=self.beta, mask=mask).mean()
-        said = inputs["completion_mask"][:, 1:]
+        responses = inputs["completion_mask"][:, 1:]
         starts = mask.sum(dim=1).cumsum(0) - mask.sum(dim=1)
-        chosen = torch.zeros_like(said).index_copy_(0, starts, said[starts])
-        self._log_groups(out, logps.detach(), ref, mask, said, chosen, inputs["attention_mask"])
+        chosen = torch.zeros_like(responses).index_copy_(0, starts, responses[starts])
+        self._log_groups(out, logps.detach(), ref, mask, responses, chosen, inputs["attention_mask"])
         return out, loss
 
     def _fused_loss(self, model: Any, inputs: dict[str, Any], routed: dict[str, bool]) -> tuple[Any, Tensor]:
         groups = inputs["groups"].to(self.accelerator.device)
         if groups.ref_logps is None:
             groups = replace(groups, ref_logps=self._reference(inputs))
-        ours = ("completion_mask", "group_mask", "ref_logps", "groups", *REF)
-        rows = {name: value for name, value in inputs.items() if name not in ours}
+        added = ("completion_mask", "group_mask", "ref_logps", "groups", *REF)
+        rows = {name: value for name, value in inputs.items() if name not in added}
         out = model(**rows, groups=groups, **routed)
         mask = (groups.lengths > 0).to(out.logps.device, non_blocking=True)
-        said, chosen = torch.ones_like(groups.targets), groups.is_chosen.long()
-        self._log_groups(out, out.logps, groups.ref_logps.to(out.logps), mask, said, chosen, inputs["attention_mask"])
+        ref = groups.ref_logps.to(out.logps)
+        responses, chosen = torch.ones_like(groups.targets), groups.is_chosen.long()
+        self._log_groups(out, out.logps, ref, mask, responses, chosen, inputs["attention_mask"])
         return out, out.loss
 
     def _reference(self, inputs: dict[str, Any]) -> Tensor:
@@ -167,27 +169,27 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
         return torch.cat([chosen[:, None], rejected.view(len(chosen), -1)], dim=1)
 
     def _log_groups(
-        self, out: Any, logps: Tensor, ref: Tensor, mask: Tensor, said: Tensor, chosen: Tensor, seen: Tensor
+        self, out: Any, logps: Tensor, ref: Tensor, mask: Tensor, responses: Tensor, chosen: Tensor, attention: Tensor
     ) -> None:
-        """Logs what TRL does: of tokens `out.entropy` and others, of which `said` and `chosen` are to be counted."""
+        """Logs TRL's metrics; `responses`, `chosen` and `attention` are 1 at the tokens that count, else 0."""
         mode = "train" if self.model.training else "eval"
         rewards = implicit_rewards(logps, ref, beta=self.beta)
         margins = rewards[:, :1] - rewards[:, 1:]
-        against, every = mask[:, 1:], torch.ones_like(logps[:, 0])
+        rejected, groups = mask[:, 1:], torch.ones_like(logps[:, 0])
         figures = {
-            "rewards/chosen": (rewards[:, 0], every),
-            "rewards/rejected": (rewards[:, 1:], against),
-            "rewards/accuracies": (margins > 0, against),
-            "rewards/margins": (margins, against),
-            "logps/chosen": (logps[:, 0], every),
-            "logps/rejected": (logps[:, 1:], against),
+            "rewards/chosen": (rewards[:, 0], groups),
+            "rewards/rejected": (rewards[:, 1:], rejected),
+            "rewards/accuracies": (margins > 0, rejected),
+            "rewards/margins": (margins, rejected),
+            "logps/chosen": (logps[:, 0], groups),
+            "logps/rejected": (logps[:, 1:], rejected),
             "logits/chosen": (out.mean_logits, chosen),
-            "logits/rejected": (out.mean_logits, said - chosen),
-            "entropy": (out.entropy, said),
+            "logits/rejected": (out.mean_logits, responses - chosen),
+            "entropy": (out.entropy, responses),
             "mean_token_accuracy": (out.is_top1, chosen),
-            "num_tokens": (seen, every.new_ones(())),
+            "num_tokens": (attention, groups.new_ones(())),
         }
-        # One gather and one wait for the device: each figure's sum and weight, over all processes.
+        # One reduction and one wait for the device: the sum and weight of each figure, over all processes.
         totals = [
             torch.stack([(values * weights).sum(), weights.sum()]).float() for values, weights in figures.values()
         ]
@@ -203,7 +205,7 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
 
 
 def _by_group(sums: Tensor, mask: Tensor) -> Tensor:
-    """Values [N] of the responses that are there, in the places [G, K+1] where `mask` is true; 0 elsewhere."""
+    """The values [N] at the places [G, K+1] where `mask` is true, and 0 elsewhere."""
     return sums.new_zeros(mask.shape).masked_scatter(mask, sums)
 
 
@@ -212,18 +214,18 @@ def _grouped(row: Mapping[str, Any]) -> bool:
 
 
 def _with_columns(dataset: datasets.Dataset, columns: Mapping[str, list[Any]]) -> datasets.Dataset:
-    """The data set with new columns, and with its format, which `add_column` forgets: a lazy one shows ids by it."""
+    """The data set with new columns and its format, which `add_column` forgets: a lazy one needs it to show ids."""
     form = dataset.format
-    made = dataset.with_format("arrow")  # what it shows is not made, and not copied, where rows were left out
+    wider = dataset.with_format("arrow")  # without the transform: `add_column` may copy rows, as row numbers
     for name, values in columns.items():
-        made = made.add_column(name, values)
+        wider = wider.add_column(name, values)
     shown = None if set(form["columns"]) == set(dataset.column_names) else [*form["columns"], *columns]
-    kept = {"columns": shown, "output_all_columns": form["output_all_columns"]}
-    return made.with_format(form["type"], **kept, **form["format_kwargs"])
+    options = {"columns": shown, "output_all_columns": form["output_all_columns"], **form["format_kwargs"]}
+    return wider.with_format(form["type"], **options)
 
 
 def _sizes(dataset: datasets.Dataset) -> list[int]:
-    """How many rejected responses each group has, without the token ids becoming Python lists."""
+    """The number of rejected responses of each group, without making Python lists of token ids."""
     table = dataset.select_columns("rejected_ids").with_format("arrow")[:]
     sizes: list[int] = pc.list_value_length(table["rejected_ids"]).to_pylist()
     return sizes

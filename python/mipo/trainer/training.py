@@ -1,4 +1,4 @@
-"""Training: from a store of token ids to a model on disk, resumed from its last checkpoint."""
+"""Training: from a store of token ids to a model on disk, resuming from the last checkpoint."""
 
 import gc
 import json
@@ -30,14 +30,14 @@ def train(
 ) -> list[dict[str, Any]]:
     """Trains `model` on the groups of `store`, writes it whole to `output`, and returns TRL's log of the training.
 
-    `lora` are fields of `peft.LoraConfig` (default: all weights are trained). Training goes on from the last whole
-    checkpoint in `args.output_dir`; that folder is removed at the end. Under `accelerate launch` every process calls
-    it. Raises ValueError for an empty store, and where `tokenizer` is not the one that made it.
+    `lora` are fields of `peft.LoraConfig` (default: train all weights). Training resumes from the last whole checkpoint
+    in `args.output_dir`, and removes that folder at the end. Under `accelerate launch` every process calls this
+    function. Raises InputError for an empty store, and for the store of another tokenizer.
     """
     if not len(store):
-        raise InputError("the tokens hold no group to train on; see what `mipo pairs` and `mipo tokens` dropped")
+        raise InputError("expected at least one group to train on, got none; see what `mipo tokens` dropped and why")
     if store.fingerprint != fingerprint(tokenizer):
-        raise InputError(f"the tokens were made by another tokenizer or chat template than {model}'s; make them anew")
+        raise InputError(f"the tokens are those of another tokenizer or chat template than {model}'s; make them again")
     with without_bars():
         adapter = None if lora is None else lora_config(lora)
         trainer = MIPOTrainer(
@@ -49,21 +49,18 @@ def train(
         trainer.train(resume_from_checkpoint=_checkpoint(trainer))
         _save(trainer, output)
     log: list[dict[str, Any]] = trainer.state.log_history
-    # The forward that TRL patches into the model refers back to it: without this the weights stay on the accelerator
-    # until some later collection, and the next model may not fit.
+    # TRL's patched forward refers back to its model: without a collection now, the weights stay on the accelerator
+    # until a later one, and the next model may not fit.
     del trainer
     gc.collect()
     return log
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint; a kill may have left newer ones half-written, and these are removed.
-
-    transformers writes `trainer_state.json` last.
-    """
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    for checkpoint in found:
+    """The newest whole checkpoint, or None; removes newer ones that a killed process left half-written."""
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2])):
         try:
+            # transformers writes this file last.
             json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
             return checkpoint
         except (OSError, ValueError):
@@ -72,31 +69,31 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 class _Progress(ProgressCallback):  # type: ignore[misc]
-    """The bar alone: the log goes to `training.json` and to `report_to`."""
+    """The bar without printed logs: the log goes to `training.json` and to `report_to`."""
 
     def on_log(self, *args: Any, **kwargs: Any) -> None:
         """Prints nothing."""
 
 
 def _checkpoint(trainer: MIPOTrainer) -> str | None:
-    """Where all processes go on from: the main one looks, since looking removes what is half-written."""
-    found: list[str | None] = [None]
+    """The checkpoint that all processes resume from; the main one looks for it, since that removes files."""
+    result: list[str | None] = [None]
     if trainer.is_world_process_zero():
         last = last_checkpoint(Path(trainer.args.output_dir))
         if last:
-            print(f"train: going on from {last.name}")
-            found = [str(last)]
-    broadcast_object_list(found)
-    return found[0]
+            print(f"train: resuming from {last.name}")
+            result = [str(last)]
+    broadcast_object_list(result)
+    return result[0]
 
 
 def _save(trainer: MIPOTrainer, output: Path) -> None:
-    """The model and tokenizer under a temporary name, without TRL's pickled arguments, and then renamed."""
+    """Saves model and tokenizer, without TRL's pickled arguments, under a temporary name, then renames the folder."""
     temporary = output.with_name(f".{output.name}.tmp")
     if trainer.is_world_process_zero():
         shutil.rmtree(temporary, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
-    trainer.save_model(str(temporary))  # by all processes, which a sharded model is gathered from
+    trainer.save_model(str(temporary))  # every process takes part: it gathers a sharded model
     trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
         (temporary / "training_args.bin").unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from mipo.models.loading import load_tokenizer
 from mipo.tokens.preparation import prepare
 
 
-@mirrors(prepare, without=("progress", "each"))
+@mirrors(prepare, without=("progress", "perform"))
 def command(
     pairs: Annotated[
         list[str | Path],
@@ -39,7 +39,7 @@ def command(
     with _no_torch() if own_process else nullcontext():
         opened = load_tokenizer(str(tokenizer))
     with connected(engine, address):
-        manifest = prepare(pairs, opened, output, each=cluster.perform if engine == "ray" else None, **options)
+        manifest = prepare(pairs, opened, output, perform=cluster.perform if engine == "ray" else None, **options)
     print_rows(output, manifest["rows_in"], manifest["dropped"])
     for reason in {shard["why"] for shard in manifest["shards"] if shard["encoder"] == "tokenizers"}:
         print(f"{output}: tokenized by tokenizers, which is slow, since {reason}")

@@ -1,1 +1,1 @@
-"""Engines: what answers prompts. One file per engine."""
+"""Engines: programs that answer prompts, one file per engine."""

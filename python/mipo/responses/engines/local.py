@@ -1,4 +1,4 @@
-"""The local engine: transformers in this process samples a response to each prompt.
+"""The local engine: samples responses with transformers, in this process.
 
 Knows sampling. Knows nothing of parts on disk.
 """
@@ -22,7 +22,7 @@ else:
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token ids that end a response, in order: the tokenizer's and the generation config's."""
+    """The token ids that end a response, sorted: the tokenizer's and the generation config's."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     listed = configured if isinstance(configured, list) else [configured]
     return sorted({int(i) for i in [tokenizer.eos_token_id, *listed] if i is not None})
@@ -32,50 +32,54 @@ def sample(
     ids: list[list[int]],
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    how: dict[str, Any],
+    sampling: dict[str, Any],
     batch_size: int,
     bar: Any,
 ) -> pl.DataFrame:
-    """response, response_tokens and truncated for each prompt's ids."""
-    greedy, ends = {"do_sample": False, "max_new_tokens": how["max_new_tokens"]}, end_ids(model, tokenizer)
-    how = {**({"do_sample": True, "top_k": 0, **how} if how["temperature"] else greedy), "eos_token_id": ends}
-    answers: dict[int, tuple[str, int, bool]] = {}
-    # Long prompts first: an out-of-memory error comes at the start, and a batch holds little padding.
+    """response, response_tokens and truncated for each prompt's ids.
+
+    `sampling`: temperature, top_p and max_new_tokens.
+    """
+    greedy, ends = {"do_sample": False, "max_new_tokens": sampling["max_new_tokens"]}, end_ids(model, tokenizer)
+    options = {"do_sample": True, "top_k": 0, **sampling} if sampling["temperature"] else greedy
+    responses: dict[int, tuple[str, int, bool]] = {}
+    # Long prompts first: memory runs out at the start or never, and batches need little padding.
     order = sorted(range(len(ids)), key=lambda row: (-len(ids[row]), row))
-    for batch in (order[at : at + batch_size] for at in range(0, len(order), batch_size)):
-        for row, response in zip(batch, _continue(model, tokenizer, [ids[r] for r in batch], how), strict=True):
-            answers[row] = (_decode(tokenizer, ids[row], response), len(response), response[-1] not in ends)
+    for batch in (order[start : start + batch_size] for start in range(0, len(order), batch_size)):
+        new_ids = _continue(model, tokenizer, [ids[row] for row in batch], {**options, "eos_token_id": ends})
+        for row, response in zip(batch, new_ids, strict=True):
+            responses[row] = (_decode(tokenizer, ids[row], response), len(response), response[-1] not in ends)
         bar.update(len(batch))
-    kinds = {"response": pl.String, "response_tokens": pl.UInt32, "truncated": pl.Boolean}
-    return pl.DataFrame([answers[row] for row in range(len(ids))], schema=kinds, orient="row")
+    columns = {"response": pl.String, "response_tokens": pl.UInt32, "truncated": pl.Boolean}
+    return pl.DataFrame([responses[row] for row in range(len(ids))], schema=columns, orient="row")
 
 
 def _continue(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], how: dict[str, Any]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], options: dict[str, Any]
 ) -> list[list[int]]:
-    """The new token ids of each prompt, up to its end of turn, which is included."""
+    """The new token ids of each prompt, up to and with its end of turn."""
     padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
     with torch.inference_mode(), _own_distribution(model):
-        out = model.generate(**padded, **how, pad_token_id=tokenizer.pad_token_id)
-    rows = out[:, padded["input_ids"].shape[1] :].tolist()
-    return [row[: next((at + 1 for at, i in enumerate(row) if i in how["eos_token_id"]), len(row))] for row in rows]
+        out = model.generate(**padded, **options, pad_token_id=tokenizer.pad_token_id)
+    rows, ends = out[:, padded["input_ids"].shape[1] :].tolist(), options["eos_token_id"]
+    return [row[: next((place + 1 for place, i in enumerate(row) if i in ends), len(row))] for row in rows]
 
 
 @contextmanager
 def _own_distribution(model: PreTrainedModel) -> Iterator[None]:
-    # A repetition penalty, top_k or suppressed token that the model's maker put into its generation config would draw
-    # from another distribution than the reference that training and evaluation score.
+    # A repetition penalty, top_k or suppressed token in the model's generation config would change the distribution:
+    # it would no longer be the reference that training and evaluation score.
     from transformers import GenerationConfig
 
-    kept, model.generation_config = model.generation_config, GenerationConfig()
+    config, model.generation_config = model.generation_config, GenerationConfig()
     try:
         yield
     finally:
-        model.generation_config = kept
+        model.generation_config = config
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, prompt: list[int], response: list[int]) -> str:
-    """The response's text. After a plain-text prompt a leading space counts, and only the whole shows it."""
+    """The response's text. After a plain-text prompt a leading space counts; only decoding both together shows it."""
 
     def text(ids: list[int]) -> str:
         return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
