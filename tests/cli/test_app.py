@@ -26,7 +26,7 @@ def shown(*arguments: str, **environment: str) -> str:
     ).stdout
 
 
-def test_help_names_every_command_in_the_order_of_the_work(capsys, monkeypatch):
+def test_help_names_every_command_in_the_order_of_a_run(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     assert cli.main(["--help"]) == 0
     words = [line.strip("│ ").split("  ")[0] for line in capsys.readouterr().out.splitlines()]

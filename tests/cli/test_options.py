@@ -1,4 +1,4 @@
-"""Options are keyword arguments of the stages' functions: what is written reaches them, what is not stays theirs."""
+"""Options are keyword arguments of the stages' functions: written ones reach them, others keep their defaults."""
 
 import inspect
 import subprocess
@@ -63,7 +63,7 @@ def test_control_runs_are_named_paths():
     assert paths_by_name(kwargs["beside"]) == {"sft": Path("runs/sft"), "shuffled": Path("runs/a=b")}
 
 
-def test_what_is_not_written_is_not_handed_over():
+def test_what_is_not_written_is_not_passed_on():
     assert written(*CONTRAST) == {"output": Path("c.parquet")}
     assert written("generate", "p.jsonl", "--model", "m", "--output", "o", "--trust-remote-code") == {
         "model": "m",

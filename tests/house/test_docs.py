@@ -1,4 +1,4 @@
-"""The documents name what is there: folders in their order, files, functions, headings, and terms with their files."""
+"""What the documents name exists: folders in their order, files, functions, headings, and terms with their files."""
 
 import ast
 import re

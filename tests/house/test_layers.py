@@ -1,4 +1,4 @@
-"""The one way through the house: a folder imports only the folders before it, and a file no file that imports it."""
+"""The order of folders: one imports only the folders before it, and a file imports no file that imports it."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -62,7 +62,7 @@ def test_a_folder_imports_only_folders_before_it(folder):
 
 
 def test_no_file_imports_in_a_circle():
-    """Within a folder too; an `__init__` only names what its folder offers, so it is left out."""
+    """Within a folder too; an `__init__` only names what its folder exports, so it is left out."""
     known = {name: path for name, path in modules().items() if path.name != "__init__.py"}
     graph = {name: (imported(path) & known.keys()) - {name} for name, path in known.items()}
     assert len(list(TopologicalSorter(graph).static_order())) == len(known)

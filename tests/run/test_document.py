@@ -1,4 +1,4 @@
-"""Documents: YAML that is read in two ways, never ends or holds a secret is refused with its line or name."""
+"""Documents: YAML that is ambiguous, never ends or holds a secret is refused with its line or name."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Training settings: what TRL and PEFT would refuse after hours is refused before a prompt is read."""
+"""Training settings: what TRL and PEFT would refuse after hours is refused before any prompt is read."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ MODEL = demo.HERE / "model"
 
 
 def write(folder: Path, text: str) -> Path:
-    """A recipe on the demo's model, whose prompts are not there: who reads them fails otherwise."""
+    """A recipe on the demo's model whose prompts do not exist: reading them fails with another error."""
     path = folder / "recipe.yaml"
     path.write_text(f"model: {MODEL}\nprompts: {{source: absent.jsonl}}\n{text}")
     return path

@@ -119,7 +119,7 @@ def test_pairs_are_what_the_responses_say(done):
 
 
 def test_a_run_stores_each_text_once(done):
-    """Prompts stand in prompts.parquet, what was asked and answered in responses; all else is row numbers."""
+    """Prompts are in prompts.parquet, composed prompts and responses in responses; all else is row numbers."""
     texts = {"prompts.parquet", "test.parquet", "recipe.yaml", "report.html"}
     for path in (done / "out").rglob("*.parquet"):
         inside = path.relative_to(done / "out").as_posix()
@@ -128,7 +128,7 @@ def test_a_run_stores_each_text_once(done):
             assert columns <= {"kind", "reason", "part"}, inside
 
 
-def test_a_killed_run_goes_on_and_makes_the_same_pairs(done, tmp_path):
+def test_a_killed_run_continues_and_writes_the_same_pairs(done, tmp_path):
     path, output = write_recipe(tmp_path / "in"), tmp_path / "out"
     for point in ("generation", "pairs", "training"):
         assert die_at(point, path, output).returncode == -9, point
@@ -177,7 +177,7 @@ def test_reuse_takes_over_what_stays_the_same(done, tmp_path, capsys):
     assert (control["chosen_id"] + control["rejected_id"]).equals(method["chosen_id"] + method["rejected_id"])
 
 
-def test_a_damaged_file_is_made_again(done, tmp_path, capsys):
+def test_a_damaged_file_is_written_again(done, tmp_path, capsys):
     folder = tmp_path / "copy"
     shutil.copytree(done / "out", folder)
     good = (folder / "pairs.parquet").read_bytes()
@@ -214,7 +214,7 @@ def test_a_dry_run_shows_three_pairs_and_writes_nothing(tmp_path):
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_every_kind_and_several_negatives_go_the_whole_way(tmp_path):
+def test_every_kind_and_several_negatives_run_to_the_report(tmp_path):
     for kind, negatives in (("random", 2), ("dropped", 1)):
         path = write_recipe(
             tmp_path / kind,
@@ -276,7 +276,7 @@ def test_a_number_may_be_written_as_in_the_readme(tmp_path):
     assert recipe.load(path).trainer["learning_rate"] == 5e-7
 
 
-def test_a_mistake_before_the_first_stage_can_be_mended_in_place(tmp_path):
+def test_a_mistake_before_the_first_stage_can_be_corrected_in_place(tmp_path):
     wrong = write_recipe(tmp_path / "in", prompts={"prompt": "promt"})
     with pytest.raises(ValueError, match="no column 'promt'"):
         walk.run_recipe(wrong, output=tmp_path / "out", until="prompts")
