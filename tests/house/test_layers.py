@@ -51,7 +51,7 @@ def modules() -> dict[str, Path]:
 def test_every_folder_has_its_place():
     folders = {path.parent.name for path in HOUSE.glob("*/__init__.py")}
     assert folders == set(ORDER) - {"_native"}
-    assert {path.name for path in HOUSE.glob("*.py")} == {"__init__.py", "__main__.py", "errors.py"}
+    assert {path.name for path in HOUSE.glob("*.py")} == {"__init__.py", "__main__.py", "errors.py", "reasons.py"}
 
 
 @pytest.mark.parametrize("folder", [folder for folder in ORDER if folder not in ("_native", "kernels")])

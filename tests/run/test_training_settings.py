@@ -29,7 +29,7 @@ REFUSED = [
     ("contrast: {negatives: 2}\ntrainer: {max_length: 64}", "trainer.max_length: expected None"),
     ("trainer: {loss_type: [sigmod]}", "trainer.loss_type: expected names among sigmoid"),
     ("trainer: {loss_type: [sigmoid, sft], loss_weights: [1]}", "trainer: `loss_weights` must have the same length"),
-    ("trainer: {fused_loss: true, ld_alpha: 0.5}", "trainer.fused_loss: fused_loss=True does not support ld_alpha=0.5"),
+    ("trainer: {fused_loss: true, ld_alpha: 0.5}", "fused_loss=True does not support ld_alpha=0.5"),
     ("trainer: {eval_strategy: steps, eval_steps: 1}", "trainer.eval_strategy: expected no, got 'steps'"),
     ("trainer: {report_to: clearml}", "trainer.report_to: ClearMLCallback requires"),
     ("trainer: {report_to: paper}", "trainer: paper is not supported, only"),

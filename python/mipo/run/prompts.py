@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import polars as pl
 
+from mipo import reasons
 from mipo.errors import InputError
 from mipo.models.model import Model
 from mipo.pairing.judge import dropped
 from mipo.prompts import rows as prompt_rows
-from mipo.prompts.overlap import overlaps, reasons
+from mipo.prompts.overlap import overlap_reasons, overlaps
 from mipo.prompts.split import hold_out
 from mipo.responses.ask import compose_own
 from mipo.run.recipe import Recipe
@@ -54,13 +55,12 @@ def _read_fitting(source: str, recipe: Recipe, model: Model) -> prompt_rows.Prom
     section, new = recipe.prompts, recipe.responses.max_new_tokens
     prompts = prompt_rows.read(source, prompt=section.prompt, context=section.context, split=section.split)
     too_long = ~fits(compose_own(prompts.frame, chat=model.is_chat), model, new)
-    reason = f"longer than the {model.room(new)} tokens that the model's context leaves"
-    return prompt_rows.drop(prompts, reason, too_long)
+    return prompt_rows.drop(prompts, reasons.too_long_for_context(model.room(new)), too_long)
 
 
 def _without(train: pl.DataFrame, leaks: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
     """The training prompts without the leaks, numbered anew, and how many are dropped by reason."""
-    reason = reasons(train, leaks)
+    reason = overlap_reasons(train, leaks)
     clean = train.filter(reason.is_null()).drop("prompt_id")
     if clean.height < 2:
         raise InputError(f"prompts: {leaks.height} of {train.height} training prompts occur in the held-out set")

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from mipo.cli.console import print_rows
-from mipo.cli.engine import check_engine, connected
 from mipo.cli.options import Address, Engine, ModelName, Output, mirrors
+from mipo.cli.ray import check_engine, connected
 from mipo.io import cluster, sources
 from mipo.models.loading import load_tokenizer
 from mipo.tokens.preparation import prepare
