@@ -102,7 +102,7 @@ class Stored:
 
     @property
     def _pairs(self) -> StoredPairs:
-        return StoredPairs(Path(self.name))
+        return StoredPairs(Path(self.name).parent)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def parts_of(path: str | Path, shard_rows: int, split: str) -> Iterator[Part]:
     """The parts of a source of pairs, about `shard_rows` rows each; consecutive rows of a prompt_id share a part."""
     stored = StoredPairs.find(path)
     name = str(Path(path).absolute()) if Path(path).exists() else str(path)
-    source: Source = Stored(str(stored.folder.absolute())) if stored else Files(name, split)
+    source: Source = Stored(str(stored.folder.absolute() / PAIRS)) if stored else Files(name, split)
     rows = source.height()
     if not rows:
         raise InputError(f"{path}: expected preference pairs, got no row")

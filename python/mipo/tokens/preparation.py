@@ -137,7 +137,9 @@ class ShardTask:
                     "it changed meanwhile? Start again with another folder"
                 )
             writer.put_tables(*builder.take())
-            writer.record |= {"key": self.key, "source": self.part.source.name, "rows_in": rows}
+            # Not its folder: a store is the same wherever it is made, and can be published.
+            source = Path(self.part.source.name).name
+            writer.record |= {"key": self.key, "source": source, "rows_in": rows}
             writer.record |= {"merged": builder.merged, "dropped": dict(builder.dropped)}
             writer.record |= {"encoder": builder.encoder.name, "why": builder.encoder.why}
         return writer.record
