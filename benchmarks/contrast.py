@@ -4,7 +4,7 @@
     python benchmarks/contrast.py --small     everything tiny, in seconds: a self-check whose ratios mean nothing
 
 Each draw runs in a process of its own, contenders in turn within a round, and the median of the rounds counts. Prints
-tables and the targets of issue 6 as met or not, and writes results/<date>-contrast.json. A library that is not
+tables and the targets as met or not, and writes results/<date>-contrast.json. A library that is not
 installed, and a draw that takes too long or too much memory, are named and left out.
 """
 
@@ -28,10 +28,10 @@ HERE = Path(__file__).resolve().parent
 NEEDS = {"polars": "polars", "pandas": "pandas", "duckdb": "duckdb"}
 SLOW = 180.0  # seconds, after which a draw is stopped and left out
 LARGE = 100_000_000
-# Draws that hold Python objects or gigabytes for each million rows: at the largest size they would not fit or not end.
+# Draws that need Python objects or gigabytes per million rows: they would not fit, or never end, at the largest size.
 SMALL_ONLY = ("random.choice", "duckdb order by")
 
-# Issue 6, "what it must show", point 3: (what, the peer, our draw, n, K, how many times the peer's time is ours).
+# Targets: (claim, the peer, our draw, K, the least ratio of the peer's time to ours).
 TARGETS = (
     ("balanced, numpy with repair", "numpy permutation", "balanced", 1, 5.0),
     ("balanced, polars shuffle", "polars shuffle", "balanced", 1, 5.0),
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="tiny sizes: a self-check")
     parser.add_argument("--into", type=Path, default=HERE / "results", help="folder of the result file")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds at all but the largest size, which has one less")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds; one less at the largest size")
     parser.add_argument("--sizes", type=int, nargs="*", help="rows; the targets are judged at the last")
     parser.add_argument(
         "--draws", nargs="*", default=list(draws.DRAWS), choices=list(draws.DRAWS), help="which of them"
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     record["marginal"] = marginal.measure(**({"prompts": 64, "seeds": 20} if args.small else {}))
     record["targets"] = judge(record, sizes[-1])
     if args.small:
-        record["targets"] = [found | {"number": None, "verdict": "not measured"} for found in record["targets"]]
+        record["targets"] = [target | {"number": None, "verdict": "not measured"} for target in record["targets"]]
     print(render(record))
     args.into.mkdir(parents=True, exist_ok=True)
     path = args.into / f"{record['made'][:10]}-contrast.json"
@@ -108,14 +108,14 @@ def time_all(names: list[str], n: int, k: int, rounds: int, left_out: dict[str, 
             except RuntimeError as error:
                 left_out[f"{name}, n = {n:,}, K = {k}"] = str(error)
     rows = []
-    for name, found in seen.items():
-        if found:
+    for name, readings in seen.items():
+        if readings:
             row = {
-                key: statistics.median(one[key] for one in found) for key in ("seconds", "cpu_seconds", "peak_bytes")
+                key: statistics.median(one[key] for one in readings) for key in ("seconds", "cpu_seconds", "peak_bytes")
             }
-            shares = [one["broken"] for one in found if one["broken"] is not None]
+            shares = [one["broken"] for one in readings if one["broken"] is not None]
             rows.append(
-                {"name": name, "n": n, "k": k, "rounds": len(found), **row, "broken": max(shares, default=None)}
+                {"name": name, "n": n, "k": k, "rounds": len(readings), **row, "broken": max(shares, default=None)}
             )
             print(f"{name}, n = {n:,}, K = {k}: {row['seconds'] / n * 1e9:.2f} ns a row", flush=True)
     return rows
@@ -140,8 +140,8 @@ def run_one(name: str, n: int, k: int, seed: int) -> Row:
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise RuntimeError(f"exit status {done.returncode}: {last[0]}")
-    found: Row = json.loads(done.stdout.splitlines()[-1])
-    return found
+    row: Row = json.loads(done.stdout.splitlines()[-1])
+    return row
 
 
 def shards(n: int) -> Row:
@@ -163,7 +163,7 @@ def walk(n: int, size: int) -> Row:
 
     import mipo
 
-    def work() -> tuple[int, int]:
+    def sums() -> tuple[int, int]:
         total, checksum = 0, 0
         for start in range(0, n, size):
             drawn = mipo.counterparts(n, seed=1, start=start, stop=min(start + size, n))[:, 0]
@@ -174,18 +174,18 @@ def walk(n: int, size: int) -> Row:
         return total % 2**64, checksum % 2**64
 
     mipo.counterparts(1_000)
-    (total, checksum), seen = draws.measure(work)
+    (total, checksum), seen = draws.measure(sums)
     return {"shard": size, "sum": total, "checksum": checksum, **seen}
 
 
 def judge(record: Row, n: int) -> list[Row]:
-    """The issue's targets, each with the number behind it and whether it is met."""
+    """The targets, each with the number behind it and whether it is met."""
     rows = {(row["name"], row["n"], row["k"]): row for row in record["draws"]}
     verdicts = []
-    for what, peer, ours, k, least in TARGETS:
+    for claim, peer, ours, k, least in TARGETS:
         one, other = rows.get((ours, n, k)), rows.get((peer, n, k))
         ratio = other["seconds"] / one["seconds"] if one and other else None
-        verdicts.append(verdict(f"{what}, n = {n:,}, K = {k}: at least {least:g} times as fast", ratio, least))
+        verdicts.append(verdict(f"{claim}, n = {n:,}, K = {k}: at least {least:g} times as fast", ratio, least))
     one = rows.get(("balanced", n, 1))
     spare = (SPARE - (one["peak_bytes"] - 8 * n)) / SPARE if one else None
     verdicts.append(verdict(f"nothing held beyond the output ({SPARE >> 20} MiB to spare), n = {n:,}", spare, 0))
@@ -200,14 +200,14 @@ def judge(record: Row, n: int) -> list[Row]:
         verdicts.append(verdict(f"{shape}: right on every row", right, 1))
         if polars:
             verdicts[-1]["beside"] = f"polars shuffle over breaks the rule on {polars['broken']:.1%} of the rows"
-    found = record["shards"]
-    verdicts.append(verdict(f"{found['n']:,} rows by shards: two splits agree", float(found["checksums_agree"]), 1))
+    split = record["shards"]
+    verdicts.append(verdict(f"{split['n']:,} rows by shards: two splits agree", float(split["checksums_agree"]), 1))
     return verdicts
 
 
 def verdict(target: str, number: float | None, least: float) -> Row:
-    said = "not measured" if number is None else "met" if number >= least else "NOT met"
-    return {"target": target, "number": number, "verdict": said}
+    word = "not measured" if number is None else "met" if number >= least else "NOT met"
+    return {"target": target, "number": number, "verdict": word}
 
 
 def render(record: Row) -> str:
@@ -236,16 +236,16 @@ def render(record: Row) -> str:
         )
     lines.append("")
     for run in record["shards"]["runs"]:
-        told = (
+        summary = (
             f"- {record['shards']['n']:,} rows in shards of {run['shard']:,}: {run['seconds']:.1f} s with the checksum"
         )
-        lines.append(f"{told}, peak {run['peak_bytes'] / 2**20:,.0f} MiB")
+        lines.append(f"{summary}, peak {run['peak_bytes'] / 2**20:,.0f} MiB")
     lines += [f"- {line}" for line in marginal.say(record["marginal"])]
     lines += [f"- left out: {name}: {reason}" for name, reason in record["left_out"].items()]
-    for found in record["targets"]:
-        number = "" if found["number"] is None else f" ({found['number']:.2f})"
-        beside = f"; {found['beside']}" if "beside" in found else ""
-        lines.append(f"- target, {found['target']}: {found['verdict']}{number}{beside}")
+    for target in record["targets"]:
+        number = "" if target["number"] is None else f" ({target['number']:.2f})"
+        beside = f"; {target['beside']}" if "beside" in target else ""
+        lines.append(f"- target, {target['target']}: {target['verdict']}{number}{beside}")
     return "\n".join(lines)
 
 

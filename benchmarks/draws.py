@@ -1,7 +1,7 @@
 """The draws that `contrast.py` times, one in a process: `python benchmarks/draws.py NAME n K seed` prints JSON.
 
-A draw returns K columns of n counterparts. Knows how each library is best asked; does not know the others. Timed is the
-draw alone, after imports, inputs and a small warm-up; the peak is memory beyond what stood before, as Linux counts it
+A draw returns K columns of n counterparts. Knows the best way to use each library, and not the others. Timed is the
+draw alone, after imports, inputs and a small warm-up; the peak is the memory that the draw adds, as Linux counts it
 (VmHWM, reset before the draw).
 """
 
@@ -31,7 +31,7 @@ def draw_independent(n: int, k: int, seed: int) -> Columns:
 
 
 def permute(n: int, k: int, seed: int) -> Columns:
-    """K permutations, in which rows that meet themselves or repeat change places with others until none is left."""
+    """K permutations; rows that meet themselves or repeat are exchanged with others until none is left."""
     rng = np.random.default_rng(seed)
     rows, columns = np.arange(n), list[Any]()
     for _ in range(k):
@@ -40,17 +40,17 @@ def permute(n: int, k: int, seed: int) -> Columns:
             bad = drawn == rows
             for column in columns:
                 bad |= drawn == column
-            found = np.flatnonzero(bad)
-            if not len(found):
+            rest = np.flatnonzero(bad)
+            if not len(rest):
                 break
-            for row, other in zip(found, rng.integers(n, size=len(found)), strict=True):
+            for row, other in zip(rest, rng.integers(n, size=len(rest)), strict=True):
                 drawn[row], drawn[other] = drawn[other], drawn[row]
         columns.append(drawn)
     return columns
 
 
 def draw_integers(n: int, k: int, seed: int) -> Columns:
-    """K random rows each, in which rows that meet themselves or repeat are drawn again until none is left."""
+    """K random rows each; rows that meet themselves or repeat are drawn again until none is left."""
     rng = np.random.default_rng(seed)
     drawn = rng.integers(n, size=(n, k))
     todo = np.arange(n)
@@ -66,21 +66,21 @@ def draw_integers(n: int, k: int, seed: int) -> Columns:
 
 
 def choose(n: int, k: int, seed: int) -> Columns:
-    """Python's own: `random.choice` until it is another row, and a new one."""
+    """Python's own: `random.choice` until it gives another row, and a new one."""
     choice, rows = random.Random(seed).choice, range(n)
     drawn = []
     for row in rows:
-        found: list[int] = []
-        while len(found) < k:
+        others: list[int] = []
+        while len(others) < k:
             other = choice(rows)
-            if other != row and other not in found:
-                found.append(other)
-        drawn.append(found)
+            if other != row and other not in others:
+                others.append(other)
+        drawn.append(others)
     return list(zip(*drawn, strict=True))
 
 
 def shuffle(n: int, k: int, seed: int) -> Columns:
-    """Shuffled rows, as they come: about one in n meets itself."""
+    """Shuffled rows without repair: about one in n meets itself."""
     import polars as pl
 
     rows = pl.int_range(n, eager=True)
@@ -88,7 +88,7 @@ def shuffle(n: int, k: int, seed: int) -> Columns:
 
 
 def sample(n: int, k: int, seed: int) -> Columns:
-    """Sampled rows, as they come: about one in n meets itself."""
+    """Sampled rows without repair: about one in n meets itself."""
     import pandas as pd
 
     rows = pd.Series(np.arange(n))
@@ -96,7 +96,7 @@ def sample(n: int, k: int, seed: int) -> Columns:
 
 
 def order_by(n: int, k: int, seed: int) -> Columns:
-    """Rows in random order, as they come: about one in n meets itself."""
+    """Rows in random order without repair: about one in n meets itself."""
     import duckdb
 
     connection = duckdb.connect()
@@ -125,7 +125,7 @@ def groups(shape: str, n: int, seed: int) -> tuple[Any, Any]:
     """
     rng = np.random.default_rng(seed)
     if shape == "questions":
-        # A rest of one or two rows goes to the last question.
+        # The last question gets the remaining one or two rows.
         place = rng.permutation(n).astype(np.uint64)
         last = np.uint64(max(n // 3 - 1, 0))
         return np.minimum(place // np.uint64(3), last), place % np.uint64(3) + np.uint64(3) * rng.integers(
@@ -142,17 +142,17 @@ def draw_within(match: Any, differ: Any, seed: int) -> Any:
 
 
 def shuffle_over(match: Any, differ: Any, seed: int) -> Any:
-    """The usual way, which knows of `match` and hopes for `differ`."""
+    """The usual way, which respects `match` and ignores `differ`."""
     import polars as pl
 
-    # A seed given to `shuffle` would be that of every group: all groups of one size in one order.
+    # With a seed as its argument, `shuffle` orders all groups of one size alike.
     pl.set_random_seed(seed)
     frame = pl.DataFrame({"match": match, "row": np.arange(len(match))})
     return frame.select(pl.col("row").shuffle().over("match")).to_series()
 
 
 def redraw(match: Any, differ: Any, seed: int) -> Any:
-    """A random row of the same group each, again and again where the user is the same; gives up after 200 rounds."""
+    """A random row of the same group, drawn again while the user is the same; gives up after 200 rounds."""
     import pandas as pd
 
     rng = np.random.default_rng(seed)
@@ -167,9 +167,9 @@ def redraw(match: Any, differ: Any, seed: int) -> Any:
     for _ in range(200):
         if not len(todo):
             break
-        found = order[start[todo] + (rng.random(len(todo)) * size[todo]).astype(np.int64)]
-        good = differ[found] != differ[todo]
-        drawn[todo[good]] = found[good]
+        tried = order[start[todo] + (rng.random(len(todo)) * size[todo]).astype(np.int64)]
+        good = differ[tried] != differ[todo]
+        drawn[todo[good]] = tried[good]
         todo = todo[~good]
     return drawn
 
@@ -193,7 +193,7 @@ def broken(columns: Columns, n: int) -> float:
 
 
 def broken_in_groups(drawn: Any, match: Any, differ: Any) -> float:
-    """The share of rows whose counterpart has another match code or the same differ code, or who have none."""
+    """The share of rows whose counterpart has another match code or the same differ code, or is missing."""
     drawn = np.array(drawn).astype(np.int64)
     absent = (drawn < 0) | (drawn >= len(match))
     drawn[absent] = 0
@@ -206,27 +206,27 @@ def resident(field: str) -> int:
     return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
 
 
-def measure(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
-    """What `work` returns, with seconds and the peak of bytes beyond those that stood before."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+def measure(function: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    """The result of `function`, with its seconds and its peak of bytes beyond those before."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before, begun, cpu = resident("VmRSS"), time.perf_counter(), time.process_time()
-    made = work()
+    result = function()
     seconds = {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - cpu}
-    return made, {**seconds, "peak_bytes": resident("VmHWM") - before}
+    return result, {**seconds, "peak_bytes": resident("VmHWM") - before}
 
 
 def run(name: str, n: int, k: int, seed: int) -> dict[str, Any]:
-    """What was seen of one draw; NAME:SHAPE for one in groups."""
+    """The measurements of one draw; NAME:SHAPE for one in groups."""
     name, _, shape = name.partition(":")
     if shape:
         GROUPED[name](*groups(shape, 999, seed), seed)
         match, differ = groups(shape, n, seed)
-        made, seen = measure(lambda: GROUPED[name](match, differ, seed))
-        return {**seen, "broken": broken_in_groups(made, match, differ)}
+        drawn, reading = measure(lambda: GROUPED[name](match, differ, seed))
+        return {**reading, "broken": broken_in_groups(drawn, match, differ)}
     DRAWS[name](1_000, k, seed)
-    made, seen = measure(lambda: DRAWS[name](n, k, seed))
-    # Python's own numbers leave no room for as many again at the largest sizes.
-    return {**seen, "broken": broken(made, n) if n * k <= 100_000_000 else None}
+    columns, reading = measure(lambda: DRAWS[name](n, k, seed))
+    # At the largest sizes Python's own numbers leave no memory for the check.
+    return {**reading, "broken": broken(columns, n) if n * k <= 100_000_000 else None}
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""One engine that encodes texts, in a process of its own, which does what it is told line by line.
+"""One engine that encodes texts, in a process of its own, which reads commands from its input, a line each.
 
     python benchmarks/engines.py mipo --tokenizer FOLDER --texts texts.arrow [--rows N]
 
 Answers with a line of JSON: first what it loaded, then to each line of its input. `go` encodes all texts, `check` sums
 up the ids of the last `go`, and any other line is a file to write these ids to. The engine may be one of an interpreter
-that has no mipo. Each gets the texts as it likes them best, made before the time is taken, and may give the ids back in
+that has no mipo. Each gets the texts in its best form, which is not timed, and may return the ids in
 a form of its own; only `check` asks for them as flat arrays.
 """
 
@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 
 
 class Engine(NamedTuple):
-    """How an engine is called: texts as it takes them, what it makes of them, and lengths and ids of that."""
+    """How to call an engine: texts in its own form, its result, and lengths and ids of the result."""
 
     take: Callable[[Any], Any]
     encode: Callable[[Any], Any]
@@ -33,7 +33,7 @@ class Engine(NamedTuple):
 
 
 def open_mipo(folder: Path) -> Engine:
-    """Arrow in, a `TokenTable` out; the tokenizer is the one of transformers, as most people have it."""
+    """Arrow in, a `TokenTable` out; with a tokenizer of transformers, which most people have."""
     import mipo
     from mipo.models.loading import load_tokenizer
 
@@ -46,7 +46,7 @@ def open_mipo(folder: Path) -> Engine:
 
 
 def open_tokenizers(folder: Path) -> Engine:
-    """A list of str in, a list of `Encoding` out; that it is no array yet is not counted against it."""
+    """A list of str in, a list of `Encoding` out; making an array of it is not timed."""
     import tokenizers
 
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -68,7 +68,7 @@ def open_fastokens(folder: Path) -> Engine:
     return Engine(
         lambda texts: texts.to_pylist(),
         tokenizer.encode_batch_flat,
-        lambda made: (np.diff(np.frombuffer(made[1], np.uint64)), np.frombuffer(made[0], np.uint32)),
+        lambda result: (np.diff(np.frombuffer(result[1], np.uint64)), np.frombuffer(result[0], np.uint32)),
     )
 
 
@@ -81,7 +81,7 @@ def open_gigatoken(folder: Path) -> Engine:
     return Engine(
         ak.from_arrow,
         tokenizer.encode_batch,
-        lambda made: (ak.to_numpy(ak.num(made)), ak.to_numpy(ak.flatten(made))),
+        lambda result: (ak.to_numpy(ak.num(result)), ak.to_numpy(ak.flatten(result))),
     )
 
 
@@ -95,9 +95,9 @@ def load(path: Path, rows: int | None) -> pa.Array:
     return pa.concat_arrays(column.slice(0, rows).chunks)
 
 
-def flat(engine: Engine, made: Any) -> tuple[Any, Any]:
-    """Lengths and ids of what an engine made, in one dtype for all engines."""
-    lengths, ids = engine.flat(made)
+def flat(engine: Engine, result: Any) -> tuple[Any, Any]:
+    """Lengths and ids of an engine's result, in one dtype for all engines."""
+    lengths, ids = engine.flat(result)
     return np.ascontiguousarray(lengths, np.int64), np.ascontiguousarray(ids).astype(np.uint32, copy=False)
 
 
@@ -106,35 +106,35 @@ def main() -> int:
     parser.add_argument("name", choices=list(ENGINES))
     parser.add_argument("--tokenizer", type=Path, required=True, help="a folder with tokenizer.json")
     parser.add_argument("--texts", type=Path, required=True, help="an Arrow file with the column text")
-    parser.add_argument("--rows", type=int, help="only so many, the first ones")
+    parser.add_argument("--rows", type=int, help="number of texts, from the first on")
     args = parser.parse_args()
-    # What an engine prints goes to the log: the line that answers stands by itself.
+    # What an engine prints goes to the log, so that standard output has only answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
-    def answer(**told: Any) -> None:
-        print(json.dumps(told), file=answers, flush=True)
+    def answer(**values: Any) -> None:
+        print(json.dumps(values), file=answers, flush=True)
 
     texts = load(args.texts, args.rows)
     rows, size = len(texts), int(pc.sum(pc.binary_length(texts)).as_py() or 0)
     started = time.perf_counter()
     engine = ENGINES[args.name](args.tokenizer)
-    # One letter, so that what is opened with the first text, threads too, counts as loading.
+    # One letter, so that everything that the first text opens, threads too, counts as loading.
     engine.encode(engine.take(pa.array(["a"], pa.large_string())))
     seconds = time.perf_counter() - started
     texts = engine.take(texts)
     versions = {name: metadata.version(name) for name in PACKAGES.get(args.name, (args.name,))}
     answer(rows=rows, bytes=size, load_seconds=seconds, versions=versions, python=sys.version.split()[0])
-    made = None
+    result = None
     for line in sys.stdin:
         word = line.strip()
         if word == "go":
-            made = None
+            result = None
             started, used = time.perf_counter(), time.process_time()
-            made = engine.encode(texts)
+            result = engine.encode(texts)
             answer(seconds=time.perf_counter() - started, cpu_seconds=time.process_time() - used)
             continue
-        lengths, ids = flat(engine, made)
+        lengths, ids = flat(engine, result)
         if word == "check":
             answer(tokens=len(ids), checksum=zlib.crc32(ids, zlib.crc32(lengths)))
         else:

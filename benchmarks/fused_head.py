@@ -32,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 # 16 are rounded to 1/16 in bf16, so a probability p carries 0.04 p of error, and G = p - 1 with it: naive bf16 logits
 # have 2e-2 on the tiny point.
 GRADIENT_RTOL = {torch.float32: 2e-5, torch.bfloat16: 5e-2}
-# Nats. A sum over 256 tokens is off by up to 0.35 in bf16 (shared/design/kernels.md), times beta = 0.1.
+# Nats. A sum over 256 tokens is off by up to 0.35 in bf16, times beta = 0.1.
 LOSS_ATOL = {torch.float32: 2e-5, torch.bfloat16: 3.5e-2}
 # A filter for bf16 drops probabilities under 2^-12 and with them as much of the gradient as they weigh.
 FILTER_RTOL = 1e-1
@@ -54,7 +54,7 @@ def main() -> int:
         share = (deadline - time.monotonic()) * shares[0] / sum(shares)
         results += _run_in_a_process(points, max(share, 30.0), arguments)
         print(*map(table.render_point, results[-len(points) :]), sep="\n", flush=True)
-        # After every point: whoever stops this for want of time keeps what there is.
+        # After every point, so that an interrupted run keeps its results.
         arguments.out.write_text(json.dumps({"fused_head": results}, indent=1) + "\n")
     return int(any(r["broken"] for r in results))
 
@@ -70,7 +70,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--progress", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not arguments.tiny and not torch.cuda.is_available():
-        parser.error("expected a CUDA GPU and found none; --tiny checks everything on the CPU, with meaningless times")
+        parser.error("expected a CUDA GPU, got none; --tiny checks everything on the CPU, with meaningless times")
     return arguments
 
 
@@ -100,13 +100,13 @@ def _run_in_a_process(points: Sequence[Point], seconds: float, arguments: argpar
     for result in results:
         result["left_out"] |= without
         result["broken"] |= {name: reason for name, reason in without.items() if name in heads.OURS}
-        # What was written before stays, but nobody should take it for everything.
+        # Earlier results stay, but they must not look complete.
         result["broken"] |= {} if end is None else {culprit: end}
     return results
 
 
 def _end_of(command: Sequence[str | Path], seconds: float) -> str | None:
-    """How the process ended; None if well."""
+    """How the process ended; None for success."""
     try:
         run = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
@@ -125,7 +125,7 @@ def _nothing(point: Point) -> dict[str, Any]:
 def _run_points(arguments: argparse.Namespace) -> int:
     start = time.monotonic()
     device = "cpu" if arguments.tiny else "cuda"
-    # The truth is fp32 everywhere, whatever the machine's environment prefers.
+    # The truth is fp32 everywhere, whatever the environment says.
     torch.backends.cuda.matmul.allow_tf32 = False
     points = [p for p in (*POINTS, *TINY_POINTS) if p.name in arguments.points.split(",")]
     present, absent = heads.find(device, arguments.without.split(","))
@@ -169,7 +169,7 @@ def _run_point(
 
 
 def _check(head: heads.Head, setting: str, batch: Batch, truth: Truth, announce: Any) -> dict[str, Any]:
-    """A row with the head's distance from the truth, and a failure where that is too far."""
+    """A row with the head's distance from the truth, and a failure if that is too far."""
     announce(head.name)
     row: dict[str, Any] = {"name": head.name, "label": head.label, "setting": setting, "is_ours": head.is_ours}
     row |= {"counted_as": head.counted_as, "failure": None, "wrong": False}
@@ -216,7 +216,7 @@ def _time(
     deadline: float,
     announce: Any,
 ) -> None:
-    """Add times and memory to this setting's rows, and the row of the floor."""
+    """Adds times and memory to this setting's rows, and the row of the floor."""
     device = batch.hidden.device.type
     mine = {r["name"]: r for r in rows if r["setting"] == setting and r["failure"] is None}
     contenders: list[Contender] = [heads.contend(h, batch, setting) for h in present if h.name in mine]
@@ -238,7 +238,7 @@ def _count_flops(present: Sequence[heads.Head], announce: Any) -> dict[tuple[str
     def add_product(_: Any, a: Sequence[int], b: Sequence[int], **__: Any) -> int:
         return 2 * a[0] * a[1] * b[1]
 
-    # TRL adds its products up in place, which the counter of torch 2.15 does not know.
+    # TRL accumulates its products in place, which the counter of torch 2.15 does not count.
     unknown = {torch.ops.aten.addmm_: add_product}
     batch = make(COUNTED, "cpu")
     counts = {}

@@ -2,10 +2,10 @@
 # Kernel tests on the GPU, then the benchmarks, then one table and a dated result file. Under 9 minutes.
 #
 #   benchmarks/gpu.sh                 on a machine with a CUDA GPU
-#   benchmarks/gpu.sh --self-check    everything tiny on the CPU, also chosen where there is no GPU; times mean nothing
+#   benchmarks/gpu.sh --self-check    everything tiny on the CPU; the default without a GPU; times mean nothing
 #
-# Needs the checkout, Python, torch and triton. Peers that are not installed are named and left out. PYTHON picks the
-# interpreter, MIPO_COMMIT names the commit where there is no .git, and with OUT set the result files are copied there.
+# Needs the checkout, Python, torch and triton. Missing peers are named and left out. PYTHON picks the
+# interpreter, MIPO_COMMIT names the commit if there is no .git, and result files are copied to OUT if it is set.
 # Exit status: 0; 1 when the kernel tests are red (nothing is timed then) or a head of ours is wrong, fails or is absent.
 set -euo pipefail
 
@@ -29,7 +29,7 @@ echo "== 1. The machine"
 "$python" benchmarks/record.py --machine "$parts/machine.json"
 
 if grep -q '"device": "cpu"' "$parts/machine.json"; then
-    echo "No GPU here or none wanted: a self-check on the CPU. Its times and ratios mean nothing."
+    echo "No GPU, or --self-check: a self-check on the CPU. Its times and ratios mean nothing."
     tiny=(--tiny --rounds 1) steps=(--tiny --rounds 1) results=$parts/results
     echo "== 2. Kernel tests: on a CPU they are part of 'make test' and not repeated here"
 else

@@ -1,8 +1,8 @@
 """The heads that are compared: ours, the peers that are installed, naive logits, and the bare products as the floor.
 
-This room knows how each is called. Every head computes the same number, `Batch.loss_of` of the targets' log-probs,
+Knows how to call each. Every head computes the same number, `Batch.loss_of` of the targets' log-probs,
 differentiable in hidden states and weight; those without a loss inside return log-probs and get the same few lines of
-PyTorch on top. It does not know how they are timed or whether they are right.
+PyTorch on top. Does not know how they are timed or whether they are right.
 """
 
 import importlib
@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from mipo.fused import operators
 
-# How TRL's trainers call their head, and the statistics its DPO trainer asks for.
+# How TRL's trainers call their head, and the statistics that its DPO trainer requests.
 TRL_VOCABULARY_CHUNK = 32768
 TRL_STATISTICS = ("log_probs", "entropy", "mean_logits", "is_top1")
 
@@ -37,15 +37,15 @@ class Head:
     label: str
     loss: Loss
     is_ours: bool = False
-    # Skips small probabilities, so it is allowed another distance from the truth.
+    # Skips small probabilities, so its tolerance is another one.
     filters: bool = False
     settings: Sequence[str] = BOTH
-    # What torch's FLOP counter sees of it on a CPU; None: kernels of its own, it would see nothing.
+    # FLOPs as torch counts them on a CPU; None for own kernels, which it does not see.
     counted_as: str | None = ""
 
 
 def find(device: str, without: Sequence[str] = ()) -> tuple[list[Head], dict[str, str]]:
-    """The heads at hand, ours first, and for each that is not the reason; those to do without are not imported."""
+    """The available heads, ours first, and the reason for each missing one; heads in `without` are not imported."""
     heads, absent = _ours(), {}
     peers = {"trl": _trl, "liger": _liger, "cce": _cce}
     for name, peer in [(n, p) for n, p in peers.items() if n not in without]:
@@ -68,7 +68,7 @@ def contend(head: Head, batch: Batch, setting: str) -> Contender:
 
 
 def floor(batch: Batch, setting: str) -> Contender:
-    """The products alone, F forward and F or 2F backward, into buffers made before; G is the batch's own."""
+    """The products alone, F forward and F or 2F backward, into preallocated buffers; G is the batch's own."""
     hidden, weight = batch.hidden, batch.weight
     g = _softmax_minus_onehot(batch)
     logits, dh = torch.empty_like(g), torch.empty_like(hidden)
@@ -81,7 +81,7 @@ def floor(batch: Batch, setting: str) -> Contender:
         torch.mm(g, weight, out=dh)
         if dw is not None:
             torch.mm(g.t(), hidden, out=dw)
-        # Nothing is returned that was not there before, so memory comes out as 0.
+        # Returns nothing new, so its memory is 0.
         return []
 
     return Contender("floor", forward, backward)
@@ -126,7 +126,7 @@ def _naive(batch: Batch, hidden: Tensor, weight: Tensor) -> Tensor:
 
 def _trl(device: str) -> list[Head]:
     function = importlib.import_module("trl.kernels").ChunkedLogProbFunction
-    # Its backward imports this; better to know now.
+    # Its backward imports this; fail early.
     importlib.import_module("trl.trainer.utils")
 
     def head(outputs: tuple[str, ...]) -> Loss:
@@ -144,7 +144,7 @@ def _trl(device: str) -> list[Head]:
 
 
 def _liger(device: str) -> list[Head]:
-    # Without its check of the targets, which makes the host wait: the fastest it can.
+    # Without its check of the targets, which makes the host wait: its fastest way.
     os.environ.setdefault("LIGER_SCALED_CE_SM90_VALIDATE_TARGETS", "0")
     function = importlib.import_module("liger_kernel.ops").LigerFusedLinearScaledCrossEntropyFunction
     on_hopper = device == "cuda" and torch.cuda.get_device_capability() == (9, 0)

@@ -1,17 +1,17 @@
 """Inputs of the head benchmarks: a preference batch whose softmax is as peaked as a trained model's, and its truth.
 
-This room knows shapes and how the numbers are drawn. It does not know what is timed on them.
+Knows shapes and how the numbers are drawn. Does not know what is timed on them.
 
 An LM head on random hidden states gives every word about 1/V. A method that skips small probabilities would skip all of
 them there and look fast for nothing, so hidden states are built to predict something, W being random with rows of norm
-1 and `level` the logit at which one word weighs as much as all the words nobody asked for:
+1 and `level` the logit at which one word weighs as much as all other words together:
 
     h_t = TAIL noise                                    logits of the rest: normal, standard deviation TAIL
         + sum_j (level - 1 + 2 normal) W[candidate_j]   RIVALS other plausible words
         + (c + HARDNESS normal) W[target]               c by bisection: log p of the targets is -1 on average
 
 Targets and rivals follow Zipf's law with the frequent words first, as token numbers of a BPE do: a filter that works on
-tiles needs the likely words side by side. What came of it is measured, on every token, and stands in `facts`.
+tiles needs the likely words side by side. The result is measured on every token and recorded in `facts`.
 """
 
 import math
@@ -82,7 +82,7 @@ class Batch:
     facts: dict[str, float]
 
     def loss_of(self, logps: Tensor) -> Tensor:
-        """DPO loss, averaged over pairs, of per-token log-probs [T]: what every method without a loss puts on top."""
+        """DPO loss, averaged over pairs, of per-token log-probs [T]: added to every method that has no loss itself."""
         sums = sequence_logps(logps, self.sequence_ids, self.lengths.numel())
         return preference_loss(sums.view(self.lengths.shape), self.ref_logps, beta=BETA).mean()
 
@@ -97,7 +97,7 @@ class Truth:
 
 
 def make(point: Point, device: str, seed: int = 0) -> Batch:
-    """Draw a batch; the same point, device and seed give the same batch."""
+    """Draws a batch; the same point, device and seed give the same batch."""
     random = torch.Generator(device).manual_seed(seed)
     normal: dict[str, Any] = {"generator": random, "device": device}
     weight = torch.randn(point.vocabulary, point.width, **normal) / math.sqrt(point.width)
@@ -156,7 +156,7 @@ def _calibrate(hidden: Tensor, weight: Tensor, targets: Tensor, hardness: Tensor
 
 
 def _look(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """Token log-probs in fp32, and how peaked the softmax is: no method here is asked."""
+    """Token log-probs in fp32, and how peaked the softmax is, without any of the timed methods."""
     logps, likely, tiles, n_tiles = [], 0, 0, 0
     wide = weight.float()
     for start in range(0, len(hidden), TILE):

@@ -1,8 +1,8 @@
-"""What the balanced draw is worth to the leave-one-out estimate: its variance over draws, against independent draws.
+"""The balanced draw's effect on the leave-one-out estimate: its variance over draws, against independent draws.
 
     python benchmarks/marginal.py
 
-The scores are made up, and said to be so: log π(y_i|x_j) = ε_ij + c_j, plus `signal` where i = j, with normal ε of
+The scores are artificial: log π(y_i|x_j) = ε_ij + c_j, plus `signal` where i = j, with normal ε of
 spread `noise` and normal c of spread `columns`: some prompts make every answer likelier. The estimate is the
 leave-one-out of `mipo.evaluation.information` with the K other prompts that the draw gives; everything but the draw's
 seed is fixed.
@@ -30,23 +30,23 @@ def measure(*, prompts: int = 1_024, seeds: int = 400, signal: float = 4.0, nois
 
 
 def estimates(scores: Any, k: int, seeds: int, balanced: bool) -> Any:
-    """The leave-one-out estimate of each seed, as `mipo.evaluation.information` has it, without its interval."""
+    """The leave-one-out estimate of each seed, as in `mipo.evaluation.information`, without its interval."""
     import mipo
     from mipo.evaluation.bounds import row_bounds
 
-    n, found = len(scores), []
+    n, estimates = len(scores), []
     own = np.arange(n)[:, None]
     for seed in range(seeds):
         others = mipo.counterparts(n, negatives=k, seed=seed, balanced=balanced).astype(np.int64)
-        found.append(row_bounds(scores[own, np.concatenate([own, others], axis=1)])[1].mean())
-    return np.array(found)
+        estimates.append(row_bounds(scores[own, np.concatenate([own, others], axis=1)])[1].mean())
+    return np.array(estimates)
 
 
 def say(rows: list[Row]) -> list[str]:
     """A line for each row."""
     return [
         f"leave-one-out over {row['seeds']} draws of {row['prompts']} prompts, K = {row['k']}, spread of the prompts "
-        f"{row['columns']:g} (made-up scores): variance of independent draws {row['independent']:.3g}, balanced "
+        f"{row['columns']:g} (artificial scores): variance of independent draws {row['independent']:.3g}, balanced "
         f"{row['balanced']:.3g}, {row['independent'] / row['balanced']:.2f} times less"
         for row in rows
     ]

@@ -1,13 +1,13 @@
-"""Near-duplicates and the leakage guard against what others do, on real prompts that were varied.
+"""Near-duplicates and the leakage guard against other libraries, on varied real prompts.
 
-    python benchmarks/overlap.py [--rows 100000] [--threshold 0.8] [--peer-rows 20000] [--into benchmarks/results]
-    python benchmarks/overlap.py --small        # a self-check: what is found, not how fast
+    python benchmarks/overlap.py [--rows 100000] [--threshold 0.8] [--data DATA] [--into benchmarks/results]
+    python benchmarks/overlap.py --small        # a self-check of the results, not of the speed
 
 Same texts, same sets of character 5-grams, same threshold for all. Contenders: every pair in Python (the truth, for few
-rows), mipo, datasketch (MinHash and LSH, as it comes; and verified), rensa (the same in Rust). Each runs in a process
-of its own, after a call on two texts, and reports seconds, seconds of all cores, and peak memory beyond what stood
-before. Agreement is on pairs of rows in one cluster. The peers' n-grams are made in Python, as their users make them;
-the seconds of that are given apart.
+rows), mipo, datasketch (MinHash and LSH, with and without verification), rensa (the same in Rust). Each runs in a
+process of its own, after a call on two texts, and reports seconds, seconds of all cores, and the peak memory that it
+adds. Agreement is on pairs of rows in one cluster. The peers' n-grams are made in Python, as by their users; a row of
+its own has the seconds for that.
 """
 
 import argparse
@@ -35,32 +35,32 @@ import polars as pl
 
 from mipo.prompts.overlap import NGRAM, clusters, overlaps
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"  # the default of --data
 SOURCES = {"short": ("prompts/clinc150.jsonl.xz", "text"), "long": ("math/gsm8k_train.jsonl", "question")}
 PERMUTATIONS = 128
 MOST_FOR_ALL_PAIRS = 3_000
 WORDS, SHARE = 8, 0.5
 
 
-def prompts(source: str, rows: int, seed: int = 0) -> list[str]:
-    """Real prompts, of each some copies in which up to three of ten words are other prompts' words."""
+def prompts(data: Path, source: str, rows: int, seed: int = 0) -> list[str]:
+    """Real prompts, each with some copies in which up to three of ten words are from other prompts."""
     name, column = SOURCES[source]
     reading = lzma.open if name.endswith(".xz") else open
-    with reading(DATA / name, "rt", encoding="utf-8") as lines:
+    with reading(data / name, "rt", encoding="utf-8") as lines:
         real = [" ".join(json.loads(line)[column].lower().split()) for line in lines]
     random.Random(0).shuffle(real)
     chance, real = random.Random(seed), real[: max(rows // 4, 1)]
     words = [word for text in real for word in text.split()]
     varied = []
     for _ in range(rows):
-        said = chance.choice(real).split()
-        for _ in range(int(chance.random() * 0.3 * len(said))):
-            said[chance.randrange(len(said))] = chance.choice(words)
-        varied.append(" ".join(said))
+        copy = chance.choice(real).split()
+        for _ in range(int(chance.random() * 0.3 * len(copy))):
+            copy[chance.randrange(len(copy))] = chance.choice(words)
+        varied.append(" ".join(copy))
     return varied
 
 
-# Near-duplicates: each gives the number of a cluster for each text
+# Near-duplicates: each contender returns the number of a cluster for each text
 
 
 def joined(count: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
@@ -124,8 +124,8 @@ def by_rensa(texts: list[str], threshold: float) -> list[int]:
     hashes = RMinHash.from_token_sets(sets_of(texts), bands * rows, 0)
     index = RMinHashLSH(threshold, bands * rows, bands)
     index.insert_many(hashes)
-    found = enumerate(index.query_all(hashes))
-    return joined(len(texts), ((row, other) for row, others in found for other in others if other < row))
+    neighbours = enumerate(index.query_all(hashes))
+    return joined(len(texts), ((row, other) for row, others in neighbours for other in others if other < row))
 
 
 def ngrams_alone(texts: list[str], threshold: float) -> list[int]:
@@ -142,12 +142,12 @@ CONTENDERS: dict[str, tuple[Callable[[list[str], float], list[int]], str | None]
     "n-grams in Python alone": (ngrams_alone, None),
 }
 
-# The leakage guard: each gives the held-out row of each text that occurs, by the same rule
+# The leakage guard: each contender returns the held-out row of each text that occurs, by the same rule
 
 
 def guard_mipo(texts: list[str], tests: list[str]) -> dict[int, int]:
-    found = overlaps(pl.DataFrame({"prompt": texts}), pl.DataFrame({"prompt": tests}), words=WORDS, share=SHARE)
-    return dict(found.select("prompt_id", "held_out_id").iter_rows())
+    leaks = overlaps(pl.DataFrame({"prompt": texts}), pl.DataFrame({"prompt": tests}), words=WORDS, share=SHARE)
+    return dict(leaks.select("prompt_id", "held_out_id").iter_rows())
 
 
 def guard_python(texts: list[str], tests: list[str]) -> dict[int, int]:
@@ -159,7 +159,7 @@ def guard_python(texts: list[str], tests: list[str]) -> dict[int, int]:
             index[tuple(words[start : start + WORDS])].append((row, start))
     equal = {test: row for row, test in reversed(list(enumerate(tests)))}
     whole = {tuple(words): row for row, words in reversed(list(enumerate(held))) if 0 < len(words) < WORDS}
-    found = {}
+    leaks = {}
     for row, text in enumerate(texts):
         words, covered = split(text), collections.defaultdict(set)
         for start in range(len(words) - WORDS + 1):
@@ -167,80 +167,82 @@ def guard_python(texts: list[str], tests: list[str]) -> dict[int, int]:
                 covered[test].update(range(place, place + WORDS))
         best = max(covered, key=lambda test: (len(covered[test]) / len(held[test]), -test), default=None)
         if text in equal:
-            found[row] = equal[text]
+            leaks[row] = equal[text]
         elif tuple(words) in whole:
-            found[row] = whole[tuple(words)]
+            leaks[row] = whole[tuple(words)]
         elif best is not None and len(covered[best]) >= SHARE * len(held[best]):
-            found[row] = best
-    return found
+            leaks[row] = best
+    return leaks
 
 
 GUARDS = {"mipo": guard_mipo, "n-grams in a dict": guard_python}
 
 
-def agreement(found: Sequence[int], truth: Sequence[int]) -> dict[str, float | None]:
-    """Of the pairs of rows in one cluster of the truth, how many were found; and of those found, how many are right."""
+def agreement(result: Sequence[int], truth: Sequence[int]) -> dict[str, float | None]:
+    """Recall and precision of the pairs of rows that are in one cluster."""
 
     def pairs(*columns: Sequence[int]) -> int:
         return sum(size * (size - 1) // 2 for size in collections.Counter(zip(*columns, strict=True)).values())
 
-    right = pairs(found, truth)
-    of = {"recall": pairs(truth), "precision": pairs(found)}
-    return {name: right / total if total else None for name, total in of.items()}
+    right = pairs(result, truth)
+    totals = {"recall": pairs(truth), "precision": pairs(result)}
+    return {name: right / total if total else None for name, total in totals.items()}
 
 
-def measure(work: Callable[..., Any], *given: Any) -> dict[str, Any]:
-    """Seconds, peak MiB beyond what stood before, and what was found."""
+def measure(contender: Callable[..., Any], *inputs: Any) -> dict[str, Any]:
+    """Seconds, peak MiB beyond those before, and the result."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started, used = time.perf_counter(), time.process_time()
-    found = work(*given)
+    result = contender(*inputs)
     seconds, used = time.perf_counter() - started, time.process_time() - used
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    return {"seconds": seconds, "cpu_seconds": used, "extra_mib": peak, "found": found}
+    return {"seconds": seconds, "cpu_seconds": used, "extra_mib": peak, "result": result}
 
 
-def alone(kind: str, name: str, given: Path) -> dict[str, Any]:
+def alone(kind: str, name: str, inputs: Path) -> dict[str, Any]:
     """The measurement in a process of its own."""
-    command = [sys.executable, __file__, "--alone", kind, name, str(given)]
+    command = [sys.executable, __file__, "--alone", kind, name, str(inputs)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
 
-def compare(kind: str, given: dict[str, Any], names: Iterable[str]) -> dict[str, dict[str, Any]]:
+def compare(kind: str, inputs: dict[str, Any], names: Iterable[str]) -> dict[str, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "given.json"
-        path.write_text(json.dumps(given))
+        path = Path(folder) / "inputs.json"
+        path.write_text(json.dumps(inputs))
         return {name: alone(kind, name, path) for name in names}
 
 
-def near_duplicates(source: str, rows: int, threshold: float, *, peers: bool = True) -> dict[str, Any]:
-    """All contenders on the same rows; agreement with all pairs, or for many rows with mipo."""
+def near_duplicates(data: Path, source: str, rows: int, threshold: float, *, peers: bool = True) -> dict[str, Any]:
+    """All contenders on the same rows; agreement with all pairs, or with mipo for many rows."""
     missing = {name: package for name, (_, package) in CONTENDERS.items() if package and not installed(package)}
     names = [name for name in CONTENDERS if name not in missing and (peers or name == "mipo")]
     if rows > MOST_FOR_ALL_PAIRS:
         names = [name for name in names if name != "all pairs"]
-    seen = compare("near", {"texts": prompts(source, rows), "threshold": threshold}, names)
-    truth = seen["all pairs" if "all pairs" in seen else "mipo"]["found"]
+    readings = compare("near", {"texts": prompts(data, source, rows), "threshold": threshold}, names)
+    reference = "all pairs" if "all pairs" in readings else "mipo"
+    truth = readings[reference]["result"]
     table = []
-    for name, of in seen.items():
-        found = of.pop("found")
-        more = {**agreement(found, truth), "clusters": len(set(found))} if found else {}
-        table.append({"name": name, **of, "times_ours": of["cpu_seconds"] / seen["mipo"]["cpu_seconds"], **more})
-    about = {"task": "near-duplicates", "source": source, "rows": rows, "threshold": threshold}
-    return {**about, "truth": "all pairs" if "all pairs" in seen else "mipo", "table": table, "left_out": missing}
+    for name, reading in readings.items():
+        result = reading.pop("result")
+        ratio = {"times_ours": reading["cpu_seconds"] / readings["mipo"]["cpu_seconds"]}
+        more = {**agreement(result, truth), "clusters": len(set(result))} if result else {}
+        table.append({"name": name, **reading, **ratio, **more})
+    facts = {"task": "near-duplicates", "source": source, "rows": rows, "threshold": threshold}
+    return {**facts, "truth": reference, "table": table, "left_out": missing}
 
 
-def guard(source: str, rows: int, tests: int) -> dict[str, Any]:
-    """Varied prompts, and others varied with another seed as the held-out set."""
-    given = {"texts": prompts(source, rows), "tests": prompts(source, tests, seed=1)}
-    seen = compare("guard", given, GUARDS)
-    truth = seen["n-grams in a dict"]["found"]
+def guard(data: Path, source: str, rows: int, tests: int) -> dict[str, Any]:
+    """Varied prompts, and a held-out set varied with another seed."""
+    inputs = {"texts": prompts(data, source, rows), "tests": prompts(data, source, tests, seed=1)}
+    readings = compare("guard", inputs, GUARDS)
+    truth = readings["n-grams in a dict"]["result"]
     table = []
-    for name, of in seen.items():
-        found = of.pop("found")
-        same = sum(found.get(row) == truth.get(row) for row in found.keys() | truth.keys())
-        more = {"times_ours": of["cpu_seconds"] / seen["mipo"]["cpu_seconds"], "occur": len(found), "agree": same}
-        table.append({"name": name, **of, **more})
+    for name, reading in readings.items():
+        result = reading.pop("result")
+        same = sum(result.get(row) == truth.get(row) for row in result.keys() | truth.keys())
+        ratio = {"times_ours": reading["cpu_seconds"] / readings["mipo"]["cpu_seconds"]}
+        table.append({"name": name, **reading, **ratio, "occur": len(result), "agree": same})
     return {"task": "guard", "source": source, "rows": rows, "held_out": tests, "table": table, "left_out": {}}
 
 
@@ -256,8 +258,8 @@ def render(result: dict[str, Any]) -> str:
     lines = [f"## {result['task']}: {facts}", "", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for row in result["table"]:
         cells = [row.get(name) for name in columns]
-        told = ["" if cell is None else f"{cell:.4g}" if isinstance(cell, float) else f"{cell}" for cell in cells]
-        lines.append("| " + " | ".join(told) + " |")
+        texts = ["" if cell is None else f"{cell:.4g}" if isinstance(cell, float) else f"{cell}" for cell in cells]
+        lines.append("| " + " | ".join(texts) + " |")
     return "\n".join(
         [*lines, *(f"- left out: {name}: {why} is not installed" for name, why in result["left_out"].items())]
     )
@@ -269,42 +271,43 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows for mipo alone")
     parser.add_argument("--peer-rows", type=int, default=20_000, help="rows for all contenders")
     parser.add_argument("--threshold", type=float, default=0.8)
+    parser.add_argument("--data", type=Path, default=DATA, help="a folder with the files that SOURCES names")
     parser.add_argument("--into", type=Path, help="folder for <date>-overlap.json")
     parser.add_argument("--alone", nargs=3, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.alone:
-        kind, name, path = asked.alone
-        given = json.loads(Path(path).read_text())
-        work = CONTENDERS[name][0] if kind == "near" else GUARDS[name]
-        work(*(value[:2] if isinstance(value, list) else value for value in given.values()))
-        print(json.dumps(measure(work, *given.values())))
+    args = parser.parse_args()
+    if args.alone:
+        kind, name, path = args.alone
+        inputs = json.loads(Path(path).read_text())
+        contender = CONTENDERS[name][0] if kind == "near" else GUARDS[name]
+        contender(*(value[:2] if isinstance(value, list) else value for value in inputs.values()))
+        print(json.dumps(measure(contender, *inputs.values())))
         return 0
     results = []
-    for task in tasks(asked):
+    for task in tasks(args):
         results.append(task())
         print(render(results[-1]), "\n", flush=True)
-    if asked.into:
+    if args.into:
         record = {"made": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}", **machine(), "results": results}
-        asked.into.mkdir(parents=True, exist_ok=True)
-        path = asked.into / f"{record['made']}-overlap.json"
-        path.write_text(json.dumps({"self_check": asked.small, **record}, indent=1) + "\n")
+        args.into.mkdir(parents=True, exist_ok=True)
+        path = args.into / f"{record['made']}-overlap.json"
+        path.write_text(json.dumps({"self_check": args.small, **record}, indent=1) + "\n")
         print(f"wrote {path}")
     return 0
 
 
-def tasks(asked: argparse.Namespace) -> list[Callable[[], dict[str, Any]]]:
-    t = asked.threshold
-    if asked.small:
-        return [lambda: near_duplicates("short", 600, t), lambda: guard("long", 600, 200)]
+def tasks(args: argparse.Namespace) -> list[Callable[[], dict[str, Any]]]:
+    data, t = args.data, args.threshold
+    if args.small:
+        return [lambda: near_duplicates(data, "short", 600, t), lambda: guard(data, "long", 600, 200)]
     return [
-        lambda: near_duplicates("short", MOST_FOR_ALL_PAIRS, t),
-        lambda: near_duplicates("long", MOST_FOR_ALL_PAIRS, t),
-        lambda: near_duplicates("short", asked.peer_rows, t),
-        lambda: near_duplicates("long", asked.peer_rows, t),
-        lambda: near_duplicates("short", asked.rows, t, peers=False),
-        lambda: near_duplicates("long", asked.rows // 10, t, peers=False),
-        lambda: guard("long", asked.rows // 10, 2_000),
-        lambda: guard("short", asked.rows, 2_000),
+        lambda: near_duplicates(data, "short", MOST_FOR_ALL_PAIRS, t),
+        lambda: near_duplicates(data, "long", MOST_FOR_ALL_PAIRS, t),
+        lambda: near_duplicates(data, "short", args.peer_rows, t),
+        lambda: near_duplicates(data, "long", args.peer_rows, t),
+        lambda: near_duplicates(data, "short", args.rows, t, peers=False),
+        lambda: near_duplicates(data, "long", args.rows // 10, t, peers=False),
+        lambda: guard(data, "long", args.rows // 10, 2_000),
+        lambda: guard(data, "short", args.rows, 2_000),
     ]
 
 

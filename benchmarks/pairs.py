@@ -1,14 +1,14 @@
 """Ten million prompts with text, to counterparts.parquet, to pairs, to tokens: time and peak memory beside polars.
 
-    python benchmarks/pairs.py --data ../shared/data --folder /tmp/pairs [--rows 10_000_000] [--into benchmarks/results]
+    python benchmarks/pairs.py --data DATA --folder /tmp/pairs [--rows 10_000_000] [--into benchmarks/results]
     python benchmarks/pairs.py --small
 
 `pairs` are row numbers with a reason, from prompts and responses that are texts; `store` makes token ids of them, and
-`export` JSON lines. `pairs_text` joins texts instead, as the ways of polars do. Made: prompts of real data whose
+`export` JSON lines. `pairs_text` joins texts instead, as the polars contenders do. Inputs: prompts of real data whose
 numbers are varied, `task` and `user`, and a response to each. Drawn: other prompts of the same task from other users.
-Each contender is a process of its own, whose wall time and largest resident memory the kernel tells; one that passes
-`--limit` GiB is stopped, and the same is tried with half the rows. The polars ways are given our counterparts, so that
-all write the same pairs, which is checked, row by row.
+Each contender is a process of its own; its wall time and largest resident memory are the kernel's. One that exceeds
+`--limit` GiB is stopped, and half the rows are tried. The polars contenders get our counterparts, so all write the same
+pairs, which is checked row by row.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def draw() -> None:
 
 
 def draw_polars() -> None:
-    """Polars' usual way: a shuffle within each task. It minds neither the user nor whether a row meets itself."""
+    """Polars' usual way: a shuffle within each task. It ignores the user, and a row may meet itself."""
     import polars as pl
 
     frame = pl.read_parquet("prompts.parquet")
@@ -60,7 +60,7 @@ def draw_polars() -> None:
 
 
 def pairs(batch_rows: int | None) -> None:
-    """`mipo.pairing.join.judge_tables`, from files to a file: pairs as row numbers, and why the others are none."""
+    """`mipo.pairing.join.judge_tables`, from files to a file: pairs as row numbers, and reasons for the other rows."""
     from mipo.io import tables
     from mipo.pairing.join import judge_tables
 
@@ -172,7 +172,7 @@ def make(folder: Path, number: str, data: str = "") -> dict[str, float]:
         return (varied(start).select(columns) for start in range(0, rows, CHUNK))
 
     tables.write(parts("prompt_id", "prompt", "task", "user"), folder / "prompts.parquet")
-    # As an engine gives them back: in no order.
+    # As an engine returns them: in no order.
     order = (frame.sample(fraction=1, shuffle=True, seed=2) for frame in parts("prompt", "response"))
     (folder / "responses").mkdir()
     tables.write(order, folder / RESPONSES)
@@ -181,16 +181,16 @@ def make(folder: Path, number: str, data: str = "") -> dict[str, float]:
 
 
 def _bases(data: Path | None) -> Any:
-    """What prompts are made of: before and after the number that is varied, the task, and an answer where known."""
+    """The parts of prompts: text before and after the varied number, the task, and an answer where known."""
     import polars as pl
 
-    found = [pl.DataFrame({"text": SMALL, "answer": [f"{len(s)}." for s in SMALL], "task": "sums"})]
+    tables = [pl.DataFrame({"text": SMALL, "answer": [f"{len(s)}." for s in SMALL], "task": "sums"})]
     for name, column in BASES if data else ():
         table = pl.read_ndjson(data / name)
         answer = pl.col("answer") if name.startswith("math/gsm8k") else pl.lit(None, pl.String)
-        found.append(table.select(pl.col(column).alias("text"), answer.alias("answer"), pl.lit(name).alias("task")))
+        tables.append(table.select(pl.col(column).alias("text"), answer.alias("answer"), pl.lit(name).alias("task")))
     text, number = pl.col("text"), r"(?s)^(.*?)\d+(.*)$"
-    cut = pl.concat(found).with_columns(
+    cut = pl.concat(tables).with_columns(
         before=text.str.extract(number, 1).fill_null(text + " ("), after=text.str.extract(number, 2).fill_null(")")
     )
     return cut.unique(["before", "after"], keep="first", maintain_order=True)
@@ -200,7 +200,7 @@ def _bases(data: Path | None) -> Any:
 
 
 def measure(name: str, folder: Path, limit: float, batch_rows: int | None) -> dict[str, Any]:
-    """Runs one contender: seconds, peak_gib, its largest spilled_gib on disk, or why it has no figures."""
+    """Runs one contender: seconds, peak_gib, largest spilled_gib on disk; or its failure."""
     batch = ["--batch-rows", str(batch_rows)] if batch_rows else []
     started = time.monotonic()
     log = folder / f"{name}.log"
@@ -236,7 +236,7 @@ def _call(name: str, folder: Path) -> list[str]:
 
 
 def ask(folder: Path, name: str, *arguments: str) -> Any:
-    """What `make`, `same` or `judge` says, asked in a process of its own: a child counts what its parent had held."""
+    """The result of `make`, `same` or `judge` in a process of its own: a child's peak includes its parent's memory."""
     command = [*_call(name, folder), *(["--arguments", *arguments] if arguments else [])]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
@@ -249,8 +249,8 @@ def _resident(process: int) -> int:
 
 
 def _available() -> int:
-    told = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(told["MemAvailable"].split()[0]) * 1024
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024
 
 
 def _spilled(folder: Path) -> int:
@@ -276,7 +276,7 @@ def same(folder: Path, ours: str, theirs: str) -> bool:
 
 
 def judge(folder: Path) -> dict[str, int]:
-    """In how many rows each way of drawing breaks the rule."""
+    """The number of rows in which each draw breaks the rule."""
     import polars as pl
 
     frame = pl.read_parquet(folder / "prompts.parquet", columns=["prompt_id", "task", "user"])
@@ -294,7 +294,7 @@ QUESTIONS: dict[str, Any] = {"make": make, "same": same, "judge": judge}
 def benchmark(
     rows: int, folder: Path, data: Path | None, limit: float, batch_rows: int | None, only: list[str] | None
 ) -> dict[str, Any]:
-    """All contenders on `rows` rows; what each took, beside the first of its kind."""
+    """All contenders on `rows` rows, each compared with the first of its kind."""
     folder.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"rows": rows, "files_gib": ask(folder, "make", str(rows), *([str(data)] if data else []))}
     for kind, contenders in CONTENDERS.items():
@@ -303,10 +303,10 @@ def benchmark(
         readings = []
         for contender in contenders:
             readings.append(measure(contender.__name__, folder, limit, batch_rows))
-            made = folder / f"{contender.__name__.replace('_', '-')}.parquet"
+            path = folder / f"{contender.__name__.replace('_', '-')}.parquet"
             if kind == "pairs" and contender not in (pairs, pairs_text) and "failure" not in readings[-1]:
-                readings[-1]["same_rows"] = ask(folder, "same", "pairs-text.parquet", made.name)
-                made.unlink()
+                readings[-1]["same_rows"] = ask(folder, "same", "pairs-text.parquet", path.name)
+                path.unlink()
             print(_line(readings[-1], readings[0]), flush=True)
         result[kind] = readings
     if all("failure" not in reading for reading in result.get("draw", [{"failure": ""}])):
@@ -325,21 +325,23 @@ def _line(reading: dict[str, Any], ours: dict[str, Any]) -> str:
             f"  x ours: time {times:.2f}, core {reading['cpu_seconds'] / ours['cpu_seconds']:.2f}, memory {memory:.2f}"
         )
     spilled = f"  on disk {reading['spilled_gib']:.2f} GiB" if reading["spilled_gib"] else ""
-    told = "" if reading.get("same_rows", True) else "  OTHER ROWS"
+    warning = "" if reading.get("same_rows", True) else "  OTHER ROWS"
     took = f"{reading['seconds']:8.2f} s {reading['cpu_seconds']:8.2f} s of a core {reading['peak_gib']:7.2f} GiB"
-    return f"{reading['name']:24} {took}{ratio}{spilled}{told}"
+    return f"{reading['name']:24} {took}{ratio}{spilled}{warning}"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000_000)
-    parser.add_argument("--data", type=Path, help="shared/data; without it the texts are a few made-up ones")
+    parser.add_argument(
+        "--data", type=Path, help="a folder with the files that BASES names; without it a few made-up texts"
+    )
     parser.add_argument("--folder", type=Path, help="an empty folder with 40 GB of room")
     parser.add_argument("--limit", type=float, default=14, help="GiB at which a contender is stopped")
     parser.add_argument("--negatives", type=int, default=1, help="K, counter-prompts of each prompt")
-    parser.add_argument("--tokenizer", default="python/mipo/demo/model", help="of the token ids: a model's folder")
+    parser.add_argument("--tokenizer", default="python/mipo/demo/model", help="a model's folder, for the token ids")
     parser.add_argument("--only", nargs="*", choices=CONTENDERS, help="kinds of contenders; the others are left out")
-    parser.add_argument("--batch-rows", type=int, help="as of mipo.pairing.join.join")
+    parser.add_argument("--batch-rows", type=int, help="passed to mipo.pairing.join.join")
     parser.add_argument("--into", type=Path, help="folder for <date>-pairs.json")
     parser.add_argument("--small", action="store_true", help="a self-check of seconds; its times mean nothing")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -350,14 +352,14 @@ def main() -> int:
         return 0
     if arguments.child:
         os.chdir(arguments.folder)
-        work = {work.__name__: work for works in CONTENDERS.values() for work in works}[arguments.child]
-        work(arguments.batch_rows) if work in (pairs, pairs_text) else work()
+        contender = {one.__name__: one for kind in CONTENDERS.values() for one in kind}[arguments.child]
+        contender(arguments.batch_rows) if contender in (pairs, pairs_text) else contender()
         return 0
     os.environ |= {"NEGATIVES": str(arguments.negatives), "TOKENIZER": str(Path(arguments.tokenizer).absolute())}
     rows, batch_rows = (3000, 500) if arguments.small else (arguments.rows, arguments.batch_rows)
-    how = (arguments.data, arguments.limit, batch_rows, arguments.only)
+    settings = (arguments.data, arguments.limit, batch_rows, arguments.only)
     with tempfile.TemporaryDirectory(prefix="mipo-pairs-", dir=arguments.folder) as name:
-        points = [benchmark(rows, Path(name) / str(rows), *how)]
+        points = [benchmark(rows, Path(name) / str(rows), *settings)]
         while rows > 1000 and any("failure" in one for one in points[-1].get("pairs", [])):
             shutil.rmtree(Path(name) / str(rows))
             rows //= 2
@@ -382,8 +384,8 @@ def _machine() -> dict[str, Any]:
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
-    about = {"cores": os.cpu_count(), "memory_gib": round(memory, 1), "processor": platform.machine()}
-    return about | {"commit": commit, "python": platform.python_version(), "polars": metadata.version("polars")}
+    facts = {"cores": os.cpu_count(), "memory_gib": round(memory, 1), "processor": platform.machine()}
+    return facts | {"commit": commit, "python": platform.python_version(), "polars": metadata.version("polars")}
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
     python benchmarks/preparation.py mipo STORE [--ids FILE]
     python benchmarks/preparation.py tokenizer FOLDER
 
-This room knows how a process's time and memory are taken, and how TRL is called; started by itself it is one process
-that prepares with TRL, opens our store, or only loads the tokenizer, and tells what it found as a line of JSON.
+Knows how to measure a process's time and memory, and how to call TRL. As a program it is one process that prepares with
+TRL, opens our store, or only loads the tokenizer, and prints its measurements as a line of JSON.
 """
 
 import argparse
@@ -32,16 +32,16 @@ Row = dict[str, Any]
 
 
 def prepare_mipo(pairs: Path, tokenizer: Path, store: Path) -> Row:
-    """What `mipo tokens` does, in a process of its own; its seconds are told as those of TRL."""
+    """What `mipo tokens` does, in a process of its own; its seconds are measured like TRL's."""
     seen = run([*ask("prepare", pairs, store), "--tokenizer", str(tokenizer)])
-    return {**seen, "process_seconds": seen["seconds"], **seen.pop("told")}
+    return {**seen, "process_seconds": seen["seconds"], **seen.pop("printed")}
 
 
 def prepare_trl(pairs: Path, tokenizer: Path, fastokens: Path | None, ids: Path | None = None) -> Row:
     """TRL in a process of its own, and with nothing in its cache; `fastokens` is a folder to import that from, or `.`.
 
     Its seconds are those of reading the file and of `_prepare_dataset`; Python's start, the imports and the tokenizer
-    are not counted against it, and stand in process_seconds.
+    are only in process_seconds.
     """
     paths = [str(fastokens)] * (fastokens is not None) + [os.environ.get("PYTHONPATH", "")]
     extra = ["--fastokens"] * (fastokens is not None) + (["--ids", str(ids)] if ids else [])
@@ -49,20 +49,20 @@ def prepare_trl(pairs: Path, tokenizer: Path, fastokens: Path | None, ids: Path 
         quiet = {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": cache}
         environment = {**os.environ, **quiet, "HF_DATASETS_CACHE": cache, "PYTHONPATH": os.pathsep.join(paths)}
         seen = run([*ask("trl", pairs), "--tokenizer", str(tokenizer), *extra], environment)
-    return {**seen, "process_seconds": seen["seconds"], **seen.pop("told")}
+    return {**seen, "process_seconds": seen["seconds"], **seen.pop("printed")}
 
 
-def ask(what: str, *arguments: str | Path) -> list[str]:
-    """The command of this file as a process of its own."""
-    return [sys.executable, __file__, what, *map(str, arguments)]
+def ask(task: str, *arguments: str | Path) -> list[str]:
+    """The command that runs a task of this file in a process of its own."""
+    return [sys.executable, __file__, task, *map(str, arguments)]
 
 
 def run(command: list[str], environment: dict[str, str] | None = None) -> Row:
-    """Seconds, cpu_seconds and the peaks of a process and its children; told: the JSON that it ended on, if any.
+    """Seconds, cpu_seconds and the peaks of a process and its children; printed: the JSON in its last line, if any.
 
-    peak_bytes is the kernel's largest resident size of any one of the processes, files that are mapped included.
-    anonymous_bytes is what they hold of their own, all at one time, seen every 20 ms; what forked processes share
-    counts in each. Raises RuntimeError with the last lines of what failed.
+    peak_bytes is the kernel's largest resident size of any one of the processes, mapped files included.
+    anonymous_bytes is the largest sum of their own memory, sampled every 20 ms; memory that forked processes share
+    counts in each. Raises RuntimeError with the last lines of a process that failed.
     """
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         started, anonymous = time.monotonic(), 0
@@ -78,22 +78,22 @@ def run(command: list[str], environment: dict[str, str] | None = None) -> Row:
     if child.returncode:
         raise RuntimeError(f"exit status {child.returncode}: {' '.join([*printed[-3:], *logged])[-400:]}")
     usage = ended[2]
-    told = json.loads(printed[-1]) if printed and printed[-1].startswith("{") else {}
+    result = json.loads(printed[-1]) if printed and printed[-1].startswith("{") else {}
     return {
         "seconds": seconds, "cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_bytes": usage.ru_maxrss * 1024,
-        "anonymous_bytes": anonymous, "told": told,
+        "anonymous_bytes": anonymous, "printed": result,
     }  # fmt: skip
 
 
 def _anonymous(process: int) -> int:
-    """RssAnon of a process and all below it; 0 for one that has ended."""
+    """RssAnon of a process and its descendants; 0 for one that has ended."""
     try:
         status = Path(f"/proc/{process}/status").read_text()
         below = [Path(task, "children").read_text().split() for task in Path(f"/proc/{process}/task").iterdir()]
     except (FileNotFoundError, ProcessLookupError):
         return 0
     own = [int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon:")]
-    return sum(own) + sum(_anonymous(int(child)) for found in below for child in found)
+    return sum(own) + sum(_anonymous(int(child)) for children in below for child in children)
 
 
 # One process
@@ -119,16 +119,22 @@ def trl(pairs: Path, tokenizer_folder: Path, use_fastokens: bool, ids: Path | No
     stand_in: Any = SimpleNamespace(_tokenizer=tokenizer)
     started = time.perf_counter()
     read = load_dataset("parquet", data_files=str(pairs), split="train")
-    made = DPOTrainer._prepare_dataset(stand_in, read, tokenizer, options, "train")
+    prepared = DPOTrainer._prepare_dataset(stand_in, read, tokenizer, options, "train")
     seconds = time.perf_counter() - started
-    files = {file["filename"] for file in made.cache_files}
+    files = {file["filename"] for file in prepared.cache_files}
     written = sum(Path(file).stat().st_size for file in files)
-    _write(made, ids)
-    return {"seconds": seconds, "rows": len(made), "written_bytes": written, "versions": versions, "engine": backend}
+    _write(prepared, ids)
+    return {
+        "seconds": seconds,
+        "rows": len(prepared),
+        "written_bytes": written,
+        "versions": versions,
+        "engine": backend,
+    }
 
 
 def prepare(pairs: Path, folder: Path, tokenizer_folder: Path) -> Row:
-    """Our store, from the file to its own; the engine is opened before, as TRL's with its tokenizer, and told apart."""
+    """Our store, from the file to its own; the engine is opened before, like TRL's, and timed apart."""
     from mipo.models.loading import load_tokenizer
     from mipo.tokenizer.encoder import open_encoder
     from mipo.tokens.preparation import prepare
@@ -137,19 +143,19 @@ def prepare(pairs: Path, folder: Path, tokenizer_folder: Path) -> Row:
     started = time.perf_counter()
     open_encoder(tokenizer)
     opened = time.perf_counter()
-    made = prepare([pairs], tokenizer, folder, progress=None)
+    manifest = prepare([pairs], tokenizer, folder, progress=None)
     ended = time.perf_counter()
     return {
-        "seconds": ended - opened, "engine_seconds": opened - started, "rows": made["rows_in"],
-        "encoder": made["shards"][0]["encoder"],
+        "seconds": ended - opened, "engine_seconds": opened - started, "rows": manifest["rows_in"],
+        "encoder": manifest["shards"][0]["encoder"],
     }  # fmt: skip
 
 
 def mipo(folder: Path, ids: Path | None) -> Row:
-    """What stands in a store that `mipo tokens` made."""
+    """The contents of a store that `mipo tokens` wrote."""
     from mipo import PairStore
 
-    PairStore.open(folder)  # what is imported with the first one is not the store's time
+    PairStore.open(folder)  # imports are not the store's time
     started = time.perf_counter()
     store = PairStore.open(folder)
     seconds = time.perf_counter() - started
@@ -167,28 +173,28 @@ def tokenizer(folder: Path) -> Row:
 
 
 def _write(dataset: Any, path: Path | None) -> None:
-    """The ids of a dataset as a Parquet file in one type, whoever made them."""
+    """Writes the ids of a dataset to a Parquet file, in one type for all libraries."""
     if path is None:
         return
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     kind = pa.schema({name: pa.large_list(pa.uint32()) for name in COLUMNS})
-    # As the trainer reads them: what lies below may be row numbers.
+    # As the trainer reads them: the stored columns may be row numbers.
     rows = dataset[:]
     pq.write_table(pa.table({name: list(rows[name]) for name in COLUMNS}, schema=kind), path)
 
 
 def differ(one: Path, other: Path) -> Row:
-    """In how many rows two files of `_write` are not the same, and the first of them."""
+    """The number of rows in which two files of `_write` differ, and the first of them."""
     import polars as pl
 
     ours, theirs = (pl.read_parquet(path) for path in (one, other))
     if ours.height != theirs.height:
         return {"rows": ours.height, "differ": abs(ours.height - theirs.height), "first": None}
     unlike = [ours[name].ne_missing(theirs[name]) for name in COLUMNS]
-    found = (unlike[0] | unlike[1] | unlike[2]).arg_true()
-    return {"rows": ours.height, "differ": len(found), "first": found[0] if len(found) else None}
+    rows = (unlike[0] | unlike[1] | unlike[2]).arg_true()
+    return {"rows": ours.height, "differ": len(rows), "first": rows[0] if len(rows) else None}
 
 
 def main() -> int:
@@ -200,14 +206,14 @@ def main() -> int:
     parser.add_argument("--ids", type=Path, help="a Parquet file for the ids of all rows, not timed")
     parser.add_argument("--fastokens", action="store_true", help="after fastokens.patch_transformers()")
     args = parser.parse_args()
-    told = {
+    result = {
         "trl": lambda: trl(args.path, args.tokenizer, args.fastokens, args.ids),
         "prepare": lambda: prepare(args.path, args.other, args.tokenizer),
         "mipo": lambda: mipo(args.path, args.ids),
         "tokenizer": lambda: tokenizer(args.path),
         "differ": lambda: differ(args.path, args.other),
     }[args.what]()
-    print(json.dumps(told))
+    print(json.dumps(result))
     return 0
 
 

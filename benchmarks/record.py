@@ -3,7 +3,7 @@
     python benchmarks/record.py --machine machine.json
     python benchmarks/record.py --into FOLDER machine.json part.json ...
 
-This room knows the machine and files. It does not know what the parts mean, except how `table.py` prints them.
+Knows the machine and files. Does not know what the parts mean, except how `table.py` prints them.
 """
 
 import argparse
@@ -29,7 +29,7 @@ WORTHLESS = "SELF-CHECK ON A CPU: the code ran and the heads agree. The times an
 
 def machine() -> dict[str, Any]:
     """What a reader needs to know to repeat the measurement."""
-    # Here, because the rest of this file is quicker without.
+    # Imported here, because the rest of this file does not need it.
     import torch
 
     on_gpu = torch.cuda.is_available()
@@ -58,7 +58,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--machine", type=Path, help="print the machine and write it to this JSON file")
     parser.add_argument("--into", type=Path, help="folder for <date>-<device>.json and .md")
-    parser.add_argument("parts", type=Path, nargs="*", help="JSON files to put together; one that is missing is named")
+    parser.add_argument("parts", type=Path, nargs="*", help="JSON files to combine; missing ones are named")
     arguments = parser.parse_args()
     if arguments.machine is not None:
         facts = machine()
@@ -104,7 +104,7 @@ def _render(record: dict[str, Any]) -> str:
 
 
 def _commit() -> str:
-    """MIPO_COMMIT, for a copy without .git; else what git says, with + for uncommitted changes."""
+    """MIPO_COMMIT, for a copy without .git; else git's commit, with + for uncommitted changes."""
     if named := os.environ.get("MIPO_COMMIT"):
         return named
     head = _output(["git", "-C", str(HERE), "rev-parse", "--short=12", "HEAD"])

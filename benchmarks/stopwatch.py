@@ -1,6 +1,6 @@
 """Times and peak memory of contenders, side by side in one process.
 
-This room knows clocks and the allocator. It does not know what it times.
+Knows clocks and the allocator. Does not know what it times.
 
 On a GPU: CUDA events around the forward and the backward, warm-up rounds first, then rounds in which every contender
 runs once, forwards and backwards in turn, and the median. The GPU is kept busy for HEAD_START before each measurement,
@@ -34,11 +34,11 @@ class Contender:
 
 @dataclass
 class Reading:
-    """What was seen of one contender: milliseconds per round, bytes, or the reason why there is nothing."""
+    """The measurements of one contender: milliseconds per round, bytes, or why there are none."""
 
     forward_ms: list[float] = field(default_factory=list)
     backward_ms: list[float] = field(default_factory=list)
-    # Peak of allocated bytes during forward and backward, less what stood before and less the returned gradients.
+    # Peak of allocated bytes during forward and backward, minus those before and minus the returned gradients.
     extra_bytes: int | None = None
     # Bytes kept from the end of the forward to the backward.
     kept_bytes: int | None = None
@@ -65,14 +65,14 @@ class LostDevice(RuntimeError):
 def measure(
     contenders: Sequence[Contender], device: str, *, rounds: int, deadline: float, announce: Callable[[str], None]
 ) -> dict[str, Reading]:
-    """A reading per contender; one that fails is dropped and the others go on.
+    """A reading per contender; one that fails is dropped and the others continue.
 
     Args:
         contenders: distinct names.
         device: "cuda" or "cpu".
         rounds: timed rounds; fewer when `deadline` comes first, never fewer than one.
         deadline: on the clock of `time.monotonic`, seconds.
-        announce: called with a contender's name before each run, for whoever has to explain a crash.
+        announce: called with a contender's name before each run, so that a crash can be explained.
 
     Raises:
         LostDevice: the GPU's context is gone.
@@ -100,7 +100,7 @@ def failure_of(error: Exception) -> str:
 
 
 def tidy(device: str) -> None:
-    """Give memory that nothing refers to back to the GPU."""
+    """Returns unreferenced memory to the GPU."""
     if device == "cuda":
         gc.collect()
         torch.cuda.empty_cache()

@@ -1,6 +1,6 @@
-"""What the numbers are read from: Markdown tables, and the targets as met, not met or not measured.
+"""Markdown tables of the results, and the targets as met, not met or not measured.
 
-This room knows rows of plain values, as they stand in a result file. It runs nothing.
+Knows rows of plain values, as in a result file. Runs nothing.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 Row = dict[str, Any]
 
-# Issue 5, point 6, for an H100 or H200: how many times the peer's time is ours.
+# Targets on an H100 or H200: the least ratio of the peer's time to ours.
 TRL_TRAINED = 1.35
 TRL_FROZEN = 1.5
 FLOOR_SHARE = 0.85
@@ -31,7 +31,7 @@ COLUMNS = (
 
 
 def judge(rows: Sequence[Row], *, measured: bool) -> list[dict[str, str]]:
-    """The issue's targets on one point's rows, each with a verdict and the number behind it."""
+    """The targets on one point's rows, each with a verdict and the number behind it."""
     verdicts = []
     for setting, least in (("trained", TRL_TRAINED), ("frozen", TRL_FROZEN)):
         mine = {r["name"]: r for r in rows if r["setting"] == setting and r.get("failure") is None}
@@ -85,7 +85,7 @@ def render_summary(record: dict[str, Any]) -> str:
             red = [r["name"] for r in point["rows"] if r["setting"] == setting and r["failure"]]
             ratios = [_quotient(of.get("total_ms"), ours.get("total_ms")) for of in (trl, floor)]
             memory = [_mib(of.get("extra_bytes")) for of in (ours, trl)]
-            # A ratio of times on a CPU would be quoted sooner or later.
+            # A ratio of times on a CPU would be quoted one day.
             times = [_ms(ours.get("total_ms")), *map(_number, ratios)] if not record["self_check"] else [""] * 3
             cells.append([point["title"], setting, *times, *memory, ", ".join(red or point["broken"]) or "-"])
     targets = f"Targets: TRL / ours at least {TRL_TRAINED} trained, {TRL_FROZEN} frozen; floor / ours at least "

@@ -1,9 +1,9 @@
-"""Real prompts and answers, each repeated with other words in it, and preference pairs of them, written once.
+"""Real prompts and answers, each repeated with other words in it, and preference pairs of them.
 
-    python benchmarks/texts.py FOLDER --rows 1_000_000 --pairs 200_000 1_000_000 --sample 4000 [--data ../shared/data]
+    python benchmarks/texts.py FOLDER --rows 1_000_000 --pairs 200_000 1_000_000 --sample 4000 [--data DATA]
 
-Of each text about one word in ten is replaced by another real word, at random, until it is like no other: what an
-engine remembers is words, as of any text, and never the whole text. Without `--data` the texts are a few made-up ones.
+Of each text about one word in ten is replaced by another real word, at random, until it equals no other: an
+engine may remember words, as with any text, but never a whole text. Without `--data` the texts are a few made-up ones.
 """
 
 import argparse
@@ -28,24 +28,24 @@ ANSWERS = (
     ("math/aqua_dev.jsonl", ("rationale",)),
     ("personal/biggen_bench_500.jsonl.xz", ("reference_answer",)),
 )
-# Words of the demo's tokenizer, the one that every checkout has.
+# Words of the demo's tokenizer, which every checkout has.
 MADE_UP = ["what", "should", "i", "eat", "tonight", "?", "pizza", "soup", "because", "it", "suits", "you", "."]
 REPLACED = 10  # one word in so many
-WORDS_OF = 5_000  # texts whose words are put in
+WORDS_OF = 5_000  # texts whose words replace others
 ROW_GROUP = 25_000  # rows that are written at a time
 SHAPES = ("text", "chat")
 
 
 def read(data: Path | None, sources: Any) -> list[str]:
-    """The distinct texts of the sources, in an order without meaning."""
+    """The distinct texts of the sources, shuffled."""
     if data is None:
         draw = random.Random(0)
-        found = [" ".join(draw.choices(MADE_UP, k=draw.randint(6, 40))) for _ in range(60)]
+        texts = [" ".join(draw.choices(MADE_UP, k=draw.randint(6, 40))) for _ in range(60)]
     else:
-        found = [" ".join(row[key] for key in keys).strip() for name, keys in sources for row in _rows(data / name)]
-    found = list(dict.fromkeys(filter(None, found)))
-    random.Random(0).shuffle(found)
-    return found
+        texts = [" ".join(row[key] for key in keys).strip() for name, keys in sources for row in _rows(data / name)]
+    texts = list(dict.fromkeys(filter(None, texts)))
+    random.Random(0).shuffle(texts)
+    return texts
 
 
 def _rows(path: Path) -> Iterator[Any]:
@@ -58,11 +58,11 @@ def vary(texts: list[str], seed: int) -> Iterator[str]:
     draw, seen = random.Random(seed), set()
     words = [word for text in texts[:WORDS_OF] for word in text.split()]
     for text in itertools.cycle(texts):
-        made = _replace(text, words, draw)
-        while (mark := hash(made)) in seen:
-            made = _replace(made, words, draw)
+        varied = _replace(text, words, draw)
+        while (mark := hash(varied)) in seen:
+            varied = _replace(varied, words, draw)
         seen.add(mark)
-        yield made
+        yield varied
 
 
 def _replace(text: str, words: list[str], draw: random.Random) -> str:
@@ -119,8 +119,12 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="where texts.arrow and pairs-<shape>-<rows>.parquet go")
     parser.add_argument("--rows", type=int, required=True, help="prompts in texts.arrow")
     parser.add_argument("--pairs", type=int, nargs="*", default=[], help="pairs in each file, text and chat")
-    parser.add_argument("--sample", type=int, required=True, help="the same, in a file that is checked and not timed")
-    parser.add_argument("--data", type=Path, help="shared/data; without it the texts are made up")
+    parser.add_argument("--sample", type=int, required=True, help="pairs in a file that is checked and not timed")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="a folder with the files that PROMPTS and ANSWERS name; without it the texts are made up",
+    )
     args = parser.parse_args()
     sizes = [*args.pairs, args.sample]
     bases = read(args.data, PROMPTS)
@@ -131,10 +135,10 @@ def main() -> int:
         for shape in SHAPES:
             path = args.folder / f"pairs-{shape}-{size}.parquet"
             write_pairs(prompts[:size], answers[:size], shape, path)
-    told = {"distinct_before": len(bases), "made_up": args.data is None}
+    facts = {"distinct_before": len(bases), "made_up": args.data is None}
     for name, texts in (("prompts", prompts[: args.rows]), ("answers", answers)):
-        told[f"bytes_a_row_of_{name}"] = round(sum(len(text.encode()) for text in texts) / len(texts))
-    print(json.dumps(told))
+        facts[f"bytes_a_row_of_{name}"] = round(sum(len(text.encode()) for text in texts) / len(texts))
+    print(json.dumps(facts))
     return 0
 
 

@@ -3,19 +3,19 @@
     python benchmarks/tokens.py --peers PEERS     everything, about half an hour on two cores; 12 GiB, 20 GB of disk
     python benchmarks/tokens.py --small           made-up rows, in a minute: a self-check whose ratios mean nothing
 
-PEERS is an environment of its own for what is not in our lock; without it these peers are named and left out:
+PEERS is a separate environment for peers that are not in the lock; without it they are named and left out:
 
     uv venv PEERS && uv pip install --python PEERS fastokens gigatoken awkward pyarrow numpy tokenizers
 
-Encoding: each engine is a process that holds the texts in the form that it likes best. All take turns, one at a time,
-from either end; the first call of a process is cold, the next ones are warm, the median of all rounds counts. The slow
-one, tokenizers, gets a part of the rows, and its speed is that of these. Opening the tokenizer, told apart, takes in a
+Encoding: each engine is a process that holds the texts in its best form. All take turns, one at a time, from either
+end; the first call of a process is cold, the next ones are warm, and the median of all rounds counts. The slow engine,
+tokenizers, gets a part of the rows, which give its speed. The time to open the tokenizer, reported apart, includes a
 first text of one letter. Preparing: `mipo.tokens.preparation.prepare`, which is `mipo tokens`, against TRL's
 `_prepare_dataset` with two processes, from the same Parquet file, each with its tokenizer loaded; also after
-`fastokens.patch_transformers()`. Start, imports and tokenizers stand in seconds of the process. Our engine is opened
-before as TRL's is; beside plain TRL, which opens none, its time is ours. TRL runs on the first number of pairs, and its
-time for the others follows from what it took for each row beyond the sample, unless `--long`. First all are checked for
-equal ids. `texts.py` says what the texts are, `engines.py` and `preparation.py` how each contender is called.
+`fastokens.patch_transformers()`. Start, imports and tokenizers count only in the seconds of the process. Our engine is
+opened before the clock starts, like TRL's; against plain TRL, which opens none, opening counts. TRL runs on the first
+number of pairs; its time for the others is extrapolated from its time per row beyond the sample, unless `--long`. First
+of all, ids are compared. `texts.py` has the texts, `engines.py` and `preparation.py` the calls of each contender.
 """
 
 import argparse
@@ -50,11 +50,11 @@ Row = dict[str, Any]
 
 
 class Child:
-    """An engine in a process of its own, which waits to be told."""
+    """An engine in a process of its own, which waits for commands."""
 
-    def __init__(self, python: str, name: str, tokenizer: Path, made: Path, rows: int | None) -> None:
+    def __init__(self, python: str, name: str, tokenizer: Path, texts: Path, rows: int | None) -> None:
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- it lives as long as the process
-        command = [python, str(HERE / "engines.py"), name, "--tokenizer", str(tokenizer), "--texts", str(made)]
+        command = [python, str(HERE / "engines.py"), name, "--tokenizer", str(tokenizer), "--texts", str(texts)]
         self.process = subprocess.Popen(
             command + (["--rows", str(rows)] if rows else []),
             stdin=subprocess.PIPE,
@@ -76,9 +76,9 @@ class Child:
         line = self.process.stdout.readline()
         if not line:
             self.log.seek(0)
-            said = [found.strip() for found in self.log if found.strip(" ^\n")]
+            lines = [line.strip() for line in self.log if line.strip(" ^\n")]
             self.close()
-            raise RuntimeError(" ".join(said[-3:])[-200:] or f"exit status {self.process.returncode}")
+            raise RuntimeError(" ".join(lines[-3:])[-200:] or f"exit status {self.process.returncode}")
         answer: Row = json.loads(line)
         return answer
 
@@ -96,8 +96,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--small", action="store_true", help="tiny sizes, made-up rows: a self-check")
     parser.add_argument("--into", type=Path, default=HERE / "results", help="folder of the result file")
     parser.add_argument("--peers", type=Path, help="a virtual environment with fastokens and gigatoken")
-    parser.add_argument("--shared", type=Path, default=HERE.parents[1] / "shared", help="data and tokenizers")
-    parser.add_argument("--folder", type=Path, help="where a temporary folder is made; 20 GB of room")
+    parser.add_argument(
+        "--shared", type=Path, default=HERE.parents[1] / "shared", help="a folder with data/ and tokenizers/"
+    )
+    parser.add_argument("--folder", type=Path, help="parent of the temporary folder; needs 20 GB")
     parser.add_argument("--parts", nargs="*", default=["encode", "prepare"], choices=["encode", "prepare"])
     parser.add_argument("--tokenizers", nargs="*", default=["qwen2.5"], help="pairs are prepared with the first")
     parser.add_argument("--rows", type=int, default=1_000_000, help="prompts to encode")
@@ -113,8 +115,8 @@ def main(arguments: list[str] | None = None) -> int:
         vars(args).update(small, shared=None)
     elif not (args.shared / "data").is_dir():
         parser.error(f"{args.shared}: expected a folder with data and tokenizers; give --shared, or --small")
-    # All children inherit it; thread pools count what they may use.
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each process compiles all that it imports
+    # All children inherit the affinity, and thread pools follow it.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each process compiles everything that it imports
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
     record: Row = {"made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "small": args.small}
     record |= {"machine": machine(), "encode": [], "prepare": [], "left_out": {}}
@@ -155,17 +157,17 @@ def machine() -> Row:
 
 
 def make_texts(args: argparse.Namespace, folder: Path) -> Row:
-    """All texts and pairs, made in a process of their own: a child's peak begins with what its parent held."""
+    """All texts and pairs, made in a process of their own: a child's peak includes its parent's memory."""
     command = [sys.executable, str(HERE / "texts.py"), str(folder), "--rows", str(args.rows)]
     command += ["--sample", str(args.sample), *(["--data", str(args.shared / "data")] if args.shared else [])]
     if "prepare" in args.parts:
         command += ["--pairs", *map(str, args.pairs)]
-    told: Row = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
-    return told
+    facts: Row = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    return facts
 
 
 def unpack(shared: Path | None, name: str, folder: Path) -> None:
-    """The tokenizer's files; without truncation or padding, which some engines heed and others do not."""
+    """The tokenizer's files, without truncation or padding, which only some engines apply."""
     source = shared / "tokenizers" / name if shared else HERE.parent / "python" / "mipo" / "demo" / "model"
     folder.mkdir()
     for path in source.iterdir():
@@ -181,15 +183,15 @@ def unpack(shared: Path | None, name: str, folder: Path) -> None:
 
 
 def encode(args: argparse.Namespace, folder: Path, tokenizer: str, left_out: dict[str, str]) -> Row:
-    """All engines with one tokenizer: their ids compared, then cold and warm in turn."""
-    found: dict[str, Row] = {name: {"name": name} for name in engines.ENGINES}
-    pythons = {name: python for name in found if (python := interpreter(name, args.peers))}
-    for name in found.keys() - pythons.keys():
-        found[name]["failure"] = left_out[name] = f"not installed{'' if args.peers else '; give --peers'}"
-    compare_ids(args, folder, tokenizer, found, pythons)
+    """All engines with one tokenizer: their ids are compared, then they are timed cold and warm, in turn."""
+    readings: dict[str, Row] = {name: {"name": name} for name in engines.ENGINES}
+    pythons = {name: python for name in readings if (python := interpreter(name, args.peers))}
+    for name in readings.keys() - pythons.keys():
+        readings[name]["failure"] = left_out[name] = f"not installed{'' if args.peers else '; give --peers'}"
+    compare_ids(args, folder, tokenizer, readings, pythons)
     for turn in range(args.rounds):
         alive: dict[str, Child] = {}
-        for name, row in found.items():
+        for name, row in readings.items():
             if "failure" not in row:
                 rows = min(args.slow_rows, args.rows) if name == "tokenizers" else None
                 alive[name] = Child(pythons[name], name, folder / tokenizer, folder / "texts.arrow", rows)
@@ -199,30 +201,30 @@ def encode(args: argparse.Namespace, folder: Path, tokenizer: str, left_out: dic
         for call in range(1 + WARM):
             for name in list(alive) if (turn + call) % 2 == 0 else list(alive)[::-1]:
                 seen = alive[name].tell("go")
-                found[name].setdefault("warm" if call else "cold", []).append(seen["seconds"])
-                found[name].setdefault("cpu", []).append(seen["cpu_seconds"])
+                readings[name].setdefault("warm" if call else "cold", []).append(seen["seconds"])
+                readings[name].setdefault("cpu", []).append(seen["cpu_seconds"])
                 if not turn and not call:
-                    found[name] |= alive[name].tell("check")
-                speed = found[name]["bytes"] / seen["seconds"] / 1e6
+                    readings[name] |= alive[name].tell("check")
+                speed = readings[name]["bytes"] / seen["seconds"] / 1e6
                 print(f"{tokenizer}, {name}, call {call + 1}: {speed:.1f} MB/s", flush=True)
         for child in alive.values():
             child.close()
-    for row in found.values():
+    for row in readings.values():
         for kind in ("cold", "warm") if "cold" in row else ():
             row[f"{kind}_mb_s"] = row["bytes"] / statistics.median(row[kind]) / 1e6
         # The slow engine has not seen all rows, and is compared on the sample.
-        same = "checksum" in row and row["rows"] == found["mipo"].get("rows")
-        row["all_as_ours"] = row["checksum"] == found["mipo"]["checksum"] if same else None
+        same = "checksum" in row and row["rows"] == readings["mipo"].get("rows")
+        row["all_as_ours"] = row["checksum"] == readings["mipo"]["checksum"] if same else None
     return {
         "tokenizer": tokenizer,
         "rows": args.rows,
         "sample": min(args.sample, args.rows),
-        "engines": [*found.values()],
+        "engines": [*readings.values()],
     }
 
 
 def interpreter(name: str, peers: Path | None) -> str | None:
-    """The Python that has this engine: ours, or that of the peers; None where neither has it."""
+    """The Python that has this engine: ours, or the peers'; None if neither has it."""
     ours = importlib.util.find_spec(name) is not None
     if ours and (peers is None or name in ("mipo", "tokenizers")):
         return sys.executable
@@ -238,14 +240,14 @@ def place(python: Path, name: str) -> Path | None:
 
 
 def foreign() -> dict[str, str]:
-    """The environment of another interpreter, which is not to import what is ours."""
+    """The environment of another interpreter, which must not import our packages."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def compare_ids(
-    args: argparse.Namespace, folder: Path, tokenizer: str, found: dict[str, Row], pythons: dict[str, str]
+    args: argparse.Namespace, folder: Path, tokenizer: str, readings: dict[str, Row], pythons: dict[str, str]
 ) -> None:
-    """In how many rows of the sample each engine's ids are not those of tokenizers; a failure where it has none."""
+    """The number of sample rows in which each engine's ids differ from those of tokenizers, or its failure."""
     ids: dict[str, list[bytes]] = {}
     for name, python in pythons.items():
         file = folder / f"{name}.npz"
@@ -257,20 +259,20 @@ def compare_ids(
         except RuntimeError as error:
             if name == "mipo":
                 raise
-            found[name]["failure"] = str(error)
+            readings[name]["failure"] = str(error)
             continue
-        with np.load(file) as made:
-            ids[name] = [part.tobytes() for part in np.split(made["ids"], np.cumsum(made["lengths"])[:-1])]
+        with np.load(file) as arrays:
+            ids[name] = [part.tobytes() for part in np.split(arrays["ids"], np.cumsum(arrays["lengths"])[:-1])]
     for name, rows in ids.items():
         truth = ids.get("tokenizers", rows)
-        found[name]["wrong"] = sum(a != b for a, b in zip(rows, truth, strict=True))
+        readings[name]["wrong"] = sum(a != b for a, b in zip(rows, truth, strict=True))
 
 
 # Preparing
 
 
 def tokenizer_alone(folder: Path, rounds: int) -> Row:
-    """The median process that only loads the tokenizer: what of `mipo tokens` is not the pairs."""
+    """The median process that only loads the tokenizer: the part of `mipo tokens` without pairs."""
     runs = [preparation.run(preparation.ask("tokenizer", folder)) for _ in range(rounds)]
     return {name: statistics.median(run[name] for run in runs) for name in verdicts.FIGURES}
 
@@ -294,7 +296,7 @@ def prepare(args: argparse.Namespace, folder: Path, left_out: dict[str, str]) ->
             continue
         wrong, checked = compare_pairs(folder / f"pairs-{shape}-{args.sample}.parquet", ways, left_out)
         for size in args.pairs:
-            # A sample of that size has been prepared already: a self-check need not do it again.
+            # A self-check need not prepare a sample of that size again.
             seen = {name: [run] for name, run in checked.items()} if size == args.sample else {}
             for turn in range(0 if seen else args.rounds):
                 for name in list(ways) if turn % 2 == 0 else list(ways)[::-1]:
@@ -302,29 +304,29 @@ def prepare(args: argparse.Namespace, folder: Path, left_out: dict[str, str]) ->
                     if name == "mipo" or size == args.pairs[0] or (name in args.long and turn == 0):
                         seen.setdefault(name, []).append(ways[name](folder / f"pairs-{shape}-{size}.parquet"))
                         print(f"{shape}, {size:,} pairs, {name}: {seen[name][-1]['seconds']:.2f} s", flush=True)
-            store = preparation.run(preparation.ask("mipo", folder / "store"))["told"]
+            store = preparation.run(preparation.ask("mipo", folder / "store"))["printed"]
             rows.append({"shape": shape, "pairs": size, "sample": args.sample, "store": store, "contenders": []})
             for name, runs in seen.items():
                 figures = {figure: statistics.median(run[figure] for run in runs) for figure in verdicts.FIGURES}
-                told = {"sample_seconds": checked[name]["seconds"]}
-                told |= {key: runs[0][key] for key in ("process_seconds", "written_bytes") if key in runs[0]}
+                extra = {"sample_seconds": checked[name]["seconds"]}
+                extra |= {key: runs[0][key] for key in ("process_seconds", "written_bytes") if key in runs[0]}
                 if "engine_seconds" in runs[0]:
-                    told["engine_seconds"] = statistics.median(run["engine_seconds"] for run in runs)
+                    extra["engine_seconds"] = statistics.median(run["engine_seconds"] for run in runs)
                 rows[-1]["contenders"].append(
-                    {"name": name, "runs": [run["seconds"] for run in runs], **figures, **told, "wrong": wrong[name]}
+                    {"name": name, "runs": [run["seconds"] for run in runs], **figures, **extra, "wrong": wrong[name]}
                 )
     return rows
 
 
 def find_fastokens(peers: Path | None, folder: Path) -> Path | None:
-    """A folder that adds fastokens, and nothing else of the peers, to our own environment; `.` where it is in it."""
+    """A folder that adds only fastokens of the peers to our environment; `.` if our environment has it."""
     if importlib.util.find_spec("fastokens"):
         return Path(".")
-    found = place(peers / "bin" / "python", "fastokens") if peers else None
-    if found is None:
+    origin = place(peers / "bin" / "python", "fastokens") if peers else None
+    if origin is None:
         return None
     (folder / "fastokens-alone").mkdir()
-    (folder / "fastokens-alone" / "fastokens").symlink_to(found)
+    (folder / "fastokens-alone" / "fastokens").symlink_to(origin)
     return folder / "fastokens-alone"
 
 
@@ -348,12 +350,12 @@ def compare_pairs(
     wrong: dict[str, int] = {TRL: 0}
     for name in runs.keys() - {TRL}:
         command = preparation.ask("differ", files[name], files[TRL])
-        wrong[name] = preparation.run(command)["told"]["differ"]
+        wrong[name] = preparation.run(command)["printed"]["differ"]
     return wrong, runs
 
 
 def fresh(folder: Path) -> Path:
-    """The folder, gone: a store that is there might be gone on with."""
+    """The folder, removed: `prepare` would continue an existing store."""
     shutil.rmtree(folder, ignore_errors=True)
     return folder
 

@@ -4,7 +4,7 @@
     python benchmarks/train_step.py --out result.json --tiny      # small, on the CPU; its times mean nothing
 
 The body is a Qwen2 of the sizes of Qwen2.5-0.5B with a head of its own (not tied, so that it can be frozen alone), in
-bf16; rows of a prompt of 500 tokens and a response of 200, without padding; reference log-probs given; no optimizer.
+bf16; rows of a prompt of 500 tokens and a response of 200, without padding; fixed reference log-probs; no optimizer.
 Exit status: 0, or 1 if ours fails or disagrees with naive logits.
 """
 
@@ -102,12 +102,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=90.0, help="time for everything; fewer rounds when short")
     arguments = parser.parse_args()
     if not arguments.tiny and not torch.cuda.is_available():
-        parser.error("expected a CUDA GPU and found none; --tiny checks everything on the CPU, with meaningless times")
+        parser.error("expected a CUDA GPU, got none; --tiny checks everything on the CPU, with meaningless times")
     return arguments
 
 
 def _draw(model: Qwen2ForCausalLM, sizes: Sizes) -> tuple[Tensor, Batch]:
-    """Rows [2G, prompt + response], chosen and rejected in turn, and what the loss needs of them."""
+    """Rows [2G, prompt + response], chosen and rejected in turn, and the loss's other inputs."""
     prompt, response, groups = sizes.prompt, sizes.response, sizes.groups
     device = model.device
     ids = torch.randint(model.config.vocab_size, (2 * groups, prompt + response), device=device)
@@ -131,7 +131,7 @@ def _responses(model: Qwen2ForCausalLM, ids: Tensor, prompt: int) -> Tensor:
 def _steps(
     model: Qwen2ForCausalLM, ids: Tensor, prompt: int
 ) -> tuple[dict[str, tuple[str, Callable[[Batch], Tensor]]], dict[str, str]]:
-    """Name to label and loss; the first is the one the others are compared with."""
+    """Name to label and loss; the others are compared with the first."""
 
     def naive(batch: Batch) -> Tensor:
         log_p = functional.log_softmax(model(input_ids=ids, use_cache=False).logits, -1, dtype=torch.float32)
@@ -140,9 +140,9 @@ def _steps(
     def through(head: heads.Head) -> Callable[[Batch], Tensor]:
         return lambda batch: head.loss(batch, _responses(model, ids, prompt), batch.weight)
 
-    # Those that skip nothing, since a model that was never trained is not peaked; naive first, as the truth.
-    found, absent = heads.find(model.device.type, without=("liger", "cce"))
-    present = {h.name: h for h in found}
+    # Only heads that skip nothing, since an untrained model is not peaked; naive first, as the truth.
+    available, absent = heads.find(model.device.type, without=("liger", "cce"))
+    present = {h.name: h for h in available}
     labels = {"naive": "naive logits of the response positions"}
     steps: dict[str, tuple[str, Callable[[Batch], Tensor]]] = {}
     steps["naive-everywhere"] = ("naive logits of every position", naive)

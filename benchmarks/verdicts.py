@@ -1,17 +1,17 @@
-"""What `tokens.py` measured, as tables, and the targets of issue 7 as met or not.
+"""What `tokens.py` measured, as tables, and the targets as met or not.
 
-This room knows rows of plain values, as they stand in the result file. It runs nothing.
+Knows rows of plain values, as in the result file. Runs nothing.
 """
 
 from typing import Any
 
-# Issue 7, "what it must show", points 2 and 3.
+# Targets: the least ratio of the peer's time to ours.
 TOKENIZERS_TARGET = 20.0
 PEERS_TARGET = 0.85  # of the faster of these two
 PEERS = ("fastokens", "gigatoken")
 PREPARE_TARGETS = {"trl": 25.0, "trl, fastokens": 10.0}
 MEMORY_TARGET = 2**30  # bytes beyond the tokenizer
-# Bytes that the largest number of pairs may hold beyond the smallest: what an allocator keeps, and no rows.
+# Bytes that the largest number of pairs may hold beyond the smallest: slack of the allocator, and no rows.
 SPARE = 64 << 20
 
 FIGURES = ("seconds", "cpu_seconds", "peak_bytes", "anonymous_bytes")
@@ -22,8 +22,8 @@ Row = dict[str, Any]
 
 def judge(record: Row) -> list[Row]:
     """The targets, each with the number behind it; not measured in a self-check."""
-    found = [*_judge_encode(record["encode"]), *_judge_prepare(record["prepare"], record.get("tokenizer_alone"))]
-    return [one | {"number": None, "verdict": "not measured"} for one in found] if record["small"] else found
+    targets = [*_judge_encode(record["encode"]), *_judge_prepare(record["prepare"], record.get("tokenizer_alone"))]
+    return [one | {"number": None, "verdict": "not measured"} for one in targets] if record["small"] else targets
 
 
 def _judge_encode(results: list[Row]) -> list[Row]:
@@ -31,14 +31,14 @@ def _judge_encode(results: list[Row]) -> list[Row]:
     for result in results:
         for kind in ("cold", "warm"):
             speed = {row["name"]: row.get(f"{kind}_mb_s") for row in result["engines"]}
-            # A peer counts here even where some of its ids are wrong.
+            # A peer counts here even if some of its ids are wrong.
             fastest = max((speed[name] for name in PEERS if speed[name]), default=None)
-            what = f"{result['tokenizer']}, {result['rows']:,} prompts, {kind}"
+            size = f"{result['tokenizer']}, {result['rows']:,} prompts, {kind}"
             ratio = quotient(speed["mipo"], speed["tokenizers"])
-            target = f"{what}: at least {TOKENIZERS_TARGET:g} times as fast as tokenizers"
+            target = f"{size}: at least {TOKENIZERS_TARGET:g} times as fast as tokenizers"
             verdicts.append(verdict(target, ratio, TOKENIZERS_TARGET))
             ratio = quotient(speed["mipo"], fastest)
-            target = f"{what}: at least {PEERS_TARGET:g} of the faster of {' and '.join(PEERS)}"
+            target = f"{size}: at least {PEERS_TARGET:g} of the faster of {' and '.join(PEERS)}"
             verdicts.append(verdict(target, ratio, PEERS_TARGET))
         same = [row["wrong"] == 0 for row in result["engines"] if row["name"] == "mipo" and "wrong" in row]
         verdicts.append(verdict(f"{result['tokenizer']}: ids are those of tokenizers", _all(same), 1))
@@ -48,10 +48,10 @@ def _judge_encode(results: list[Row]) -> list[Row]:
 def _judge_prepare(results: list[Row], alone: Row | None) -> list[Row]:
     verdicts, shapes = [], dict.fromkeys(row["shape"] for row in results)
     for result in results:
-        ours, what = contender(result, "mipo"), f"{result['pairs']:,} pairs, {result['shape']}"
+        ours, size = contender(result, "mipo"), f"{result['pairs']:,} pairs, {result['shape']}"
         for name, least in PREPARE_TARGETS.items():
             seconds, scaled = taken(results, result, name)
-            target = f"{what}: at least {least:g} times as fast as {name}"
+            target = f"{size}: at least {least:g} times as fast as {name}"
             verdicts.append(verdict(target, quotient(seconds, beside_which(ours, name)), least))
             process = quotient(contender(result, name).get("process_seconds"), ours.get("process_seconds"))
             beside = []
@@ -65,11 +65,11 @@ def _judge_prepare(results: list[Row], alone: Row | None) -> list[Row]:
     for shape in shapes:
         sizes = sorted((row for row in results if row["shape"] == shape), key=lambda row: row["pairs"])
         few, many = contender(sizes[0], "mipo"), contender(sizes[-1], "mipo")
-        what = f"{sizes[-1]['pairs']:,} pairs, {shape}"
+        size = f"{sizes[-1]['pairs']:,} pairs, {shape}"
         for figure, word in MEMORY.items():
             beyond = None if alone is None else (many[figure] - alone[figure]) / 2**30
             verdicts.append(
-                verdict(f"{what}: at most 1 GiB beyond the tokenizer, {word}", beyond, most=MEMORY_TARGET / 2**30)
+                verdict(f"{size}: at most 1 GiB beyond the tokenizer, {word}", beyond, most=MEMORY_TARGET / 2**30)
             )
             grown = (many[figure] - few[figure]) / 2**20 if len(sizes) > 1 else None
             target = f"{shape}: MiB, {word}, more with {sizes[-1]['pairs']:,} pairs than with {sizes[0]['pairs']:,}"
@@ -96,8 +96,8 @@ def taken(results: list[Row], result: Row, name: str) -> tuple[float | None, boo
     Then it is a line through the sample's time and that of the most pairs that were measured: what is spent once, and
     counts much where rows are cheap, is not multiplied.
     """
-    if found := contender(result, name):
-        return found["seconds"], False
+    if measured := contender(result, name):
+        return measured["seconds"], False
     like = [row for row in results if row["shape"] == result["shape"] and contender(row, name)]
     if not like:
         return None, False
@@ -114,8 +114,8 @@ def quotient(one: float | None, other: float | None) -> float | None:
 
 
 def verdict(target: str, number: float | None, least: float = float("-inf"), most: float = float("inf")) -> Row:
-    said = "not measured" if number is None else "met" if least <= number <= most else "NOT met"
-    return {"target": target, "number": number, "verdict": said}
+    word = "not measured" if number is None else "met" if least <= number <= most else "NOT met"
+    return {"target": target, "number": number, "verdict": word}
 
 
 def _all(checks: list[bool]) -> float | None:
@@ -131,10 +131,10 @@ def render(record: Row) -> str:
         lines += [*_encode_table(result), ""]
     lines += _prepare_table(record["prepare"], record.get("tokenizer_alone"))
     lines += [f"- left out: {name}: {reason}" for name, reason in record["left_out"].items()]
-    for found in record["targets"]:
-        number = "" if found["number"] is None else f" ({found['number']:.2f})"
-        beside = f"; {found['beside']}" if found.get("beside") and not record["small"] else ""
-        lines.append(f"- target, {found['target']}: {found['verdict']}{number}{beside}")
+    for target in record["targets"]:
+        number = "" if target["number"] is None else f" ({target['number']:.2f})"
+        beside = f"; {target['beside']}" if target.get("beside") and not record["small"] else ""
+        lines.append(f"- target, {target['target']}: {target['verdict']}{number}{beside}")
     return "\n".join(lines)
 
 
@@ -150,12 +150,12 @@ def _encode_table(result: Row) -> list[str]:
             lines.append(f"| {row['name']} | {row['failure']} |" + " |" * 8)
             continue
         ratios = [quotient(ours.get(f"{kind}_mb_s"), row[f"{kind}_mb_s"]) for kind in ("cold", "warm")]
-        told = {True: "yes", False: "NO", None: "-"}[row["all_as_ours"]]
+        agree = {True: "yes", False: "NO", None: "-"}[row["all_as_ours"]]
         version = " ".join(f"{name} {number}" for name, number in row["versions"].items())
         lines.append(
             f"| {row['name']} | {version} | {row['rows']:,} | {min(row['load']):.2f} | {row['cold_mb_s']:.1f} | "
             f"{row['warm_mb_s']:.1f} | {' | '.join('-' if r is None else f'{r:.2f}' for r in ratios)} | "
-            f"{row['wrong']:,} | {told} |"
+            f"{row['wrong']:,} | {agree} |"
         )
     return lines
 
@@ -185,6 +185,8 @@ def _prepare_table(results: list[Row], alone: Row | None) -> list[str]:
     lines += [f"- the tokenizer alone, Python and imports with it: {alone['seconds']:.2f} s, {size}"]
     for result in results:
         store = result["store"]
-        told = f"{store['rows']:,} groups, {store['merged']:,} merged, {store['written_bytes'] / 2**20:,.0f} MiB"
-        lines.append(f"- {result['pairs']:,} pairs, {result['shape']}: {told}, opened in {store['open_seconds']:.3f} s")
+        summary = f"{store['rows']:,} groups, {store['merged']:,} merged, {store['written_bytes'] / 2**20:,.0f} MiB"
+        lines.append(
+            f"- {result['pairs']:,} pairs, {result['shape']}: {summary}, opened in {store['open_seconds']:.3f} s"
+        )
     return lines

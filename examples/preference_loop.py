@@ -16,16 +16,16 @@ prompt = "<system> i could eat pizza every day . <end> <user> what should i eat 
 answers = [f" tonight you should eat some {food} because it suits you . <end>" for food in ("pizza", "soup", "curry")]
 prompt_ids, *answer_ids = (tokenizer(text, add_special_tokens=False).input_ids for text in (prompt, *answers))
 ids = pad_sequence([torch.tensor(prompt_ids + answer) for answer in answer_ids], batch_first=True)  # [responses, L]
-said = pad_sequence([torch.tensor([0] * len(prompt_ids) + [1] * len(answer)) for answer in answer_ids], True)
+mask = pad_sequence([torch.tensor([0] * len(prompt_ids) + [1] * len(answer)) for answer in answer_ids], True)
 lengths = torch.tensor([[len(answer) for answer in answer_ids]])  # [groups, 1 + K]: the chosen one, then the rejected
 
 with torch.no_grad():  # the reference is the model before training
-    hidden, targets = response_states(model, ids, said)  # the response tokens of all rows: [T, D] and [T]
+    hidden, targets = response_states(model, ids, mask)  # the response tokens of all rows: [T, D] and [T]
     logps = linear_logps(hidden, targets=targets, logits_dtype=hidden.dtype, **Head.of(model)(hidden))
     ref_logps = torch.stack([part.sum() for part in logps.split(lengths.flatten().tolist())]).view_as(lengths)
 optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
 for step in range(10):
-    hidden, targets = response_states(model, ids, said)
+    hidden, targets = response_states(model, ids, mask)
     head = Head.of(model)(hidden)  # weight, bias, softcap, scale and LoRA, as this model has them
     out = linear_preference_loss(hidden, targets=targets, lengths=lengths, ref_logps=ref_logps, beta=0.1, **head)
     out.loss.backward()

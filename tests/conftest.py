@@ -1,4 +1,4 @@
-"""What several rooms' tests share: the demo's tokenizer, and real texts and tokenizers where they are at hand."""
+"""Fixtures for tests of several folders: the demo's tokenizer and model, and real texts and tokenizers."""
 
 import functools
 import json
@@ -8,13 +8,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import shapes
 
-# Before torch and transformers load. Tensors are small here, and several processes run tests side by side: threads of
-# torch would only be in each other's way. A hub that no test needs would be asked again and again.
+# Before torch and transformers load. Tensors are small here, and several processes run tests side by side, so
+# threads of torch would only compete. And no test needs the hub.
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
 shapes.check_calls("mipo.loss", "mipo.fused")
+# Without a deadline: on a busy machine any example may be slow.
+hypothesis.settings.register_profile("mipo", deadline=None)
+hypothesis.settings.load_profile("mipo")
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -30,7 +34,7 @@ def demo_tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    """The same, for a module's tests to change."""
+    """The same, which the tests of one module may change."""
     from mipo import demo
     from mipo.models.loading import load_tokenizer
 
@@ -59,7 +63,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with real data, tokenizers and models; tests that need it skip where it is missing."""
+    """The folder with real data, tokenizers and models; tests that need it are skipped if it is missing."""
     if not SHARED.is_dir():
         pytest.skip(f"real data and tokenizers are not here ({SHARED})")
     return SHARED

@@ -28,9 +28,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
 
 
 def test_a_self_check_says_that_its_ratios_mean_nothing(run: tuple[str, dict[str, Any]]) -> None:
-    told, record = run
-    assert "mean nothing" in told
-    assert {found["verdict"] for found in record["targets"]} == {"not measured"}
+    printed, record = run
+    assert "mean nothing" in printed
+    assert {target["verdict"] for target in record["targets"]} == {"not measured"}
 
 
 def test_every_peer_is_there_or_named(run: tuple[str, dict[str, Any]]) -> None:
@@ -54,7 +54,7 @@ def test_shards_of_two_sizes_agree(run: tuple[str, dict[str, Any]]) -> None:
     shards = run[1]["shards"]
     assert shards["checksums_agree"]
     assert shards["every_row_is_used_once"]
-    assert len({found["shard"] for found in shards["runs"]}) == 2
+    assert len({row["shard"] for row in shards["runs"]}) == 2
 
 
 def test_a_balanced_draw_lowers_the_variance_where_prompts_differ(run: tuple[str, dict[str, Any]]) -> None:

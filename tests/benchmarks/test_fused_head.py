@@ -26,7 +26,7 @@ def environment(*paths: Path, **more: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
-    """The whole of gpu.sh on a CPU, and the result file that it leaves in $OUT."""
+    """All of gpu.sh on a CPU, and the result file that it writes to $OUT."""
     out = tmp_path_factory.mktemp("out")
     command = [BENCHMARKS / "gpu.sh", "--self-check"]
     done = subprocess.run(command, env=environment(OUT=str(out)), capture_output=True, text=True, check=False)
@@ -38,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedP
 
 @pytest.fixture
 def rooms(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Import a benchmark's module by name; forgotten afterwards, since its name is short."""
+    """Imports a benchmark's module by name, and forgets it afterwards, since its name is short."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     names = [path.stem for path in BENCHMARKS.glob("*.py")]
 
@@ -112,7 +112,7 @@ def test_the_record_has_what_the_tables_need(run):
     }
 
 
-# A peer that computes something else, and one that takes its process with it.
+# A peer with wrong results, and one that kills its process.
 WRONG = """
 import torch
 class LigerFusedLinearScaledCrossEntropyFunction:

@@ -26,7 +26,7 @@ def shown(*arguments: str, **environment: str) -> str:
     ).stdout
 
 
-def test_help_names_every_command_in_the_order_of_the_work(capsys, monkeypatch):
+def test_help_names_every_command_in_the_order_of_a_run(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     assert cli.main(["--help"]) == 0
     words = [line.strip("│ ").split("  ")[0] for line in capsys.readouterr().out.splitlines()]
@@ -80,7 +80,7 @@ def test_help_is_ascii_where_the_terminal_is():
         ([*CONTRAST, "--near-duplicates", "much"], '--near-duplicates: unable to convert "much" into float.'),
         ([*CONTRAST, "--near", "prompt"], "Invalid value for --near: expected COLUMN=NUMBER, got 'prompt'."),
         (["report", "runs/a", "--beside", "b"], "--beside: expected NAME=RUN, got 'b'"),
-        ([*CONTRAST, "--address", "auto"], "--address is that of a Ray cluster; give --engine ray with it"),
+        ([*CONTRAST, "--address", "auto"], "--address: expected --engine ray with it, since it names a Ray cluster"),
         (
             [*CONTRAST, "--engine", "ray", "--near-duplicates", "0.8", "--held-out", "test.jsonl"],
             "--engine ray has no --held-out, --near-duplicates; leave it out, or draw with --engine local",
@@ -113,7 +113,7 @@ def test_ctrl_c_ends_with_one_line_and_130(tmp_path):
         error = process.communicate(timeout=60)[1]
         os.close(end)
     assert process.returncode == 130
-    assert error == "\nmipo contrast: stopped; run the same command again to go on\n"
+    assert error == "\nmipo contrast: stopped; run the same command again to continue\n"
 
 
 def _opened(pipe: Path, reader: subprocess.Popen[str]) -> int:

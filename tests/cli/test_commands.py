@@ -1,4 +1,4 @@
-"""The command line: every room by itself on real files, and errors as one line with exit code 2."""
+"""The command line: every command by itself on real files, and errors as one line with exit code 2."""
 
 import json
 import os
@@ -18,23 +18,26 @@ MODEL = str(demo.HERE / "model")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Prompts, counterparts, responses, pairs and tokens, each made by its own command."""
-    made = tmp_path_factory.mktemp("rooms")
-    world.write(made, train=40, test=12, seed=3)
-    source = [str(made / "train.jsonl"), "--context", "context"]
+    """Prompts, counterparts, responses, pairs and tokens, each written by its own command."""
+    folder = tmp_path_factory.mktemp("commands")
+    world.write(folder, train=40, test=12, seed=3)
+    source = [str(folder / "train.jsonl"), "--context", "context"]
     sampling = ["--temperature", "1", "--top-p", "1", "--max-new-tokens", "16"]
-    counterparts, responses = ["--counterparts", f"{made}/counterparts.parquet"], ["--responses", f"{made}/responses"]
+    counterparts, responses = (
+        ["--counterparts", f"{folder}/counterparts.parquet"],
+        ["--responses", f"{folder}/responses"],
+    )
     for arguments in (
-        ["contrast", *source, "--kind", "context", "--output", f"{made}/counterparts.parquet"],
-        ["generate", *source, *counterparts, "--model", MODEL, *sampling, "--output", f"{made}/responses"],
-        ["pairs", *source, *counterparts, *responses, "--output", f"{made}/pairs.parquet"],
-        ["tokens", f"{made}/pairs.parquet", "--tokenizer", MODEL, "--output", f"{made}/tokens"],
+        ["contrast", *source, "--kind", "context", "--output", f"{folder}/counterparts.parquet"],
+        ["generate", *source, *counterparts, "--model", MODEL, *sampling, "--output", f"{folder}/responses"],
+        ["pairs", *source, *counterparts, *responses, "--output", f"{folder}/pairs.parquet"],
+        ["tokens", f"{folder}/pairs.parquet", "--tokenizer", MODEL, "--output", f"{folder}/tokens"],
     ):
         assert cli.main(arguments) == 0, arguments
-    return made
+    return folder
 
 
-def test_the_rooms_one_by_one(folder):
+def test_the_commands_one_by_one(folder):
     pairs = pl.read_parquet(folder / "pairs.parquet")
     assert 20 <= pairs.height <= 40
     assert set(pairs["kind"]) == {"context"}
@@ -168,6 +171,6 @@ def test_a_missing_library_is_named_with_its_extra(monkeypatch, capsys):
     assert "peft is not installed; this command needs `pip install 'mipo[train]'`" in capsys.readouterr().err
 
 
-def test_a_table_that_is_not_there_is_said_and_not_looked_for_elsewhere(tmp_path, capsys):
+def test_a_missing_table_is_named_and_not_searched_elsewhere(tmp_path, capsys):
     assert cli.main(["export", str(tmp_path / "pairs"), "--output", str(tmp_path / "out.jsonl")]) == 2
     assert f"{tmp_path / 'pairs'}: no such file" in capsys.readouterr().err

@@ -72,8 +72,8 @@ def test_it_is_installed_where_the_shell_looks_for_it(tmp_path, monkeypatch, cap
     lines = (tmp_path / ".bashrc").read_text().splitlines()
     assert lines[0] == "alias l=ls"
     assert sum(str(place) in line for line in lines) == 1, "a second call adds nothing"
-    asked = subprocess.run(
+    completion = subprocess.run(
         ["bash", "-c", "source ~/.bashrc; complete -p mipo"],
         capture_output=True, text=True, check=True, env=os.environ | {"HOME": str(tmp_path)},
     )  # fmt: skip
-    assert asked.stdout.strip() == "complete -F _mipo mipo"
+    assert completion.stdout.strip() == "complete -F _mipo mipo"

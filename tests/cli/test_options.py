@@ -1,4 +1,4 @@
-"""Options are keyword arguments of the stages' functions: what is written reaches them, what is not stays theirs."""
+"""Options are keyword arguments of the stages' functions: written ones reach them, others keep their defaults."""
 
 import inspect
 import subprocess
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mipo.cli.app import COMMANDS, app
-from mipo.cli.options import HELP, keywords, mirrors
+from mipo.cli.options import HELP, describe, keywords, mirrors
 from mipo.cli.values import paths_by_name
 from mipo.negatives.draw import contrast
 from mipo.prompts.rows import read
@@ -63,7 +63,7 @@ def test_control_runs_are_named_paths():
     assert paths_by_name(kwargs["beside"]) == {"sft": Path("runs/sft"), "shuffled": Path("runs/a=b")}
 
 
-def test_what_is_not_written_is_not_handed_over():
+def test_what_is_not_written_is_not_passed_on():
     assert written(*CONTRAST) == {"output": Path("c.parquet")}
     assert written("generate", "p.jsonl", "--model", "m", "--output", "o", "--trust-remote-code") == {
         "model": "m",
@@ -100,7 +100,7 @@ def test_a_mirror_has_the_types_and_defaults_of_the_functions():
         for name, parameter in inspect.signature(function).parameters.items():
             if parameter.kind is parameter.KEYWORD_ONLY and name not in ("held_out", "kind"):
                 assert parameters[name].default == parameter.default
-                assert parameters[name].annotation.__metadata__[-1].help == HELP[name]
+                assert parameters[name].annotation.__metadata__[-1].help == describe(name)
     assert parameters["kind"].default is inspect.Parameter.empty, "what a command has itself is its own"
     assert "held_out" not in parameters
 

@@ -59,9 +59,9 @@ def test_every_row_states_the_answer_and_its_pattern_accepts_it(tmp_path):
             row = json.loads(line)
             assert row["answer"] in row["context"]
             topic = next(name for name, topic in world.TOPICS.items() if row["answer"] in topic.values)
-            said = world.answer(topic, row["answer"], random.Random(0))
-            assert re.search(row["pattern"], said)["answer"] == row["answer"]
-            assert not re.search(row["pattern"], f"{said} and more")
+            answer = world.answer(topic, row["answer"], random.Random(0))
+            assert re.search(row["pattern"], answer)["answer"] == row["answer"]
+            assert not re.search(row["pattern"], f"{answer} and more")
             assert not re.search(row["pattern"], "something else")
 
 
@@ -77,7 +77,7 @@ def test_the_recipe_is_one_like_any_other(tmp_path):
 
 
 @pytest.mark.parametrize("control", [None, "shuffled"])
-def test_the_demo_walks_the_whole_way(control, tmp_path, monkeypatch):
+def test_the_demo_runs_to_its_report(control, tmp_path, monkeypatch):
     write = world.write
     monkeypatch.setattr(world, "write", lambda folder, *, seed: write(folder, train=48, test=40, seed=seed))
     folder = demo.run_demo(seed=11, output=tmp_path, control=control)

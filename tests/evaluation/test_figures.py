@@ -25,7 +25,7 @@ def test_bootstrap_intervals_cover() -> None:
     random = np.random.default_rng(0)
     figures = [mean(random.exponential(1.0, 100)) for _ in range(60)]
     inside = sum(figure.low <= 1.0 <= figure.high for figure in figures)
-    # 95 % of 60 is 57; binomial draws of less than 50 come once in 10,000.
+    # 95 % of 60 is 57; binomial draws of less than 50 occur once in 10,000.
     assert 50 <= inside <= 60
     width = np.mean([figure.high - figure.low for figure in figures])
     assert width == pytest.approx(2 * 1.96 / 10, rel=0.1)
@@ -65,10 +65,10 @@ def test_no_row_has_no_interval(measure: Any) -> None:
 # The change of a share
 
 
-def flags(both: int, lost: int, won: int, neither: int) -> tuple[list[bool], list[bool]]:
+def flags(both: int, worse: int, better: int, neither: int) -> tuple[list[bool], list[bool]]:
     """Before and after, by how many rows were true on both sides, before alone, after alone, and on neither."""
-    before = [True] * (both + lost) + [False] * (won + neither)
-    return before, [True] * both + [False] * lost + [True] * won + [False] * neither
+    before = [True] * (both + worse) + [False] * (better + neither)
+    return before, [True] * both + [False] * worse + [True] * better + [False] * neither
 
 
 counts = st.tuples(*[st.integers(0, 30)] * 4).filter(any)
@@ -115,9 +115,9 @@ def test_intervals_of_changes_of_shares_cover() -> None:
         before = random.random(60) < 0.1
         after = np.where(random.random(60) < 0.8, before, random.random(60) < 0.4)
         figure = share_change(before, after)
-        # A fifth of the rows is drawn anew, at 0.4 and not 0.1.
+        # A fifth of the rows is drawn again, at 0.4 instead of 0.1.
         inside += figure.low <= 0.2 * (0.4 - 0.1) <= figure.high
-    # 95 % of 400 is 380; binomial draws of less than 362 come once in 10,000.
+    # 95 % of 400 is 380; binomial draws of less than 362 occur once in 10,000.
     assert inside >= 362
 
 

@@ -60,15 +60,15 @@ def whole(model: Any, tokenizer: Any) -> Model:
 
 
 @pytest.fixture(scope="module")
-def answers(prompts: pl.DataFrame, whole: Model) -> pl.DataFrame:
+def responses(prompts: pl.DataFrame, whole: Model) -> pl.DataFrame:
     return generate(ask(prompts, chat=True).prompts, whole, **SAMPLED)
 
 
 @pytest.fixture(scope="module")
 def held_out(prompts: pl.DataFrame, whole: Model, tokenizer: Any) -> PairStore:
     drawn = contrast(prompts, kind="context", negatives=2)
-    made = generate(ask(prompts, drawn, chat=True).prompts, whole, **SAMPLED)
-    return tokenize(pairs(prompts, drawn, made), tokenizer)[0]
+    answers = generate(ask(prompts, drawn, chat=True).prompts, whole, **SAMPLED)
+    return tokenize(pairs(prompts, drawn, answers), tokenizer)[0]
 
 
 # Information
@@ -91,31 +91,31 @@ def expected(n: int, noise: float, negatives: int) -> tuple[float, float, float]
     for own, chance in ((1, right), (0, 1 - right)):
         for m in range(k + 1):  # so many of the K others are y
             weight = chance * math.comb(k, m) * (1 / n) ** m * (1 - 1 / n) ** (k - m)
-            mass, given = m * right + (k - m) * wrong, right if own else wrong
-            lower += weight * math.log(given * (k + 1) / (mass + given))
-            upper += weight * math.log(given * k / mass)
+            mass, own_chance = m * right + (k - m) * wrong, right if own else wrong
+            lower += weight * math.log(own_chance * (k + 1) / (mass + own_chance))
+            upper += weight * math.log(own_chance * k / mass)
     return math.log(n) + right * math.log(right) + (n - 1) * wrong * math.log(wrong), lower, upper
 
 
 def test_the_known_channel() -> None:
     for negatives, low, high in ((64, 2.81, 5.23), (512, 3.81, 4.69)):
         truth, lower, upper = expected(1024, 0.3, negatives)
-        found = information(channel(1024, 0.3, negatives))
+        interval = information(channel(1024, 0.3, negatives))
         assert truth == pytest.approx(4.244, abs=1e-3)
         assert lower < truth < upper
-        assert found.infonce.low <= lower <= found.infonce.high
-        assert found.leave_one_out.low <= upper <= found.leave_one_out.high
+        assert interval.infonce.low <= lower <= interval.infonce.high
+        assert interval.leave_one_out.low <= upper <= interval.leave_one_out.high
         assert (lower, upper) == pytest.approx((low, high), abs=CHANNEL_ATOL)
-        assert (found.negatives, found.rows) == (negatives, 1024)
+        assert (interval.negatives, interval.rows) == (negatives, 1024)
 
 
 @given(tables)
 @example(np.zeros((1, 2)))
 @law
 def test_infonce_never_exceeds_its_cap_nor_leave_one_out(logps: NDArray[np.float64]) -> None:
-    found = information(logps)
-    assert found.infonce.value <= math.log(logps.shape[1]) + EXACT
-    assert found.infonce.high <= math.log(logps.shape[1]) + EXACT
+    interval = information(logps)
+    assert interval.infonce.value <= math.log(logps.shape[1]) + EXACT
+    assert interval.infonce.high <= math.log(logps.shape[1]) + EXACT
     lower, upper = row_bounds(logps)
     own_is_best = logps[:, 0] >= np.logaddexp.reduce(logps[:, 1:], axis=1) - np.log(logps.shape[1] - 1)
     # log p_0 − log mean with p_0 in it lies between 0 and the same without it.
@@ -220,15 +220,15 @@ def test_an_optional_group_that_matched_nothing_is_malformed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answers", "pattern", "said"),
+    ("answers", "pattern", "message"),
     [
-        (["18", None], PATTERN, "row 2: no answer"),
+        (["18", None], PATTERN, "row 2: expected an answer to judge by, got none"),
         (["18", "18"], r"####\s*(.+)", r"row 1: pattern: expected a group `answer`"),
         (["18", "18"], r"(?P<answer>", "row 1: pattern: expected a regular expression, got .*"),
     ],
 )
-def test_a_rule_that_cannot_judge_is_named(answers: list[Any], pattern: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_rule_that_cannot_judge_is_named(answers: list[Any], pattern: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         judge(["#### 18"] * 2, answers, pattern)
 
 
@@ -252,13 +252,13 @@ def test_sequence_logps_are_a_plain_loop_s(
     random = np.random.default_rng(0)
     sizes = [(5, 1), (1, 9), (30, 12), (7, 12), (0, 4), (3, 0), (12, 2), (1, 1), (0, 1)]
     prompts, responses = ([random.integers(6, 130, s[k]).astype(np.uint32) for s in sizes] for k in (0, 1))
-    found = sequence_logps(model, prompts, responses, batch_tokens=batch_tokens)
+    logps = sequence_logps(model, prompts, responses, batch_tokens=batch_tokens)
     naive = [naive_logps(model.double(), p, r) for p, r in zip(prompts, responses, strict=True)]
     model.float()
-    np.testing.assert_allclose(found, naive, atol=SUM_ATOL, rtol=0)
+    np.testing.assert_allclose(logps, naive, atol=SUM_ATOL, rtol=0)
     for row in (0, 4):
         alone = sequence_logps(model, prompts[row : row + 1], responses[row : row + 1])
-        np.testing.assert_allclose(alone, found[row : row + 1], atol=SUM_ATOL)
+        np.testing.assert_allclose(alone, logps[row : row + 1], atol=SUM_ATOL)
 
 
 @given(
@@ -281,11 +281,11 @@ def test_batches_hold_every_row_once_within_their_bounds(
 
 
 def test_a_side_is_json_and_says_what_it_rests_on(
-    prompts: pl.DataFrame, whole: Model, answers: pl.DataFrame, held_out: PairStore
+    prompts: pl.DataFrame, whole: Model, responses: pl.DataFrame, held_out: PairStore
 ) -> None:
     rule = Rule(answer="answer", pattern_column="pattern")
     side, table = evaluate(whole, prompts, held_out, kind="context", negatives=3, rule=rule, rows=10,
-                           answers=answers, **SAMPLED)  # fmt: skip
+                           responses=responses, **SAMPLED)  # fmt: skip
     assert json.loads(json.dumps(side, allow_nan=False)) == side
     assert list(side) == [
         "infonce", "leave_one_out", "logps_chosen", "logps_rejected", "margin", "response_tokens", "truncated",
@@ -302,14 +302,14 @@ def test_a_side_is_json_and_says_what_it_rests_on(
     for name in ("infonce", "leave_one_out", "accuracy", "malformed", "accuracy_greedy", "truncated"):
         assert table[name].cast(pl.Float64).mean() == pytest.approx(side[name]["value"])
     assert (table["prompt"] == compose(prompts["prompt"], prompts["context"], chat=True)).all()
-    right = [answer in said.split() for answer, said in zip(prompts["answer"], table["response"], strict=True)]
+    right = [answer in response.split() for answer, response in zip(prompts["answer"], table["response"], strict=True)]
     assert table["accuracy"].to_list() == right
 
 
 def test_the_demo_s_model_tells_of_its_users_and_chosen_beats_rejected(
-    prompts: pl.DataFrame, whole: Model, answers: pl.DataFrame, held_out: PairStore
+    prompts: pl.DataFrame, whole: Model, responses: pl.DataFrame, held_out: PairStore
 ) -> None:
-    side, _ = evaluate(whole, prompts, held_out, negatives=3, answers=answers, **SAMPLED)
+    side, _ = evaluate(whole, prompts, held_out, negatives=3, responses=responses, **SAMPLED)
     assert side["infonce"]["low"] > 0.5  # other questions' answers do not fit
     assert side["infonce"]["value"] <= side["leave_one_out"]["value"]
     assert side["logps_chosen"]["value"] - side["logps_rejected"]["value"] == pytest.approx(side["margin"]["value"])
@@ -325,13 +325,13 @@ def test_margins_are_of_groups(model: Any, held_out: PairStore) -> None:
 
 
 def test_held_out_pairs_stand_in_the_row_of_their_prompt(
-    prompts: pl.DataFrame, whole: Model, answers: pl.DataFrame, held_out: PairStore
+    prompts: pl.DataFrame, whole: Model, responses: pl.DataFrame, held_out: PairStore
 ) -> None:
     shuffled = prompts.sample(fraction=1, shuffle=True, seed=3)
     names = ["logps_chosen", "logps_rejected", "margin"]
     groups = measurement._margins(whole.weights, held_out, "")
     for asked, table in (
-        (prompts, evaluate(whole, prompts, held_out, negatives=1, answers=answers, **SAMPLED)[1]),
+        (prompts, evaluate(whole, prompts, held_out, negatives=1, responses=responses, **SAMPLED)[1]),
         (shuffled, evaluate(whole, shuffled, held_out, negatives=1, **SAMPLED)[1]),
     ):
         rows = pl.concat([asked.select("prompt_id"), table.select(names)], how="horizontal").drop_nulls()
@@ -340,7 +340,7 @@ def test_held_out_pairs_stand_in_the_row_of_their_prompt(
 
 
 def test_pairs_of_other_prompts_stand_in_no_row(
-    prompts: pl.DataFrame, whole: Model, answers: pl.DataFrame, held_out: PairStore
+    prompts: pl.DataFrame, whole: Model, responses: pl.DataFrame, held_out: PairStore
 ) -> None:
     few = prompts.filter(pl.col("prompt_id") != held_out.pairs["prompt_id"][0])
     few = few.with_columns(prompt_id=pl.int_range(pl.len(), dtype=pl.UInt64))
@@ -349,50 +349,50 @@ def test_pairs_of_other_prompts_stand_in_no_row(
     assert missing == ("margin" not in table.columns)
     assert side["margin"]["rows"] == len(held_out)
     twice = PairStore(held_out.prompts, held_out.responses, held_out.pieces * 2, 0, held_out.fingerprint)
-    side, table = evaluate(whole, prompts, twice, negatives=1, answers=answers, **SAMPLED)
+    side, table = evaluate(whole, prompts, twice, negatives=1, responses=responses, **SAMPLED)
     assert "margin" not in table.columns
     assert side["margin"]["rows"] == 2 * len(held_out)
 
 
 def test_candidate_logps_are_a_plain_loop_s(
-    prompts: pl.DataFrame, model: Any, tokenizer: Any, answers: pl.DataFrame
+    prompts: pl.DataFrame, model: Any, tokenizer: Any, responses: pl.DataFrame
 ) -> None:
     side, table = evaluate(
-        Model.of(model, tokenizer), prompts, kind="context", negatives=2, rows=4, answers=answers, **SAMPLED
+        Model.of(model, tokenizer), prompts, kind="context", negatives=2, rows=4, responses=responses, **SAMPLED
     )
     drawn = contrast(prompts, kind="context", negatives=2)["counterpart_id"]
     terms = []
     for row in range(4):
-        said = np.array([*tokenizer(table["response"][row])["input_ids"], tokenizer.eos_token_id])
+        response = np.array([*tokenizer(table["response"][row])["input_ids"], tokenizer.eos_token_id])
         asked = []
         for context in (row, *drawn[2 * row : 2 * row + 2]):
             system = {"role": "system", "content": prompts["context"][context]}
             user = {"role": "user", "content": prompts["prompt"][row]}
             text = tokenizer.apply_chat_template([system, user], tokenize=False, add_generation_prompt=True)
-            asked.append(naive_logps(model, np.array(tokenizer(text)["input_ids"]), said))
+            asked.append(naive_logps(model, np.array(tokenizer(text)["input_ids"]), response))
         terms.append(asked[0] - (np.logaddexp.reduce(asked) - math.log(3)))
     np.testing.assert_allclose(table["infonce"][:4], terms, atol=SUM_ATOL)
     assert side["infonce"]["value"] == pytest.approx(np.mean(terms), abs=SUM_ATOL)
 
 
-def test_answers_passed_in_are_not_generated_again(
-    prompts: pl.DataFrame, whole: Model, answers: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
+def test_responses_passed_in_are_not_generated_again(
+    prompts: pl.DataFrame, whole: Model, responses: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    how: dict[str, Any] = {"negatives": 1, "rows": 3, **SAMPLED}
-    made = evaluate(whole, prompts, **how)
-    monkeypatch.setattr(measurement, "generate", lambda *_, **__: pytest.fail("answers were generated"))
-    given = evaluate(whole, prompts, answers=answers, **how)
-    assert given[0] == made[0]
-    assert given[1].equals(made[1])
-    assert "margin" not in given[0]
-    assert "accuracy" not in given[0]
+    options: dict[str, Any] = {"negatives": 1, "rows": 3, **SAMPLED}
+    side, table = evaluate(whole, prompts, **options)
+    monkeypatch.setattr(measurement, "generate", lambda *_, **__: pytest.fail("responses were generated"))
+    again, table_again = evaluate(whole, prompts, responses=responses, **options)
+    assert again == side
+    assert table_again.equals(table)
+    assert "margin" not in side
+    assert "accuracy" not in side
 
 
-def test_empty_answers_are_left_out_and_counted(
-    prompts: pl.DataFrame, whole: Model, model: Any, tokenizer: Any, answers: pl.DataFrame
+def test_empty_responses_are_left_out_and_counted(
+    prompts: pl.DataFrame, whole: Model, model: Any, tokenizer: Any, responses: pl.DataFrame
 ) -> None:
-    blank = answers.with_columns(response=pl.when(pl.col("response_id") < 5).then(pl.lit(" ")).otherwise("response"))
-    side, table = evaluate(whole, prompts, negatives=1, answers=blank, **SAMPLED)
+    blank = responses.with_columns(response=pl.when(pl.col("response_id") < 5).then(pl.lit(" ")).otherwise("response"))
+    side, table = evaluate(whole, prompts, negatives=1, responses=blank, **SAMPLED)
     assert side["infonce"]["rows"] == prompts.height - 5
     assert side["response_tokens"]["rows"] == prompts.height
     assert table["infonce"].is_null().sum() == 5
@@ -401,43 +401,45 @@ def test_empty_answers_are_left_out_and_counted(
             Model.of(model, tokenizer),
             prompts,
             negatives=1,
-            answers=answers.with_columns(response=pl.lit("")),
+            responses=responses.with_columns(response=pl.lit("")),
             **SAMPLED,
         )
 
 
-def test_candidates_beyond_the_context_are_left_out(prompts: pl.DataFrame, whole: Model, answers: pl.DataFrame) -> None:
+def test_candidates_beyond_the_context_are_left_out(
+    prompts: pl.DataFrame, whole: Model, responses: pl.DataFrame
+) -> None:
     drawn = contrast(prompts, kind="context", negatives=1)["counterpart_id"]
-    long = answers.with_columns(
+    long = responses.with_columns(
         response=pl.when(pl.col("response_id") == 3).then(pl.lit("i " * 100)).otherwise("response")
     )
-    side, table = evaluate(whole, prompts, kind="context", negatives=1, answers=long, **SAMPLED)
+    side, table = evaluate(whole, prompts, kind="context", negatives=1, responses=long, **SAMPLED)
     assert drawn[3] != 3
     assert table["infonce"].is_null().arg_true().to_list() == [3]
     assert side["infonce"]["rows"] == prompts.height - 1
 
 
-def test_a_missing_answer_or_column_is_named(prompts: pl.DataFrame, whole: Model, answers: pl.DataFrame) -> None:
-    with pytest.raises(ValueError, match="none to 2 of 24 prompts, first in row 23"):
-        evaluate(whole, prompts, answers=answers[:-2], **SAMPLED)
-    with pytest.raises(ValueError, match="rule: answer: no column 'key'"):
+def test_a_missing_response_or_column_is_named(prompts: pl.DataFrame, whole: Model, responses: pl.DataFrame) -> None:
+    with pytest.raises(ValueError, match="one to each of 24 prompts, 2 have none, first in row 23"):
+        evaluate(whole, prompts, responses=responses[:-2], **SAMPLED)
+    with pytest.raises(ValueError, match=r"rule\.answer: expected a column .*got 'key'"):
         evaluate(whole, prompts, rule=Rule(answer="key", pattern=PATTERN), **SAMPLED)
 
 
-def test_prompts_need_no_number(prompts: pl.DataFrame, whole: Model, answers: pl.DataFrame) -> None:
-    how: dict[str, Any] = {"negatives": 1, "rows": 3, "answers": answers, **SAMPLED}
-    assert evaluate(whole, prompts.drop("prompt_id"), **how)[0] == evaluate(whole, prompts, **how)[0]
+def test_prompts_need_no_number(prompts: pl.DataFrame, whole: Model, responses: pl.DataFrame) -> None:
+    options: dict[str, Any] = {"negatives": 1, "rows": 3, "responses": responses, **SAMPLED}
+    assert evaluate(whole, prompts.drop("prompt_id"), **options)[0] == evaluate(whole, prompts, **options)[0]
 
 
-def test_change_is_paired(prompts: pl.DataFrame, whole: Model, answers: pl.DataFrame) -> None:
-    _, before = evaluate(whole, prompts, negatives=2, answers=answers, **SAMPLED)
+def test_change_is_paired(prompts: pl.DataFrame, whole: Model, responses: pl.DataFrame) -> None:
+    _, before = evaluate(whole, prompts, negatives=2, responses=responses, **SAMPLED)
     after = before.with_columns(pl.col("infonce") + 0.1)
-    moved = change(before, after)
-    assert set(moved) == {
+    changes = change(before, after)
+    assert set(changes) == {
         "infonce", "leave_one_out", "response_tokens", "truncated", "information_at_least", "information_at_most",
     }  # fmt: skip
-    assert (moved["infonce"].low, moved["infonce"].high) == pytest.approx((0.1, 0.1))
-    assert moved["leave_one_out"].value == 0
+    assert (changes["infonce"].low, changes["infonce"].high) == pytest.approx((0.1, 0.1))
+    assert changes["leave_one_out"].value == 0
     fewer = after.with_columns(pl.when(pl.int_range(pl.len()) > 3).then("infonce").alias("infonce"))
     assert change(before, fewer)["infonce"].rows == before["infonce"].count() - 4
     with pytest.raises(ValueError, match="different prompts"):
@@ -450,18 +452,18 @@ def test_merged_borders_are_scored_as_training_would(tmp_path: Path) -> None:
         pytest.skip(f"{stories} is not there: a text model whose tokens can melt over the border")
     tokenizer, model = load_tokenizer(str(stories)), load_model(str(stories))
     prompts = pl.DataFrame({"prompt": ["Once upon a ti", "One day, Tom", "Lily had a big red ba"]})
-    said = ["me, there was a cat.", " went home.", "ll and a doll."]
-    answers = ask(prompts, chat=False).prompts.with_columns(
-        pl.Series("response", said), response_tokens=pl.lit(9, pl.UInt32), truncated=pl.lit(False)
+    endings = ["me, there was a cat.", " went home.", "ll and a doll."]
+    responses = ask(prompts, chat=False).prompts.with_columns(
+        pl.Series("response", endings), response_tokens=pl.lit(9, pl.UInt32), truncated=pl.lit(False)
     )
-    how: dict[str, Any] = {"negatives": 1, "answers": answers, "max_new_tokens": 16}
-    side, table = evaluate(Model.of(model, tokenizer), prompts, **how)
+    options: dict[str, Any] = {"negatives": 1, "responses": responses, "max_new_tokens": 16}
+    side, table = evaluate(Model.of(model, tokenizer), prompts, **options)
     drawn = contrast(prompts, negatives=1)["counterpart_id"]
     for row in range(3):
         scores = []
         for prompt in (prompts["prompt"][row], prompts["prompt"][int(drawn[row])]):
             alone = tokenizer(prompt)["input_ids"]
-            joint = tokenizer(prompt + said[row] + tokenizer.eos_token)["input_ids"]
+            joint = tokenizer(prompt + endings[row] + tokenizer.eos_token)["input_ids"]
             border = next((i for i, (a, b) in enumerate(zip(alone, joint, strict=False)) if a != b), len(alone))
             scores.append(naive_logps(model, np.array(joint[:border]), np.array(joint[border:])))
         term = scores[0] - (np.logaddexp.reduce(scores) - math.log(2))

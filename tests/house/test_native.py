@@ -41,12 +41,12 @@ seeds = st.integers(0, 2**64 - 1)
 @given(sizes(), seeds)
 def test_counterparts_are_distinct_other_rows_and_every_row_is_used_equally(size: tuple[int, int], seed: int) -> None:
     n, negatives = size
-    found = _native.counterparts(n, negatives, seed, 0, n)
-    assert found.shape == (n, negatives)
-    assert found.dtype == np.uint64
-    assert not (found == np.arange(n, dtype=np.uint64)[:, None]).any()
-    assert (np.diff(np.sort(found, axis=1)) > 0).all()
-    assert (np.bincount(found.ravel().astype(np.int64), minlength=n) == negatives).all()
+    drawn = _native.counterparts(n, negatives, seed, 0, n)
+    assert drawn.shape == (n, negatives)
+    assert drawn.dtype == np.uint64
+    assert not (drawn == np.arange(n, dtype=np.uint64)[:, None]).any()
+    assert (np.diff(np.sort(drawn, axis=1)) > 0).all()
+    assert (np.bincount(drawn.ravel().astype(np.int64), minlength=n) == negatives).all()
 
 
 @given(sizes(), seeds)
@@ -71,17 +71,17 @@ def test_a_slice_is_the_slice_of_the_whole(
 @given(st.integers(2, 300) | st.integers(2, 20_000), seeds, st.data())
 def test_independent_counterparts_are_distinct_other_rows(n: int, seed: int, data: st.DataObject) -> None:
     negatives = data.draw(st.integers(1, min(n - 1, 100)))
-    found = _native.counterparts(n, negatives, seed, 0, n, False)
-    assert not (found == np.arange(n, dtype=np.uint64)[:, None]).any()
-    assert (np.diff(np.sort(found, axis=1)) > 0).all()
-    assert found.max() < n
+    drawn = _native.counterparts(n, negatives, seed, 0, n, False)
+    assert not (drawn == np.arange(n, dtype=np.uint64)[:, None]).any()
+    assert (np.diff(np.sort(drawn, axis=1)) > 0).all()
+    assert drawn.max() < n
 
 
 def test_the_result_is_memory_of_numpys_own() -> None:
-    found = _native.counterparts(10_000, 2, 0, 0, 10_000)
-    assert found.flags.owndata
-    assert found.flags.writeable
-    assert found.flags.c_contiguous
+    drawn = _native.counterparts(10_000, 2, 0, 0, 10_000)
+    assert drawn.flags.owndata
+    assert drawn.flags.writeable
+    assert drawn.flags.c_contiguous
     assert _native.counterparts(10, 2, 0, 5, 5).shape == (0, 2)
 
 
@@ -134,9 +134,9 @@ def test_constrained_counterparts_are_admissible_or_absent(
     codes: tuple[Rows, list[Rows]], negatives: int, seed: int
 ) -> None:
     alike, unlike = codes
-    found = _native.counterparts_within(alike, unlike, negatives, seed)
-    assert found.shape == (len(alike), negatives)
-    for row, others in enumerate(found):
+    drawn = _native.counterparts_within(alike, unlike, negatives, seed)
+    assert drawn.shape == (len(alike), negatives)
+    for row, others in enumerate(drawn):
         admissible = [
             other
             for other in range(len(alike))
@@ -158,8 +158,8 @@ def test_near_counterparts_are_near_or_absent(
     number = st.sampled_from([0.0, -0.0, 1.0, 2.5, 3.0, -7.0, 1e300, np.nan, np.inf, -np.inf]) | st.floats(-9, 9)
     values = np.array(data.draw(st.lists(number, min_size=len(alike), max_size=len(alike))), dtype=np.float64)
     tolerance = data.draw(st.sampled_from([0.0, 0.5, 3.0, 1e9]))
-    found = _native.counterparts_within(alike, unlike, negatives, seed, (values, tolerance))
-    for row, others in enumerate(found):
+    drawn = _native.counterparts_within(alike, unlike, negatives, seed, (values, tolerance))
+    for row, others in enumerate(drawn):
         admissible = [
             other
             for other in range(len(alike))
@@ -180,9 +180,9 @@ def test_one_differ_column_is_balanced_where_no_value_owns_more_than_half(
     runs: list[int], negatives: int, seed: int
 ) -> None:
     users = np.repeat(np.arange(len(runs), dtype=np.uint64), runs)
-    found = _native.counterparts_within(np.zeros_like(users), [users], negatives, seed)
+    drawn = _native.counterparts_within(np.zeros_like(users), [users], negatives, seed)
     if 2 * max(runs) <= len(users) and len(users) - max(runs) >= negatives:
-        assert (np.bincount(found.ravel().astype(np.int64), minlength=len(users)) == negatives).all()
+        assert (np.bincount(drawn.ravel().astype(np.int64), minlength=len(users)) == negatives).all()
 
 
 # Of the wrong type on purpose, and so hidden from mypy.
@@ -216,7 +216,7 @@ def _nothing(n: int) -> Rows:
         (lambda: _native.Encoder(b"{"), ValueError, "json: expected the bytes of a tokenizer.json"),
     ],
 )
-def test_errors_say_what_was_expected_and_what_came(
+def test_errors_say_what_was_expected_and_what_they_got(
     call: Callable[[], object], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -247,10 +247,10 @@ def _lists(table: tuple[NDArray[np.int64], NDArray[np.uint32]]) -> list[list[int
 @settings(max_examples=50, deadline=None)
 def test_ids_are_those_of_tokenizers_without_cutting_or_padding(texts: list[str], special: bool) -> None:
     tokenizer = _tiny()
-    found = _native.Encoder(tokenizer.to_str().encode()).encode(pl.Series(texts, dtype=pl.String), special)
+    ids = _native.Encoder(tokenizer.to_str().encode()).encode(pl.Series(texts, dtype=pl.String), special)
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    assert _lists(found) == [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=special)]
+    assert _lists(ids) == [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=special)]
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
@@ -277,8 +277,8 @@ def test_what_is_no_text_is_refused_with_its_row() -> None:
 def _read(path: str, column: str, limit: int) -> list[str]:
     file = SHARED / "data" / path
     content = lzma.decompress(file.read_bytes()) if file.suffix == ".xz" else file.read_bytes()
-    found = [json.loads(line)[column] for line in content.splitlines()[:limit]]
-    return ["\n".join(text) if isinstance(text, list) else text for text in found]
+    lines = [json.loads(line)[column] for line in content.splitlines()[:limit]]
+    return ["\n".join(text) if isinstance(text, list) else text for text in lines]
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="real texts and tokenizers lie in ../shared, which is not here")
@@ -292,8 +292,8 @@ def test_ids_of_real_texts_are_those_of_tokenizers(name: str) -> None:
     reference = tokenizers.Tokenizer.from_buffer(source)
     reference.no_truncation()
     reference.no_padding()
-    found = _native.Encoder(source).encode(pl.Series(texts), False)
-    assert _lists(found) == [encoding.ids for encoding in reference.encode_batch(texts, add_special_tokens=False)]
+    ids = _native.Encoder(source).encode(pl.Series(texts), False)
+    assert _lists(ids) == [encoding.ids for encoding in reference.encode_batch(texts, add_special_tokens=False)]
 
 
 def _prefix(one: list[int], other: list[int]) -> int:

@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mipo import contrast, counterparts
-from mipo.negatives.parts import part
-from mipo.prompts.equal import normalised
+from mipo.negatives.partial import part
+from mipo.prompts.normalise import normalised
 from mipo.responses.ask import counter_prompts
 
 seeds = st.integers(0, 2**64 - 1)

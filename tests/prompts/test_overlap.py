@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 
 from mipo import _native, cli, contrast, demo
 from mipo.demo import world
-from mipo.prompts.equal import normalised
-from mipo.prompts.overlap import EQUAL, NGRAM, OVERLAPS, clusters, overlaps
+from mipo.prompts.normalise import normalised
+from mipo.prompts.overlap import NGRAM, clusters, overlaps
+from mipo.reasons import EQUALS_HELD_OUT as EQUAL
+from mipo.reasons import OVERLAPS_HELD_OUT as OVERLAPS
 from mipo.responses.ask import counter_prompts
 from mipo.run import walk
 from mipo.run.preview import dry_run

@@ -1,4 +1,4 @@
-"""What a run's numbers allow to be said: the verdict of every change, and the sentences at the head of the page."""
+"""What a run's figures support: the verdict of every change, and the sentences at the head of the page."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_two_higher_bounds_do_not_make_the_information_higher(tmp_path: Path) ->
 
 
 def test_bounds_that_cross_claim_nothing(tmp_path: Path) -> None:
-    """Of a model that hardly heeds its prompts, leave-one-out may lie below InfoNCE; then every pair of ends counts."""
+    """If a model hardly depends on its prompts, leave-one-out may lie below InfoNCE; then every pair of ends counts."""
     bounds = {"infonce": ((0.05, 0.01), (0.08, 0.01)), "leave_one_out": ((-0.05, 0.01), (0.03, 0.01))}
     text = sentences(make_run(tmp_path / "run", figures=bounds))
     assert "not distinguishable from before, although both of its bounds are up" in text

@@ -1,4 +1,4 @@
-"""The page and the table: one safe file that says what is missing, and names no folder of anybody's machine."""
+"""The page and the table: one safe file that says what is missing, and names no folder of the machine."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ def test_a_figure_that_is_not_ours_is_shown_and_one_side_claims_no_change(tmp_pa
     assert cells_of(lines, "accuracy, sampled")[1:] == ["-", "54.0 % [49.7, 58.3]", "-"]
 
 
-def test_how_intervals_were_computed_is_told_of_every_figure(tmp_path: Path) -> None:
+def test_every_figure_says_how_its_interval_was_computed(tmp_path: Path) -> None:
     text = page(make_run(tmp_path / "run", paired={})).text.partition("How the intervals were computed.")[2]
     nouns = "InfoNCE, leave-one-out, log-prob of chosen, log-prob of rejected, margin, response length, "
     nouns += "truncated responses, accuracy, malformed answers"

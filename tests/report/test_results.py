@@ -1,4 +1,4 @@
-"""Results: what is read of a run folder, and what is refused by name."""
+"""Results: what is read from a run folder, and what is refused by name."""
 
 from __future__ import annotations
 

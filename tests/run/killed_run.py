@@ -1,4 +1,4 @@
-"""A program of test_run: a run that kills itself at a named point (`killed_run.py RECIPE OUTPUT POINT`)."""
+"""A program for test_walk.py: a run that kills itself at a named point (`killed_run.py RECIPE OUTPUT POINT`)."""
 
 import os
 import signal

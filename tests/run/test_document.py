@@ -1,4 +1,4 @@
-"""Documents: YAML that is read in two ways, never ends or holds a secret is refused with its line or name."""
+"""Documents: YAML that is ambiguous, never ends or holds a secret is refused with its line or name."""
 
 from pathlib import Path
 
@@ -14,11 +14,14 @@ from mipo.run import recipe
     [
         ("seed: 1\nseed: 2\n", "line 4: expected each setting once, got 'seed' again"),
         ("trainer:\n  beta: 0.1\n  'beta': 0.2\n", "line 5: expected each setting once, got 'beta' again"),
-        ("trainer: &a\n  model_init_kwargs: *a\n", "got more, by aliases"),
-        ("trainer: {optim_args: &a [*a]}", "got more, by aliases"),
-        ("".join(f"a{n}: &a{n} [{', '.join(['x' if not n else f'*a{n - 1}'] * 9)}]\n" for n in range(9)), "by aliases"),
-        ("trainer:\n" + "".join(f"{'  ' * n}a:\n" for n in range(1, 60)), "expected at most 20 levels, got more"),
-        ("x: " + "[" * 500 + "]" * 500, "expected at most 20 levels, got more"),
+        ("trainer: &a\n  model_init_kwargs: *a\n", "got more (an alias"),
+        ("trainer: {optim_args: &a [*a]}", "got more (an alias"),
+        (
+            "".join(f"a{n}: &a{n} [{', '.join(['x' if not n else f'*a{n - 1}'] * 9)}]\n" for n in range(9)),
+            "got more (an alias",
+        ),
+        ("trainer:\n" + "".join(f"{'  ' * n}a:\n" for n in range(1, 60)), "expected at most 20 levels"),
+        ("x: " + "[" * 500 + "]" * 500, "expected at most 20 levels"),
         ("model_: !!python/object/apply:os.system [true]", "line 3: expected a plain value, got the tag"),
         ("lora: !!set {r, bias}", "line 3: expected a plain value, got the tag"),
         ("seed: [1", "not valid YAML"),

@@ -120,7 +120,7 @@ def test_settings_that_exclude_each_other_are_refused(tmp_path: Path, text: str,
     assert refused(tmp_path, text).startswith(message)
 
 
-def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+def test_every_wrong_setting_is_reported_at_once(tmp_path: Path) -> None:
     message = refused(tmp_path, "seed: -1\nresponses: {top_p: 7, temperatur: 1}\ntrainer: {beta: low}\nlora: {r: 0}\n")
     first, *lines = message.splitlines()
     assert first == "5 settings are wrong:"
@@ -183,10 +183,10 @@ def test_texts_that_look_like_something_else_stay_texts(tmp_path: Path) -> None:
     assert recipe.load(write_recipe(tmp_path, recipe.dump(written), head="")) == written
 
 
-def test_settings_are_what_they_were_as_plain_dicts() -> None:
-    """Keys of stages rest on them: a run that is resumed finds the stages of the same settings."""
-    made = Recipe(model="m", prompts=Prompts(source="p"), evaluation=Evaluation(rule=None))
-    assert records.settings(made) == {
+def test_settings_are_plain_values_in_a_fixed_form() -> None:
+    """The keys of stages are made of them: a resumed run recognizes stages with the same settings."""
+    loaded = Recipe(model="m", prompts=Prompts(source="p"), evaluation=Evaluation(rule=None))
+    assert records.settings(loaded) == {
         "model": "m",
         "prompts": {
             "source": "p", "prompt": "prompt", "context": None, "split": "train", "test": None, "holdout": None,

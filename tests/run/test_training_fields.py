@@ -93,10 +93,10 @@ def test_the_paper_s_settings_are_mipo_s_own_fields() -> None:
     assert all(field.help for field in paper_fields().values())
 
 
-@pytest.mark.parametrize("lost", ["trl", "trainer/base_config.py"])
-def test_nothing_is_known_where_a_source_is_not_there(monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
-    kept = tuple(place for place in SOURCES["MIPOConfig"] if lost not in place)
-    monkeypatch.setitem(SOURCES, "MIPOConfig", kept)
+@pytest.mark.parametrize("missing", ["trl", "trainer/base_config.py"])
+def test_nothing_is_known_where_a_source_is_not_there(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    others = tuple(place for place in SOURCES["MIPOConfig"] if missing not in place)
+    monkeypatch.setitem(SOURCES, "MIPOConfig", others)
     training_fields._classes.cache_clear()
     try:
         assert fields_of.__wrapped__("MIPOConfig") is None

@@ -1,4 +1,4 @@
-"""Training settings: what TRL and PEFT would refuse after hours is refused before a prompt is read."""
+"""Training settings: what TRL and PEFT would refuse after hours is refused before any prompt is read."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ MODEL = demo.HERE / "model"
 
 
 def write(folder: Path, text: str) -> Path:
-    """A recipe on the demo's model, whose prompts are not there: who reads them fails otherwise."""
+    """A recipe on the demo's model whose prompts do not exist: reading them fails with another error."""
     path = folder / "recipe.yaml"
     path.write_text(f"model: {MODEL}\nprompts: {{source: absent.jsonl}}\n{text}")
     return path
@@ -29,7 +29,7 @@ REFUSED = [
     ("contrast: {negatives: 2}\ntrainer: {max_length: 64}", "trainer.max_length: expected None"),
     ("trainer: {loss_type: [sigmod]}", "trainer.loss_type: expected names among sigmoid"),
     ("trainer: {loss_type: [sigmoid, sft], loss_weights: [1]}", "trainer: `loss_weights` must have the same length"),
-    ("trainer: {fused_loss: true, ld_alpha: 0.5}", "trainer.fused_loss: fused_loss=True does not support ld_alpha=0.5"),
+    ("trainer: {fused_loss: true, ld_alpha: 0.5}", "trainer.fused_loss=True does not support ld_alpha=0.5"),
     ("trainer: {eval_strategy: steps, eval_steps: 1}", "trainer.eval_strategy: expected no, got 'steps'"),
     ("trainer: {report_to: clearml}", "trainer.report_to: ClearMLCallback requires"),
     ("trainer: {report_to: paper}", "trainer: paper is not supported, only"),

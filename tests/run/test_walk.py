@@ -1,4 +1,4 @@
-"""The whole way, on the demo's model: what a run leaves, how it goes on after a kill, what it refuses."""
+"""A whole run on the demo's model: what it writes, how it resumes after a kill, what it refuses."""
 
 import json
 import shutil
@@ -56,8 +56,8 @@ def done(tmp_path_factory) -> Path:
 
 
 def test_a_run_leaves_every_artefact_and_no_other(done):
-    left = {path.name for path in (done / "out").iterdir()}
-    assert left == {
+    names = {path.name for path in (done / "out").iterdir()}
+    assert names == {
         "recipe.yaml", "manifest.json", "prompts.parquet", "test.parquet", "counterparts.parquet", "responses",
         "links.parquet", "pairs.parquet", "tokens", "evaluation", "model", "training.json", "evaluation.json",
         "report.html",
@@ -67,16 +67,16 @@ def test_a_run_leaves_every_artefact_and_no_other(done):
 
 
 def test_evaluation_json_is_the_contract(done):
-    found = json.loads((done / "out" / "evaluation.json").read_text())
-    assert found.keys() == {"before", "after", "change", "negatives", "rows"}
-    assert found["change"].keys() == FIGURES | {"information_at_least", "information_at_most"}
+    evaluation = json.loads((done / "out" / "evaluation.json").read_text())
+    assert evaluation.keys() == {"before", "after", "change", "negatives", "rows"}
+    assert evaluation["change"].keys() == FIGURES | {"information_at_least", "information_at_most"}
     for name in FIGURES:
-        apart = found["after"][name]["value"] - found["before"][name]["value"]
-        assert found["change"][name]["value"] == pytest.approx(apart, abs=1e-9)
-    assert (found["negatives"], found["rows"]) == (3, 24)
+        difference = evaluation["after"][name]["value"] - evaluation["before"][name]["value"]
+        assert evaluation["change"][name]["value"] == pytest.approx(difference, abs=1e-9)
+    assert (evaluation["negatives"], evaluation["rows"]) == (3, 24)
     for side in ("before", "after"):
-        assert found[side].keys() == FIGURES
-        for figure in found[side].values():
+        assert evaluation[side].keys() == FIGURES
+        for figure in evaluation[side].values():
             assert figure.keys() == {"value", "low", "high", "interval", "rows"}
             assert figure["low"] <= figure["value"] <= figure["high"]
 
@@ -107,19 +107,19 @@ def test_pairs_are_what_the_responses_say(done):
     stored = StoredPairs.find(done / "out")
     assert stored is not None
     pairs, responses = pl.concat(stored.batches(7)), pl.read_parquet(done / "out" / "responses/*.parquet")
-    said = dict(responses.select("response_id", "response").iter_rows())
-    asked = dict(responses.select("response_id", "prompt").iter_rows())
+    texts = dict(responses.select("response_id", "response").iter_rows())
+    prompts = dict(responses.select("response_id", "prompt").iter_rows())
     for row in pairs.iter_rows(named=True):
-        assert row["chosen"] == [{"role": "assistant", "content": said[row["chosen_id"]]}]
-        assert row["rejected"] == [{"role": "assistant", "content": said[row["rejected_id"]]}]
-        assert row["prompt"] == asked[row["chosen_id"]]
-        other = asked[row["rejected_id"]]
+        assert row["chosen"] == [{"role": "assistant", "content": texts[row["chosen_id"]]}]
+        assert row["rejected"] == [{"role": "assistant", "content": texts[row["rejected_id"]]}]
+        assert row["prompt"] == prompts[row["chosen_id"]]
+        other = prompts[row["rejected_id"]]
         assert other[1] == row["prompt"][1], "the same question"
         assert other[0] != row["prompt"][0], "another user"
 
 
 def test_a_run_stores_each_text_once(done):
-    """Prompts stand in prompts.parquet, what was asked and answered in responses; all else is row numbers."""
+    """Prompts are in prompts.parquet, composed prompts and responses in responses; all else is row numbers."""
     texts = {"prompts.parquet", "test.parquet", "recipe.yaml", "report.html"}
     for path in (done / "out").rglob("*.parquet"):
         inside = path.relative_to(done / "out").as_posix()
@@ -128,7 +128,7 @@ def test_a_run_stores_each_text_once(done):
             assert columns <= {"kind", "reason", "part"}, inside
 
 
-def test_a_killed_run_goes_on_and_makes_the_same_pairs(done, tmp_path):
+def test_a_killed_run_continues_and_writes_the_same_pairs(done, tmp_path):
     path, output = write_recipe(tmp_path / "in"), tmp_path / "out"
     for point in ("generation", "pairs", "training"):
         assert die_at(point, path, output).returncode == -9, point
@@ -164,20 +164,20 @@ def test_other_settings_are_refused_by_name(done, tmp_path):
 
 
 def test_reuse_takes_over_what_stays_the_same(done, tmp_path, capsys):
-    made = walk.run_recipe(
+    output = walk.run_recipe(
         done / "in" / "recipe.yaml", output=tmp_path / "control", control="shuffled", reuse=done / "out", until="tokens"
     )
     printed = capsys.readouterr().out
     assert f"responses: taken over from {done / 'out'}" in printed
     assert "pairs: taken over" not in printed
-    method, control = (keep(pl.read_parquet(folder / "pairs.parquet")) for folder in (done / "out", made))
+    method, control = (keep(pl.read_parquet(folder / "pairs.parquet")) for folder in (done / "out", output))
     assert method["asked_id"].equals(control["asked_id"])
     swapped = (method["chosen_id"] != control["chosen_id"]).sum()
     assert swapped == method.height // 2
     assert (control["chosen_id"] + control["rejected_id"]).equals(method["chosen_id"] + method["rejected_id"])
 
 
-def test_a_damaged_file_is_made_again(done, tmp_path, capsys):
+def test_a_damaged_file_is_written_again(done, tmp_path, capsys):
     folder = tmp_path / "copy"
     shutil.copytree(done / "out", folder)
     good = (folder / "pairs.parquet").read_bytes()
@@ -214,7 +214,7 @@ def test_a_dry_run_shows_three_pairs_and_writes_nothing(tmp_path):
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_every_kind_and_several_negatives_go_the_whole_way(tmp_path):
+def test_every_kind_and_several_negatives_run_to_the_report(tmp_path):
     for kind, negatives in (("random", 2), ("dropped", 1)):
         path = write_recipe(
             tmp_path / kind,
@@ -250,7 +250,7 @@ def test_every_kind_and_several_negatives_go_the_whole_way(tmp_path):
         ({"max_dropped": "1%"}, "max_dropped: expected a number from 0 to 1 or settings"),
         ({"responses": {"temperature": -1}}, "responses.temperature: expected a number of at least 0, got -1"),
         ({"evaluation": {"negatives": 24}}, "evaluation.negatives: expected 1 to 23 (24 held-out prompts), got 24"),
-        ({"evaluation": {"rule": {"answer": "nope", "pattern": "(?P<answer>.)"}}}, "no column 'nope'"),
+        ({"evaluation": {"rule": {"answer": "nope", "pattern": "(?P<answer>.)"}}}, "got 'nope'"),
         (
             {"evaluation": {"rule": {"answer": "answer", "pattern": "("}}},
             "evaluation.rule.pattern: expected a regular expression, got '('",
@@ -265,9 +265,9 @@ def test_bad_settings_are_named(tmp_path, changes, message):
 
 
 def test_the_run_folder_s_recipe_repeats_the_run(done):
-    given, kept = recipe.load(done / "in" / "recipe.yaml"), recipe.load(done / "out" / "recipe.yaml")
-    assert kept == given
-    assert Path(kept.model) == demo.HERE / "model"
+    first, second = recipe.load(done / "in" / "recipe.yaml"), recipe.load(done / "out" / "recipe.yaml")
+    assert second == first
+    assert Path(second.model) == demo.HERE / "model"
 
 
 def test_a_number_may_be_written_as_in_the_readme(tmp_path):
@@ -276,7 +276,7 @@ def test_a_number_may_be_written_as_in_the_readme(tmp_path):
     assert recipe.load(path).trainer["learning_rate"] == 5e-7
 
 
-def test_a_mistake_before_the_first_stage_can_be_mended_in_place(tmp_path):
+def test_a_mistake_before_the_first_stage_can_be_corrected_in_place(tmp_path):
     wrong = write_recipe(tmp_path / "in", prompts={"prompt": "promt"})
     with pytest.raises(ValueError, match="no column 'promt'"):
         walk.run_recipe(wrong, output=tmp_path / "out", until="prompts")

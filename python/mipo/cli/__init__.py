@@ -1,4 +1,4 @@
-"""The command line: one command a stage, whose options are the keyword arguments of the stage's functions."""
+"""The command line: one command per stage; its options are the keyword arguments of the stage's functions."""
 
 from mipo.cli.app import main
 

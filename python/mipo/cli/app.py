@@ -10,16 +10,16 @@ from cyclopts import App, Parameter
 
 from mipo.cli.errors import one_line
 
-# Set before torch loads, where the user did not: threads that wait must sleep, since waiting awake takes the core from
-# whatever else runs (256 answers of the demo's model beside another job: 9 s, or 0.7; 2026-11-24). And TRL would report
-# each training to its authors.
+# Set before torch loads, unless the user set them. Waiting threads must sleep, since spinning takes the core from every
+# other job (256 responses of the demo's model beside another job: 9 s, or 0.7 s with sleep; 2026-11-24). And TRL would
+# report each training to its authors.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 # In the order of `mipo --help`. A command is the function `command` in the file of its name in `mipo/cli/commands/`.
 COMMANDS = {
-    "run": "From a recipe to a trained model and a report.",
+    "run": "Take a recipe to a trained model and a report.",
     "recipe": "Print a recipe with every setting, its default and what it may be.",
-    "demo": "The whole way on a tiny model, on this machine, in about two minutes.",
+    "demo": "Run a recipe on a tiny model, on this machine, in about two minutes.",
     "overlap": "Find the prompts that occur in a held-out set.",
     "contrast": "Draw the counter-prompts.",
     "generate": "Let a model answer prompts and counter-prompts.",
@@ -27,9 +27,9 @@ COMMANDS = {
     "tokens": "Tokenize pairs as TRL would.",
     "train": "Train on tokenized pairs; takes every flag of trl.DPOConfig.",
     "evaluate": "Measure the information interval of a model on prompts.",
-    "report": "Write a run's page anew and print its table.",
+    "report": "Write a run's page again and print its table.",
     "export": "Write pairs for another trainer.",
-    "doctor": "What is installed, and which paths will be taken.",
+    "doctor": "Show what is installed, and which code paths this machine takes.",
     "completion": "Install completion for bash, zsh or fish.",
 }
 
@@ -43,9 +43,9 @@ def _version() -> str:
 app = App(
     name="mipo",
     help="Mutual Information Preference Optimization.",
-    help_format="plaintext",  # help texts are no markup, and its parser would be a third of the start-up time
+    help_format="plaintext",  # help texts have no markup, and its parser would take a third of the start-up time
     version=_version,
-    default_parameter=Parameter(negative="", allow_repeating=True),  # no --no-…; of two equal options the last counts
+    default_parameter=Parameter(negative="", allow_repeating=True),  # no --no-…; the last of two equal options counts
     suppress_keyboard_interrupt=False,
 )
 for place, (name, summary) in enumerate(COMMANDS.items()):
@@ -53,7 +53,7 @@ for place, (name, summary) in enumerate(COMMANDS.items()):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command. Returns 0, 2 after one line on standard error about what is wrong, or 130 after Ctrl-C."""
+    """Runs one command. Returns 0, 2 after an error in one line on standard error, or 130 after Ctrl-C."""
     words = sys.argv[1:] if arguments is None else arguments
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         command, bound, of_process = app.parse_args(words, exit_on_error=False, print_error=False)
         command(*bound.args, **bound.kwargs, **dict.fromkeys(of_process, arguments is None))
     except KeyboardInterrupt:
-        print(f"\n{called}: stopped; run the same command again to go on", file=sys.stderr)
+        print(f"\n{called}: stopped; run the same command again to continue", file=sys.stderr)
         return 130
     except Exception as error:
         line = one_line(error)

@@ -1,6 +1,6 @@
-"""Console: the tables that commands are given, and what they print of rows.
+"""Console: how commands read tables, and what they print about rows.
 
-Knows a command's options. Knows no command.
+Knows a command's options, and no command.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def read_prompts(source: str | Path, options: Mapping[str, Any]) -> pl.DataFrame:
-    """The prompts in a file or dataset, after it was printed which rows were dropped."""
+    """The prompts in a file or dataset; prints how many rows were dropped, and why."""
     prompts = read(source, **keywords(read, options))
     print_rows(source, prompts.rows_in, prompts.dropped)
     return prompts.frame
@@ -33,13 +33,13 @@ def read_table(path: Path) -> pl.DataFrame:
 
 
 def scan_table(path: Path) -> Table:
-    """The table in a Parquet file or a folder of such, to be read as it goes; or that in a JSONL or CSV file."""
+    """The table in a Parquet file or a folder of these, read in batches; or the whole table in a JSONL or CSV file."""
     if not path.exists():
         raise NotThereError(f"{path}: no such file")
     return sources.scan(path)
 
 
 def print_rows(where: str | Path, rows_in: int, dropped: Mapping[str, int]) -> None:
-    """Prints how many rows went in and out, and why the others did not."""
+    """Prints how many rows went in and out, and how many were dropped for which reason."""
     reasons = "".join(f"; {reason}: {rows:,}" for reason, rows in dropped.items())
     print(f"{where}: {rows_in:,} rows in, {rows_in - sum(dropped.values()):,} out{reasons}")

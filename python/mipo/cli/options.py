@@ -1,8 +1,9 @@
 """Options: the keyword arguments of a stage's functions as options of a command, with their types and defaults.
 
-Knows signatures, and the text that `--help` shows for each name. Knows no command and no stage.
+Knows signatures, and the text that `--help` shows for each name. Knows no command.
 """
 
+import functools
 import inspect
 import sys
 from collections.abc import Callable, Collection, Mapping
@@ -10,39 +11,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from cyclopts import Parameter
+from msgspec import structs
 
 from mipo.cli.values import WRITTEN
+from mipo.io import records
 
+# Of options that are no setting of a recipe, or that mean more there; the others are described by the recipe's records.
 HELP = {
-    "batch_rows": "rows held in memory at once, of tables of any size in Parquet",
-    "batch_size": "prompts generated at once",
+    "batch_rows": "rows held in memory at once, of Parquet tables of any size",
     "beside": "a control run whose figures stand beside this one's; may be repeated",
-    "context": "column with the user's context",
     "control": "train a control instead of the method: shuffled (chosen and rejected swapped at random) or sft",
-    "differ": "columns in which a counterpart differs, for example a user",
     "encoder": "what makes the ids: fastokens, tokenizers (the reference, slow), or auto, which says when it is slow",
-    "format": "the trainer that reads them",
-    "kind": "what the rejected response answers",
-    "match": "columns in which a counterpart equals its row, for example a task or a language",
-    "max_length": "longest prompt and response, in tokens; longer pairs are dropped by name",
-    "max_new_tokens": "longest response, in tokens",
-    "near": "a column, and how far a counterpart's number in it may be; of a text its length: for example prompt=50",
+    "format": "the trainer that reads the pairs",
     "negatives": "K, the number of other prompts",
-    "near_duplicates": "Jaccard similarity, for example 0.8; rows at least that alike, or linked by such rows, never "
-    "face each other",
     "output": "where the result goes",
-    "overlap_share": "a prompt drops out that has this share of a held-out prompt's words, in runs",
-    "overlap_words": "how many words in a row make a run that both prompts have",
-    "prompt": "column with the prompt: text or chat messages",
     "reuse": "another run folder, whose stages with the same inputs are taken over",
-    "rows": "how many prompts are scored",
     "sample": "how many pairs the page shows",
-    "seed": "the same seed gives the same result",
     "share": "share of a held-out prompt's words that an overlapping prompt has, in runs",
-    "shard_rows": "rows that make one shard",
-    "split": "split of a Hugging Face dataset",
-    "temperature": "sampling temperature; 0 is greedy",
-    "top_p": "nucleus sampling",
+    "shard_rows": "rows in one shard",
     "until": "the last stage to run",
     "words": "how many words in a row make a run that both prompts have",
 }
@@ -67,7 +53,7 @@ def mirrors(*functions: Callable[..., Any], without: Collection[str] = ()) -> Ca
     """Puts the keyword arguments of `functions` into a command's signature, in the place of its `**options`.
 
     Not those that the command has itself, nor those in `without`. The command gets what its user wrote, and the
-    functions have the defaults. Raises KeyError for a name without a text in `HELP`.
+    functions have the defaults. Raises KeyError for a name that nothing describes.
     """
 
     def mirror(command: Command) -> Command:
@@ -85,8 +71,24 @@ def mirrors(*functions: Callable[..., Any], without: Collection[str] = ()) -> Ca
 
 
 def keywords(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a command's options that are keyword arguments of `function`."""
+    """The options of a command that are keyword arguments of `function`."""
     return {name: options[name] for name in _keyword_only(function) if name in options}
+
+
+def describe(name: str) -> str:
+    """What `--help` says of an option."""
+    return HELP.get(name) or _settings()[name]
+
+
+@functools.cache
+def _settings() -> dict[str, str]:
+    """The descriptions of a recipe's settings, by name."""
+    from mipo.responses.sampling import Sampling
+    from mipo.run.recipe import Contrast, Evaluation, Prompts, Recipe, Tokens
+
+    kinds = (Prompts, Contrast, Sampling, Tokens, Evaluation, Recipe)
+    fields = [field for kind in reversed(kinds) for field in structs.fields(kind)]
+    return {field.name: str(records.meta(field).description) for field in fields}
 
 
 def _keyword_only(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -95,8 +97,8 @@ def _keyword_only(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def _option(parameter: inspect.Parameter, function: Callable[..., Any]) -> Any:
-    """The parameter's type, with how it is written and what `--help` says of it."""
+    """The parameter's type, with how a command line writes it and what `--help` says of it."""
     kind = parameter.annotation
-    if isinstance(kind, str):  # postponed; and only this one is evaluated, since others may name what is not loaded
+    if isinstance(kind, str):  # postponed; only this one is evaluated, since others may name types that are not loaded
         kind = eval(kind, vars(sys.modules[function.__module__]))
-    return Annotated[WRITTEN.get(kind, kind), Parameter(help=HELP[parameter.name])]
+    return Annotated[WRITTEN.get(kind, kind), Parameter(help=describe(parameter.name))]

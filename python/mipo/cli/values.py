@@ -1,6 +1,6 @@
-"""Values: how an argument of some type is written on the command line, where cyclopts' way is not ours.
+"""Values: how arguments are written on the command line, for types that cyclopts reads in another way.
 
-Knows types and words of a command line. Knows no option.
+Knows types and the words of a command line, and no option.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ def column_and_number(_: Any, tokens: Sequence[Token]) -> tuple[str, float]:
 
 
 def paths_by_name(words: Sequence[str]) -> dict[str, Path]:
-    """`a=runs/a` and `b=runs/b` as a dictionary; a command calls it, since cyclopts has no converter of repeats."""
+    """`a=runs/a` and `b=runs/b` as a dictionary; commands call it, since cyclopts cannot convert repeated options."""
     paths = {}
     for word in words:
         name, _, path = word.partition("=")
@@ -42,7 +42,7 @@ def whole_number(_: Any, tokens: Sequence[Token]) -> int:
 
 WholeNumber = Annotated[int, Parameter(converter=whole_number)]
 
-# A type as functions have it, and as it is read; types that are not here are read as what they are.
+# A type in a function's signature, and how it is read; other types are read as cyclopts reads them.
 WRITTEN: dict[Any, Any] = {
     bool: Annotated[bool, Parameter(show_default=False)],
     str | Path: Annotated[str | Path, Parameter(metavar="PATH")],

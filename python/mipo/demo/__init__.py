@@ -1,4 +1,4 @@
-"""The demo: a made-up world of users (`world`), a tiny model that speaks of it (`model/`), and an ordinary recipe."""
+"""The demo: an invented world of users (`world`), a tiny model that talks about it (`model/`), and a plain recipe."""
 
 import shutil
 from pathlib import Path
@@ -7,10 +7,10 @@ HERE = Path(__file__).parent
 
 
 def run_demo(*, seed: int = 0, output: str | Path = "runs/demo", control: str | None = None) -> Path:
-    """Runs the demo's recipe in the folder `output`, its inputs in `output/inputs`; returns the run folder.
+    """Runs the demo's recipe in the folder `output`, with its inputs in `output/inputs`; returns the run folder.
 
-    Without a `control`, the same is done once more on shuffled pairs, in `output/control-shuffled`, and its figures
-    stand in the report beside MIPO's.
+    Without a `control`, a second run on shuffled pairs follows in `output/control-shuffled`, and the report shows its
+    figures beside MIPO's.
     """
     from mipo.demo import world
     from mipo.run import walk

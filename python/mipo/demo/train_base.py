@@ -2,10 +2,10 @@
 
     python -m mipo.demo.train_base --output python/mipo/demo/model --seed 0
 
-For the first part of the steps every answer is the user's own; a model that never saw such steps may not learn to look
-at the context at all. After that an answer is the user's with probability FOLLOW and a popular one otherwise: that is
-the habit MIPO has to overcome. Without a context, or asked about what the user never mentioned, only habit is left.
-Held-out combinations of preferences never occur. This file knows nothing of MIPO.
+In the first part of the steps every answer follows the user; without such steps a model may never learn to look at the
+context. After that, an answer follows the user with probability FOLLOW and is a popular one otherwise: this is the
+habit that MIPO has to overcome. Without a context, or if the user never mentioned the topic, only habit decides.
+Held-out combinations of preferences never occur. This module knows nothing of MIPO.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""A made-up world small enough to check by eye: what its users prefer, ask, and should be answered.
+"""An invented world, small enough to check by eye: what its users prefer and ask, and which answers are right.
 
-There are six topics of six values. A user tells four preferences, each in one of three phrasings: that is the
+There are six topics of six values. A user states four preferences, each in one of three phrasings: that is the
 *context*. A question concerns one of the four: that is the *prompt*. An answer is right if it names the user's value:
 
     context   i always wanted a rabbit . my favourite food is soup . i only dance to folk . all my clothes are red .
@@ -8,7 +8,7 @@ There are six topics of six values. A user tells four preferences, each in one o
     answer    i would order some soup because it suits you .
 
 Test users are *unseen combinations* of preferences: `held_out` decides it from the combination alone, so neither the
-training rows of the demo nor those of the base model can contain one. This room knows words and nothing of models.
+training rows of the demo nor those of the base model can contain one. This module knows words and nothing of models.
 """
 
 import json
@@ -138,7 +138,7 @@ def vocabulary() -> list[str]:
 
 
 def row(name: str, user: User, rng: random.Random) -> dict[str, str]:
-    """What the demo knows of one user: a question, the context it needs, and how to judge the answer."""
+    """A row of the demo's data: a user's question and context, and how to judge the answer."""
     topic = rng.choice(sorted(user))
     return {
         "prompt": question(topic, rng),
@@ -150,14 +150,14 @@ def row(name: str, user: User, rng: random.Random) -> dict[str, str]:
 
 
 def write(folder: str | Path, *, train: int = 1024, test: int = 512, seed: int = 0) -> tuple[Path, Path]:
-    """Write `train.jsonl` and `test.jsonl`, one user a row, no user twice; at most 15,632 and 3,808 rows."""
+    """Write `train.jsonl` and `test.jsonl`, one user per row, no user twice; at most 15,632 and 3,808 rows."""
     rng = random.Random(seed)
     people = [(f"user-{number:05d}", user) for number, user in enumerate(users())]
     known = [(name, user) for name, user in people if not held_out(user)]
     unseen = [(name, user) for name, user in people if held_out(user)]
-    for name, wanted, there in (("train", train, len(known)), ("test", test, len(unseen))):
-        if not 0 <= wanted <= there:
-            raise ValueError(f"{name} must be between 0 and {there}, the users there are; got {wanted}")
+    for name, rows, most in (("train", train, len(known)), ("test", test, len(unseen))):
+        if not 0 <= rows <= most:
+            raise ValueError(f"{name}: expected 0 to {most} rows, one for each user, got {rows}")
     return (
         _write(Path(folder) / "train.jsonl", (row(*person, rng) for person in rng.sample(known, train))),
         _write(Path(folder) / "test.jsonl", (row(*person, rng) for person in rng.sample(unseen, test))),
@@ -166,5 +166,5 @@ def write(folder: str | Path, *, train: int = 1024, test: int = 512, seed: int =
 
 def _write(path: Path, rows: Iterable[dict[str, str]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(each) + "\n" for each in rows), encoding="utf-8")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path

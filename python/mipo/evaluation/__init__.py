@@ -1,4 +1,4 @@
-"""Evaluation: how much a model's responses tell of their prompts, and what training moved, each with its interval."""
+"""Evaluation: how much a model's responses say about their prompts, and what training changed, with intervals."""
 
 from mipo.evaluation.bounds import Information, information
 

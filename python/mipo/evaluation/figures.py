@@ -39,9 +39,9 @@ def mean(values: Any, *, seed: int = 0) -> Figure:
     """The mean of `values` [n] with its percentile bootstrap interval."""
     values = np.asarray(values, dtype=np.float64)
     if not len(values):
-        raise InputError("a mean with its interval needs at least one row, got none")
-    draw = np.random.default_rng(seed)
-    means = [values[draw.integers(len(values), size=len(values))].mean() for _ in range(RESAMPLES)]
+        raise InputError("mean: expected at least one row, got none")
+    random = np.random.default_rng(seed)
+    means = [values[random.integers(len(values), size=len(values))].mean() for _ in range(RESAMPLES)]
     low, high = np.quantile(means, [0.025, 0.975])
     return Figure(float(values.mean()), float(low), float(high), BOOTSTRAP, len(values))
 
@@ -49,7 +49,7 @@ def mean(values: Any, *, seed: int = 0) -> Figure:
 def share(flags: Any) -> Figure:
     """The share of true `flags` [n] with its Wilson interval, which holds at 0 and 1 too."""
     if not len(flags):
-        raise InputError("a share with its interval needs at least one row, got none")
+        raise InputError("share: expected at least one row, got none")
     n, p, z = len(flags), float(np.mean(np.asarray(flags, dtype=bool))), _Z
     middle, spread = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
@@ -57,7 +57,7 @@ def share(flags: Any) -> Figure:
 
 
 def share_change(before: Any, after: Any) -> Figure:
-    """The change in the share of true flags, `before` and `after` [n] being of the same rows.
+    """The change in the share of true flags; `before` and `after` [n] are flags of the same rows.
 
     The interval is Newcombe's (1998, method 10): the Wilson intervals of both shares, joined with the correlation of
     the flags. Unlike a bootstrap it keeps a width where no row changed, and does not call four rows of 512 a change.
@@ -65,10 +65,10 @@ def share_change(before: Any, after: Any) -> Figure:
     before, after = np.asarray(before, dtype=bool), np.asarray(after, dtype=bool)
     old, new, n = share(before), share(after), len(before)
     both, neither = int((before & after).sum()), int((~before & ~after).sum())
-    lost, won = int((before & ~after).sum()), int((~before & after).sum())
-    covariance: float = both * neither - lost * won
+    worse, better = int((before & ~after).sum()), int((~before & after).sum())
+    covariance: float = both * neither - worse * better
     covariance = max(covariance - n / 2, 0) if covariance > 0 else covariance
-    spread = math.sqrt((both + lost) * (won + neither) * (both + won) * (lost + neither))
+    spread = math.sqrt((both + worse) * (better + neither) * (both + better) * (worse + neither))
     correlation = covariance / spread if spread else 0.0
 
     def reach(one: float, other: float) -> float:
@@ -80,17 +80,17 @@ def share_change(before: Any, after: Any) -> Figure:
 
 
 def change(before: pl.DataFrame, after: pl.DataFrame, *, seed: int = 0) -> dict[str, Figure]:
-    """How much training changed each figure that both tables of `evaluate` hold: after − before, row by row.
+    """How much each figure changed that both tables of `evaluate` hold: after − before, row by row.
 
-    Row i of both is the same prompt, so the interval is of the rows' differences: narrower than the intervals of the
-    two sides allow, where a row that is hard for one model is hard for the other. A row without the figure on one side
-    is left out. Where both sides have bounds on the information, `information_at_least` is the lower bound after less
-    the upper one before, and `information_at_most` the upper one after less the lower one before.
+    Row i of both is the same prompt, so the interval is that of the rows' differences. It is narrower than the two
+    sides' own intervals allow, if rows that are hard for one model are hard for the other. A row without the figure on
+    one side is left out. If both sides have bounds on the information, `information_at_least` is the lower bound after
+    minus the upper bound before, and `information_at_most` the upper bound after minus the lower bound before.
 
-    Raises ValueError for tables of different prompts.
+    Raises InputError for tables of different prompts.
     """
     if not key(before["prompt"]).equals(key(after["prompt"])):
-        raise InputError("before and after answer different prompts; evaluate both on the same ones")
+        raise InputError("before and after: expected responses to the same prompts, got different prompts")
     compared = {name: (name, name) for name, kind in before.schema.items() if kind.is_numeric() or kind == pl.Boolean}
     compared["information_at_least"] = ("leave_one_out", "infonce")
     compared["information_at_most"] = ("infonce", "leave_one_out")

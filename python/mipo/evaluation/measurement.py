@@ -1,6 +1,6 @@
-"""Evaluation: how much a model's responses tell of their prompts, and what training moved, each with its interval.
+"""Measurement: the figures of a model on held-out prompts: information, log-probs and accuracy, with their intervals.
 
-Knows a model, token ids and a rule that judges answers. Knows nothing of training or run folders.
+Knows a model, token ids and a rule that judges responses. Knows nothing of training or run folders.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def evaluate(
     negatives: int = 31,
     rows: int | None = None,
     rule: Rule | None = None,
-    answers: pl.DataFrame | None = None,
+    responses: pl.DataFrame | None = None,
     seed: int = 0,
     temperature: float = 0.1,
     top_p: float = 0.9,
@@ -48,26 +48,27 @@ def evaluate(
     batch_size: int = 64,
     progress: str = "",
 ) -> tuple[dict[str, Any], pl.DataFrame]:
-    """One side (before or after) of `evaluation.json`, as {name: figure}, and what it rests on, a row a prompt.
+    """The figures of one side of `evaluation.json` (before or after), by name, and their table, a row a prompt.
 
-    The model answers every prompt as in training; `information` scores its answers to the first `rows` prompts under
-    `negatives` other prompts of the `kind`, passing over those that are empty or do not fit the model's context with
-    every one of these prompts; the figure tells how many it rests on. `held_out` are fixed pairs of the reference
-    model, of which a group counts as one row. With a `rule` answers are judged, sampled and greedy. `answers`, where
-    given, are the model's sampled responses to what `mipo.responses.ask.ask` makes of these prompts, or of these and
-    more.
+    The model answers every prompt as in training, or `responses` are its responses to what `mipo.responses.ask.ask`
+    makes of these prompts (or of these and more).
 
-    The table holds prompt, response, response_tokens, truncated, and infonce, leave_one_out, accuracy, malformed,
-    accuracy_greedy of the row, where they are known: see `change`. It also holds logps_chosen, logps_rejected and
-    margin, where every group of `held_out` is of another one of these prompts, by prompt_id.
+    Information: the responses to the first `rows` prompts are scored under `negatives` other prompts of the `kind`.
+    Empty responses, and those that do not fit the model's context with every one of these prompts, are passed over;
+    the figure says on how many rows it rests. `held_out` are fixed pairs of the reference model, whose log-probs are
+    measured; a group counts as one row. With a `rule`, responses are judged, sampled ones and greedy ones.
+
+    The table holds prompt, response, response_tokens, truncated, and where they are known infonce, leave_one_out,
+    accuracy, malformed and accuracy_greedy of the row (see `change`). It also holds logps_chosen, logps_rejected and
+    margin if every group of `held_out` belongs to another one of these prompts, by prompt_id.
     """
     _check_rule(rule, prompts)
     asked = ask(prompts, chat=model.is_chat)
-    how: dict[str, Any] = {"top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed, "batch_size": batch_size}
-    how["progress"] = f"{progress} answers".strip()
-    if answers is None:
-        answers = generate(asked.prompts, model, temperature=temperature, **how)
-    table = _answered(asked, answers)
+    settings: dict[str, Any] = {"top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
+    settings |= {"batch_size": batch_size, "progress": f"{progress} responses".strip()}
+    if responses is None:
+        responses = generate(asked.prompts, model, temperature=temperature, **settings)
+    table = _responses_of(asked, responses)
     scored, logps = _candidate_logps(model, prompts, table, kind, negatives, rows, seed, progress)
     bounds = information(logps, seed=seed)
     figures = {"infonce": bounds.infonce, "leave_one_out": bounds.leave_one_out}
@@ -76,42 +77,46 @@ def evaluate(
     if held_out is not None:
         margins = _margins(model.weights, held_out, progress)
         figures |= {name: mean(margins[name], seed=seed) for name in margins.columns[1:]}
-        table = _beside(table, prompts, margins)
+        table = _with_margins(table, prompts, margins)
     figures["response_tokens"] = mean(table["response_tokens"], seed=seed)
     figures["truncated"] = share(table["truncated"])
     if rule:
-        right, malformed = _judged(table, prompts, rule)
-        greedy, _ = _judged(_answered(asked, generate(asked.prompts, model, temperature=0.0, **how)), prompts, rule)
-        judged = {"accuracy": right, "malformed": malformed, "accuracy_greedy": greedy}
-        table = table.with_columns(pl.Series(name, flags) for name, flags in judged.items())
-        figures |= {name: share(flags) for name, flags in judged.items()}
+        right, malformed = _judge(table, prompts, rule)
+        greedy = _responses_of(asked, generate(asked.prompts, model, temperature=0.0, **settings))
+        flags = {"accuracy": right, "malformed": malformed, "accuracy_greedy": _judge(greedy, prompts, rule)[0]}
+        table = table.with_columns(pl.Series(name, values) for name, values in flags.items())
+        figures |= {name: share(values) for name, values in flags.items()}
     return {name: asdict(figure) for name, figure in figures.items()}, table
 
 
-def _answered(asked: Requests, answers: pl.DataFrame) -> pl.DataFrame:
+def _responses_of(asked: Requests, responses: pl.DataFrame) -> pl.DataFrame:
     """The response to each prompt: prompt, response, response_tokens, truncated."""
     columns = ["response_id", "prompt", "response", "response_tokens", "truncated"]
     own = asked.own.alias("response_id").to_frame()
-    table = own.join(answers.select(columns), on="response_id", how="left", maintain_order="left")
+    table = own.join(responses.select(columns), on="response_id", how="left", maintain_order="left")
     if missing := table["response"].null_count():
         first = table["response"].is_null().arg_true()[0] + 1
-        raise InputError(f"answers: none to {missing} of {table.height} prompts, first in row {first}; answer them all")
+        raise InputError(
+            f"responses: expected one to each of {table.height} prompts, {missing} have none, first in row {first}"
+        )
     prompts = own.join(asked.prompts, on="response_id", how="left", maintain_order="left")["prompt"]
     if not key(prompts).equals(key(table["prompt"])):
-        raise InputError("answers: they answer other prompts than these; give the responses to what is asked here")
+        raise InputError("responses: expected responses to these prompts, got responses to others")
     return table.drop("response_id")
 
 
 def _margins(model: PreTrainedModel, held_out: PairStore, progress: str) -> pl.DataFrame:
     """Log-probs of fixed pairs, and each chosen response against its group's rejected ones; a row a group."""
-    scored = {s: sequence_logps(model, *held_out.rows(s), progress=f"{progress} {s}") for s in ("chosen", "rejected")}
+    chosen, rejected = (
+        sequence_logps(model, *held_out.rows(side), progress=f"{progress} {side}") for side in ("chosen", "rejected")
+    )
     sizes = held_out.pairs["rejected"].list.len().cast(pl.Int64).to_numpy()
-    rejected = np.add.reduceat(scored["rejected"], np.cumsum(sizes) - sizes) / sizes
-    figures = {"logps_chosen": scored["chosen"], "logps_rejected": rejected, "margin": scored["chosen"] - rejected}
+    rejected = np.add.reduceat(rejected, np.cumsum(sizes) - sizes) / sizes
+    figures = {"logps_chosen": chosen, "logps_rejected": rejected, "margin": chosen - rejected}
     return pl.DataFrame({"prompt_id": held_out.pairs["prompt_id"], **figures})
 
 
-def _beside(table: pl.DataFrame, prompts: pl.DataFrame, margins: pl.DataFrame) -> pl.DataFrame:
+def _with_margins(table: pl.DataFrame, prompts: pl.DataFrame, margins: pl.DataFrame) -> pl.DataFrame:
     """The table with each group's figures in the row of its prompt, if every group has a row of its own there."""
     ids = numbered(prompts).select("prompt_id")
     rows = ids.join(margins, on="prompt_id", how="left", maintain_order="left").drop("prompt_id")
@@ -119,9 +124,9 @@ def _beside(table: pl.DataFrame, prompts: pl.DataFrame, margins: pl.DataFrame) -
     return table.hstack(rows) if complete else table
 
 
-def _judged(answers: pl.DataFrame, prompts: pl.DataFrame, rule: Rule) -> tuple[list[bool], list[bool]]:
+def _judge(table: pl.DataFrame, prompts: pl.DataFrame, rule: Rule) -> tuple[list[bool], list[bool]]:
     patterns = rule.pattern or prompts[str(rule.pattern_column)].to_list()
-    return judge(answers["response"].to_list(), prompts[rule.answer].cast(pl.String).to_list(), patterns)
+    return judge(table["response"].to_list(), prompts[rule.answer].cast(pl.String).to_list(), patterns)
 
 
 def _candidate_logps(
@@ -135,49 +140,51 @@ def _candidate_logps(
     own, others = table["prompt"], counter_prompts(prompts, drawn, chat=model.is_chat)
     usable = drawn["reason"].is_null().to_numpy().reshape(-1, negatives).all(axis=1)
     usable &= (table["response"].str.strip_chars() != "").to_numpy()
-    kept = np.flatnonzero(usable)[:rows]
-    columns = kept[:, None] * negatives + np.arange(negatives) + len(own)
-    candidates = np.concatenate([kept[:, None], columns], axis=1)  # rows of own and others, [n, K+1]
+    scored = np.flatnonzero(usable)[:rows]
+    columns = scored[:, None] * negatives + np.arange(negatives) + len(own)
+    candidates = np.concatenate([scored[:, None], columns], axis=1)  # rows of own and others, [n, K+1]
     asked = pl.concat([own.alias("p"), others.alias("p")]).gather(candidates.ravel())
-    said = table[np.repeat(kept, negatives + 1)]
+    responses = table[np.repeat(scored, negatives + 1)]
     prompt_ids, response_ids = (
-        _encode_candidates(asked, said, model.tokenizer, negatives + 1) if len(kept) else ([], [])
+        _encode_candidates(asked, responses, model.tokenizer, negatives + 1) if len(scored) else ([], [])
     )
     room = model.context_length
-    longest = np.array([len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)], dtype=np.int64)
-    fits = (longest.reshape(-1, negatives + 1) <= (room or np.inf)).all(axis=1)
+    lengths = np.array([len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)], dtype=np.int64)
+    fits = (lengths.reshape(-1, negatives + 1) <= (room or np.inf)).all(axis=1)
     if not fits.any():
         raise InputError(
             "no held-out row has a response and enough other prompts; give more held-out rows or fewer negatives"
         )
-    where = np.flatnonzero(np.repeat(fits, negatives + 1))
-    scored = sequence_logps(
-        model.weights, [prompt_ids[i] for i in where], [response_ids[i] for i in where],
+    places = np.flatnonzero(np.repeat(fits, negatives + 1))
+    logps = sequence_logps(
+        model.weights, [prompt_ids[i] for i in places], [response_ids[i] for i in places],
         progress=f"{progress} information".strip(),
     )  # fmt: skip
-    return kept[fits], scored.reshape(-1, negatives + 1)
+    return scored[fits], logps.reshape(-1, negatives + 1)
 
 
 def _encode_candidates(
-    asked: pl.Series, said: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, each: int
+    asked: pl.Series, responses: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, candidates: int
 ) -> tuple[list[NDArray[np.uint32]], list[NDArray[np.uint32]]]:
-    """Ids of each prompt and response, separated as in training; every `each`-th prompt is the response's own."""
-    own, first = asked.gather_every(each), said.gather_every(each)
+    """Ids of prompts and responses, separated as in training; of `candidates` prompts the first is the response's."""
+    own, first = asked.gather_every(candidates), responses.gather_every(candidates)
     whole = encode_prompts(asked, tokenizer)
-    prompts, responses = encode_responses(own, first["response"], tokenizer, unfinished=first["truncated"])
-    if (prompts.lengths() == whole.lengths()[::each]).all():
+    prompt_ids, response_ids = encode_responses(own, first["response"], tokenizer, unfinished=first["truncated"])
+    if (prompt_ids.lengths() == whole.lengths()[::candidates]).all():
         # Prompts end where responses begin, so the response has the same ids after every prompt.
-        return list(whole), [ids for ids in responses for _ in range(each)]
-    prompts, responses = encode_responses(asked, said["response"], tokenizer, unfinished=said["truncated"])
-    return list(prompts), list(responses)
+        return list(whole), [ids for ids in response_ids for _ in range(candidates)]
+    prompt_ids, response_ids = encode_responses(
+        asked, responses["response"], tokenizer, unfinished=responses["truncated"]
+    )
+    return list(prompt_ids), list(response_ids)
 
 
 def check(prompts: pl.DataFrame, *, negatives: int | None, rule: Rule | None) -> None:
-    """Raises ValueError for what `evaluate` could not do on these prompts, before anything is generated."""
-    if negatives is not None and not 1 <= negatives < prompts.height:
+    """Raises InputError for settings that `evaluate` would refuse on these prompts, before anything is generated."""
+    most = prompts.height - 1
+    if negatives is not None and not 1 <= negatives <= most:
         raise InputError(
-            f"evaluation.negatives: expected 1 to {prompts.height - 1} ({prompts.height} held-out prompts), "
-            f"got {negatives}"
+            f"evaluation.negatives: expected 1 to {most} ({prompts.height} held-out prompts), got {negatives}"
         )
     _check_rule(rule, prompts)
 
@@ -186,4 +193,6 @@ def _check_rule(rule: Rule | None, prompts: pl.DataFrame) -> None:
     for setting in ("answer", "pattern_column"):
         column = getattr(rule, setting, None)
         if column is not None and column not in prompts.columns:
-            raise InputError(f"rule: {setting}: no column {column!r}; the prompts have {', '.join(prompts.columns)}")
+            raise InputError(
+                f"rule.{setting}: expected a column of the prompts ({', '.join(prompts.columns)}), got {column!r}"
+            )

@@ -1,4 +1,4 @@
-"""The rule: answers judged by a regular expression. It only measures; training never sees it."""
+"""The rule: a regular expression that reads an answer from each response. It only measures; training never sees it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from msgspec import Meta
 from mipo.errors import InputError
 from mipo.io.records import Record, Text
 
-# "$-1,234.50", "18", ".5", "12 %": commas only where thousands have them, so that "1,2" and "3 4" are no numbers.
+# "$-1,234.50", "18", ".5", "12 %": commas only between thousands, so that "1,2" and "3 4" are not numbers.
 _NUMBER = re.compile(r"(?P<sign>[-+−$€£\s]*)(?P<digits>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)\s*%?")
 
 
 class Rule(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """Where the right answers are, and how one is read from a response: with `pattern` or with `pattern_column`."""
+    """Where the right answers are, and how to read one from a response: with `pattern` or with `pattern_column`."""
 
     answer: Annotated[Text, Meta(description="column with the right answer", examples=["answer"])]
     pattern: Annotated[
@@ -43,26 +43,26 @@ def judge(
 ) -> tuple[list[bool], list[bool]]:
     """Whether each response is right, and whether it is malformed.
 
-    A pattern (one for all, or one a response) is a regular expression with a group `answer`, and its first match
-    counts; a response without one is malformed, and never right. The group is compared with the answer, in which the
-    pattern is looked for too: as numbers where both are ("$1,234.0" is 1234), otherwise as text without case, outer
-    white space and a final stop. Raises ValueError for a pattern that is none or has no such group, and for a missing
-    answer, with the row.
+    A pattern (one for all, or one per response) is a regular expression with a group `answer`; its first match counts.
+    A response without a match is malformed, and never right. The group is compared with the right answer, which may
+    match the pattern itself: as numbers where both are numbers ("$1,234.0" is 1234), otherwise as text without case,
+    outer white space and a final stop. Raises InputError, with the row, for an invalid pattern, one without the group,
+    and a missing answer.
     """
-    each = [patterns] * len(responses) if isinstance(patterns, str) else patterns
+    patterns = [patterns] * len(responses) if isinstance(patterns, str) else patterns
     right, malformed = [], []
-    for row, (response, answer, pattern) in enumerate(zip(responses, answers, each, strict=True), start=1):
+    for row, (response, answer, pattern) in enumerate(zip(responses, answers, patterns, strict=True), start=1):
         if answer is None:
-            raise InputError(f"row {row}: no answer to judge by; give every held-out row one, or drop it")
+            raise InputError(f"row {row}: expected an answer to judge by, got none; add one, or drop the row")
         rule = compile_rule(pattern, f"row {row}: pattern")
-        found, given = _answer(rule, response), _answer(rule, answer)
-        malformed.append(found is None)
-        right.append(found is not None and _plain(found) == _plain(answer if given is None else given))
+        extracted, expected = _answer(rule, response), _answer(rule, answer)
+        malformed.append(extracted is None)
+        right.append(extracted is not None and _plain(extracted) == _plain(answer if expected is None else expected))
     return right, malformed
 
 
 def compile_rule(pattern: str, at: str) -> re.Pattern[str]:
-    """The pattern compiled; ValueError names the place `at` where it is none, or has no group `answer`."""
+    """The compiled pattern. Raises InputError, which names `at`, if it is invalid or has no group `answer`."""
     try:
         rule = re.compile(pattern)
     except (re.error, TypeError, OverflowError, RecursionError) as error:
@@ -73,12 +73,12 @@ def compile_rule(pattern: str, at: str) -> re.Pattern[str]:
 
 
 def _answer(rule: re.Pattern[str], text: str) -> str | None:
-    found = rule.search(text.strip())
-    return found["answer"] if found else None
+    match = rule.search(text.strip())
+    return match["answer"] if match else None
 
 
 def _plain(text: str) -> Decimal | str:
-    """A number where the text is one (currency, % and thousands' commas aside), else the text without case."""
+    """The number that a text is (without currency, % and commas between thousands), else the text without case."""
     bare = text.strip().rstrip(".").strip()
     number = _NUMBER.fullmatch(bare)
     if number is None:

@@ -1,7 +1,4 @@
-"""Scoring: log π(response | prompt) of given responses, batched by length.
-
-Knows a model of transformers and token ids.
-"""
+"""Scoring: log π(response | prompt) of responses, batched by length. Knows a model of transformers, and token ids."""
 
 from __future__ import annotations
 
@@ -23,15 +20,15 @@ def sequence_logps(
 ) -> NDArray[np.float64]:  # fmt: skip
     """log π(response | prompt) of each row, [n] in nats: the sum over the response's tokens, 0 for an empty response.
 
-    Logits are taken to float32. Rows are batched by length, at most `batch_tokens` padded tokens at once (default
+    Logits are converted to float32. Rows are batched by length, at most `batch_tokens` padded tokens at once (default
     16,384 on an accelerator, 2,048 on a CPU); only the positions that predict response tokens are projected on the
     vocabulary. Like TRL's, the sum leaves out the first token of a response without a prompt, which nothing predicts.
     """
     from tqdm import tqdm
 
     sums = np.empty(len(prompts))
-    # On a CPU what fits its caches is faster: 2,048 rows of 52 tokens of the demo's model took 3.1 s at 2,048 padded
-    # tokens and 5.0 s at 16,384 (one core, November 2026).
+    # On a CPU, a batch that fits the caches is faster: 2,048 rows of 52 tokens took the demo's model 3.1 s at 2,048
+    # padded tokens and 5.0 s at 16,384 (one core, November 2026).
     batch_tokens = batch_tokens or (2_048 if model.device.type == "cpu" else 16_384)
     places = LOGIT_BYTES // (4 * model.config.get_text_config().vocab_size)
     with tqdm(total=len(prompts), desc=progress, unit="row", delay=0.5) as bar:
@@ -51,31 +48,33 @@ def _score(
     new = min(max(map(len, responses)), width - 1)
     if new < 1:
         return np.zeros(len(prompts))
-    ids, mask, said = (np.zeros((len(prompts), width), dtype=np.int64) for _ in range(3))
+    ids, mask, is_response = (np.zeros((len(prompts), width), dtype=np.int64) for _ in range(3))
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         at = width - len(prompt) - len(response)  # padded on the left: all responses end in the last column
         ids[row, at:], mask[row, at:] = np.concatenate([prompt, response]), 1
-        said[row, max(width - len(response), at + 1) :] = 1
-    tokens, seen, spoken = (torch.from_numpy(array).to(model.device) for array in (ids, mask, said))
-    places = (seen.cumsum(1) - 1).clamp_min(0)
+        is_response[row, max(width - len(response), at + 1) :] = 1
+    tokens, seen, weights = (torch.from_numpy(array).to(model.device) for array in (ids, mask, is_response))
+    positions = (seen.cumsum(1) - 1).clamp_min(0)
     with torch.inference_mode():
-        logits = model(tokens, attention_mask=seen, position_ids=places, use_cache=False, logits_to_keep=new + 1).logits
+        logits = model(
+            tokens, attention_mask=seen, position_ids=positions, use_cache=False, logits_to_keep=new + 1
+        ).logits
         # Both terms from one float32 copy: a target in float32 over a log-sum-exp of bfloat16 could be positive.
         logits = logits[:, -new - 1 : -1].float()
         picked = logits.gather(-1, tokens[:, -new:, None]).squeeze(-1) - logits.logsumexp(-1)
-        sums: NDArray[np.float64] = (picked.double() * spoken[:, -new:]).sum(1).cpu().numpy()
+        sums: NDArray[np.float64] = (picked.double() * weights[:, -new:]).sum(1).cpu().numpy()
     return sums
 
 
 def _batches(sizes: Sequence[tuple[int, int]], batch_tokens: int, places: int) -> Iterator[list[int]]:
-    """Rows of like `sizes` (tokens, response tokens), at most so many padded tokens and places with logits at once."""
+    """Rows of similar `sizes` (tokens, response tokens), with at most so many padded tokens and places with logits."""
     batch: list[int] = []
-    longest = said = 0
+    longest = new = 0
     for row in sorted(range(len(sizes)), key=lambda row: sizes[row], reverse=True):
-        longest, said = longest or sizes[row][0], max(said, sizes[row][1])
-        if batch and ((len(batch) + 1) * longest > batch_tokens or (len(batch) + 1) * (said + 1) > places):
+        longest, new = longest or sizes[row][0], max(new, sizes[row][1])
+        if batch and ((len(batch) + 1) * longest > batch_tokens or (len(batch) + 1) * (new + 1) > places):
             yield batch
-            batch, (longest, said) = [], sizes[row]
+            batch, (longest, new) = [], sizes[row]
         batch.append(row)
     if batch:
         yield batch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from mipo.io.lazy import lazy
 from mipo.io.tables import from_arrow, to_arrow
@@ -68,14 +68,9 @@ def blocks_of(dataset: ray.data.Dataset) -> list[ray.ObjectRef]:
         refs = dataset.to_arrow_refs()
     finally:
         options.preserve_order = before
-    heights = ray.get([remote(lambda block: block.num_rows).remote(ref) for ref in refs])
+    heights = ray.get([ray.remote(lambda block: block.num_rows).remote(ref) for ref in refs])
     return [ref for ref, rows in zip(refs, heights, strict=True) if rows] or refs[:1]
 
 
 def _call(task: Callable[[], Result]) -> Result:
     return task()
-
-
-def remote(function: Any) -> Any:
-    """The function, to be called on the cluster."""
-    return ray.remote(function)

@@ -1,7 +1,7 @@
-"""Records: frozen, typed settings, read from plain values. A wrong value is refused by its full name.
+"""Records: frozen, typed settings, read from plain values; each wrong value is refused by its full name.
 
-Knows types (msgspec's). Knows nothing of any one setting. A field's annotation holds its type, range and description;
-the checks, their messages and the JSON Schema follow from it.
+Knows types (msgspec's), and no setting. A field's type, range and description are in its annotation; what is refused,
+how the message reads, and the JSON Schema all follow from it.
 """
 
 from __future__ import annotations
@@ -23,25 +23,23 @@ from mipo.errors import InputError
 Text = Annotated[str, Meta(min_length=1)]
 Count = Annotated[int, Meta(ge=1)]
 Share = Annotated[float, Meta(ge=0, le=1)]
-# The range that NumPy and transformers accept.
+# The seeds that NumPy and transformers accept.
 Seed = Annotated[int, Meta(ge=0, le=2**32 - 1)]
-LISTED = 12  # a message lists up to this many names; of more, only the closest
+LISTED = 12  # names that a message lists; if there are more, it shows only the nearest one
 
 
 class Record(Struct, frozen=True, forbid_unknown_fields=True):
-    """A record. A check that needs several fields is a `__post_init__`, which raises an InputError whose message starts
-    with the name of one of them.
-    """
+    """A record. Its `__post_init__` may check several fields together; its InputError begins with the name of one."""
 
 
-RecordT = TypeVar("RecordT", bound=Record)
+AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
-def read(kind: type[RecordT], values: object, *, at: str = "") -> RecordT:
-    """The record of `kind` from `values`, a mapping of names to plain values.
+def read(kind: type[AnyRecord], values: object, *, at: str = "") -> AnyRecord:
+    """The record of `kind` that `values` describes, a mapping of names to plain values.
 
-    Missing fields have their defaults, and an inner record may be empty (None). Only whole numbers for floats and
-    NumPy's numbers are converted. `at`, the name of the record itself, prefixes the name of each field. Raises
+    A name that is left out has its default; a record within may be empty (None). Only whole numbers are converted, to
+    floats, and NumPy's numbers. `at` is the name of the record, which precedes the name of each field. Raises
     InputError with a line for each wrong value: its full name, what is allowed, and what it got.
     """
     record, problems = examine(kind, values, at=at)
@@ -50,26 +48,26 @@ def read(kind: type[RecordT], values: object, *, at: str = "") -> RecordT:
     return record
 
 
-def examine(kind: type[RecordT], values: object, *, at: str = "") -> tuple[RecordT | None, list[str]]:
-    """The record that `read` returns, or None, and everything that is wrong with it, one line each."""
+def examine(kind: type[AnyRecord], values: object, *, at: str = "") -> tuple[AnyRecord | None, list[str]]:
+    """As `read`, but returns the problems, a line each, instead of raising; the record is None if there are any."""
     problems: list[str] = []
     return _record(kind, values, at, problems), problems
 
 
 def refuse(problems: list[str]) -> None:
-    """Raises InputError with the problems, one line each; does nothing without problems."""
+    """Raises InputError if there are problems, a line each."""
     if problems:
         one = len(problems) == 1
         raise InputError(problems[0] if one else "\n  ".join([f"{len(problems)} settings are wrong:", *problems]))
 
 
 def problem(kind: Any, value: object, at: str) -> str | None:
-    """What is wrong with a value of the setting `at`: what is allowed, and what it got; None for a valid value."""
+    """What is wrong with the value of the setting `at`: what is allowed, and what it got; None for a valid value."""
     return None if _is_valid(kind, value) else _problem(kind, value, at)
 
 
 def unknown(name: object, names: Iterable[str], at: str = "") -> str:
-    """The message for a setting `name` that is not among `names`, with the closest of them."""
+    """The message that there is no setting `name` among `names`, with the nearest one."""
     names = list(names)
     near = difflib.get_close_matches(str(name), names, n=1)
     hints = [f"did you mean {_join(at, near[0])}?"] if near else []
@@ -83,18 +81,24 @@ def allowed(kind: Any) -> str:
 
 
 def settings(record: Record) -> dict[str, Any]:
-    """The record as plain values for JSON and YAML; `read` turns them back into the same record."""
+    """The record as plain values for JSON and YAML, from which `read` makes an equal record."""
     plain: dict[str, Any] = msgspec.to_builtins(record)
     return plain
 
 
 def record_in(kind: Any) -> type[Record] | None:
-    """The record type that a field's type is or includes; None for any other type."""
+    """The kind of record that a field's type is, or may be; None for any other type."""
     return next((arm for arm in _arms(kind) if isinstance(arm, type) and issubclass(arm, Record)), None)
 
 
-def _record(kind: type[RecordT], values: object, at: str, problems: list[str]) -> RecordT | None:
-    """The record, or None after adding to `problems`."""
+def meta(field: FieldInfo) -> Meta:
+    """The description and the examples of a record's field."""
+    metas = typing.get_args(field.type)[1:] if typing.get_origin(field.type) is Annotated else ()
+    return next((meta for meta in metas if isinstance(meta, Meta) and meta.description), Meta())
+
+
+def _record(kind: type[AnyRecord], values: object, at: str, problems: list[str]) -> AnyRecord | None:
+    """The record, or None after adding what is wrong to `problems`."""
     if not isinstance(values, Mapping):
         problems.append(f"{at}: expected settings as `name: value`, got {_shown(values)}".removeprefix(": "))
         return None
@@ -147,18 +151,18 @@ def _is_finite(value: object) -> bool:
 
 
 def _problem(kind: Any, value: object, at: str) -> str:
-    """The message for an invalid value; where only an entry of a mapping or list is wrong, it names that entry."""
+    """The message for a wrong value; in a mapping or list that is itself allowed, for its first wrong entry."""
     for inner, entry, name in _entries(kind, value, at):
         if not _is_valid(inner, entry):
             return _problem(inner, entry, name)
-    # YAML 1.1 reads a bare no as false, and `save_strategy: no` is what everyone writes.
+    # In YAML 1.1 a bare no is false, and everyone writes `save_strategy: no`.
     bare = value is False and any("no" in typing.get_args(arm) for arm in _arms(kind))
     hint = "; a bare no is false in YAML, so write 'no'" if bare else ""
     return f"{at}: expected {allowed(kind)}, got {_shown(value)}{hint}"
 
 
 def _entries(kind: Any, value: object, at: str) -> Iterator[tuple[Any, object, str]]:
-    """The type, value and name of each entry of a mapping or list."""
+    """The entries of a mapping or list, each with its type and name."""
     for arm in _arms(kind):
         origin, inner = typing.get_origin(arm), typing.get_args(arm)
         if origin is dict and isinstance(value, dict):
@@ -168,7 +172,7 @@ def _entries(kind: Any, value: object, at: str) -> Iterator[tuple[Any, object, s
 
 
 def _arms(kind: Any) -> list[Any]:
-    """The members of a union type (or the type itself), without annotations."""
+    """The types in a union, or the type itself, without annotations."""
     if typing.get_origin(kind) is Annotated:
         return _arms(typing.get_args(kind)[0])
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
@@ -210,7 +214,7 @@ def _range(schema: Mapping[str, Any]) -> str:
 
 
 def _shown(value: object) -> str:
-    """A value as text, cut to 80 characters; with YAML's words for null, true and false."""
+    """A value, shortened if it is long, with YAML's words for null, true and false."""
     words = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     return words if len(words) <= 80 else f"{words[:79]}…"
 

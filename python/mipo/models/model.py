@@ -70,7 +70,7 @@ class Model:
             return None
         if max_new_tokens >= self.context_length:
             raise InputError(
-                f"responses.max_new_tokens is {max_new_tokens}, but the model's whole context is "
+                f"max_new_tokens is {max_new_tokens}, but the model's whole context is "
                 f"{self.context_length} tokens; lower it"
             )
         return self.context_length - max_new_tokens

@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from mipo import reasons
 from mipo.errors import InputError
 from mipo.io.lazy import lazy
-from mipo.negatives.parts import with_parts
-from mipo.prompts.equal import first_equal, normalised
-from mipo.prompts.overlap import clusters, overlaps, reasons
+from mipo.negatives.partial import with_parts
+from mipo.prompts.normalise import first_equal, normalised
+from mipo.prompts.overlap import clusters, overlap_reasons, overlaps
 from mipo.prompts.rows import numbered
 from mipo.tokenizer.messages import contents, is_messages
 
@@ -93,7 +94,7 @@ def contrast(
     check(frame, kind, negatives, seed, match, differ, near, near_duplicates)
     frame = numbered(frame)
     if held_out is not None:
-        leaked = reasons(frame, overlaps(frame, held_out, words=overlap_words, share=overlap_share))
+        leaked = overlap_reasons(frame, overlaps(frame, held_out, words=overlap_words, share=overlap_share))
         draw_clean = partial(
             contrast, kind=kind, negatives=negatives, seed=seed, match=match, differ=differ,
             near=near, near_duplicates=near_duplicates,
@@ -140,10 +141,10 @@ def draw(
             conditions.append(f"{near[0]} within {tolerance:g}{sizes[1]}")
         drawn = pl.Series(_drawn(texts, values, within, negatives, seed, match, differ).ravel())
         missing = drawn == NOBODY
-        lacking = pl.lit(f"fewer than {negatives} row{'s' * (negatives > 1)} with {', '.join(conditions)}")
+        lacking = pl.lit(reasons.too_few_counterparts(negatives, conditions))
         if near is not None and numbers is not None:
             no_number = numbers.is_nan().gather(pl.int_range(len(drawn), eager=True) // negatives)
-            lacking = pl.when(no_number).then(pl.lit(f"no number in {near[0]}")).otherwise(lacking)
+            lacking = pl.when(no_number).then(pl.lit(reasons.no_number(near[0]))).otherwise(lacking)
         return rows.with_columns(
             counterpart_id=pl.when(~missing).then(frame["prompt_id"].gather(drawn.set(missing, 0))),
             reason=pl.when(missing).then(lacking),

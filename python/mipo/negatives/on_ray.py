@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from mipo.io.cluster import blocks_of, remote
+from mipo.io.cluster import blocks_of
 from mipo.io.lazy import lazy
 from mipo.io.tables import digests, from_arrow, to_arrow
 from mipo.negatives.draw import Kind, check, draw, listed, sizes_of
-from mipo.negatives.parts import with_parts
-from mipo.prompts.equal import normalised
+from mipo.negatives.partial import with_parts
+from mipo.prompts.normalise import normalised
 from mipo.prompts.rows import numbered
 from mipo.tokenizer.messages import contents
 
@@ -49,7 +49,7 @@ def contrast(
     match, differ = listed(match), listed(differ)
     blocks = blocks_of(dataset)
     columns = list(dict.fromkeys([*match, *differ]))
-    coded = ray.get([remote(_code).remote(block, columns, near and near[0]) for block in blocks])
+    coded = ray.get([ray.remote(_code).remote(block, columns, near and near[0]) for block in blocks])
     frames, values, sizes, units = zip(*coded, strict=True)
     frame = _together(frames)
     check(frame, kind, negatives, seed, match, differ, near, None)
@@ -58,7 +58,7 @@ def contrast(
     results, start = [], 0
     for block, height in zip(blocks, (table.num_rows for table in frames), strict=True):
         piece = to_arrow(drawn[start : start + height * negatives])
-        results.append(remote(_cut).remote(block, piece, seed) if kind == "partial" else ray.put(piece))
+        results.append(ray.remote(_cut).remote(block, piece, seed) if kind == "partial" else ray.put(piece))
         start += height * negatives
     return ray.data.from_arrow_refs(results)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mipo.io import tables
 from mipo.io.lazy import lazy
 from mipo.pairing.answers import EMPTY, MISSING, Answers
+from mipo.reasons import EMPTY_RESPONSE, EQUAL_RESPONSES, NO_RESPONSE
 
 if TYPE_CHECKING:
     import polars as pl
@@ -19,7 +20,6 @@ else:
     pl = lazy("polars")
 
 BATCH_ROWS = 131_072  # with prompts and responses of 300 characters each, under a gibibyte
-NO_RESPONSE, EMPTY_RESPONSE, EQUAL = "no response", "empty response", "chosen and rejected are equal"
 
 
 def judge(links: pl.DataFrame, answers: Answers) -> pl.DataFrame:
@@ -41,7 +41,7 @@ def judge(links: pl.DataFrame, answers: Answers) -> pl.DataFrame:
         .when("empty")
         .then(pl.lit(EMPTY_RESPONSE))
         .when("equal")
-        .then(pl.lit(EQUAL))
+        .then(pl.lit(EQUAL_RESPONSES))
     )
     return links.with_columns(verdicts.select(reason.alias("reason")).to_series())
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from mipo.errors import InputError
 from mipo.io import tables
 from mipo.io.lazy import lazy
-from mipo.prompts.equal import first_equal, normalised
+from mipo.prompts.normalise import first_equal, normalised
 from mipo.prompts.rows import numbered
+from mipo.reasons import EQUALS_HELD_OUT, OVERLAPS_HELD_OUT
 from mipo.tokenizer.messages import contents
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ else:
     np = lazy("numpy")
     pl = lazy("polars")
 
-EQUAL = "equals a held-out prompt"
-OVERLAPS = "overlaps a held-out prompt"
 NGRAM = 5  # characters; another word in a short prompt changes about ten of these runs
 NOWHERE = 2**64 - 1  # the native search's answer for a text that has nothing in common with any held-out text
 
@@ -43,7 +42,7 @@ def overlaps(prompts: pl.DataFrame, held_out: pl.DataFrame, *, words: int = 8, s
 
     In chats, only the user's messages count. Where both tables have a column context, only prompts with equal contexts
     are compared; leave it out of one table to compare prompts alone. Returns prompt_id, held_out_id (row numbers where
-    the tables have no prompt_id), reason (`EQUAL` or `OVERLAPS`), share, prompt and held_out (the texts compared).
+    the tables have no prompt_id), reason (`mipo.reasons`), share, prompt and held_out (the texts compared).
     Raises InputError for words < 1 and a missing column, ValueError for a share outside (0, 1].
     """
     if isinstance(words, bool) or not isinstance(words, int) or not 1 <= words < 2**31:
@@ -56,7 +55,7 @@ def overlaps(prompts: pl.DataFrame, held_out: pl.DataFrame, *, words: int = 8, s
     place, shares, equal = _native.overlaps((normalised(texts), groups), (normalised(tests), test_groups), words, share)
     rows = np.flatnonzero(place != NOWHERE)
     test_rows = pl.Series(place[rows])
-    reason = pl.when(pl.Series(equal[rows])).then(pl.lit(EQUAL)).otherwise(pl.lit(OVERLAPS))
+    reason = pl.when(pl.Series(equal[rows])).then(pl.lit(EQUALS_HELD_OUT)).otherwise(pl.lit(OVERLAPS_HELD_OUT))
     return pl.DataFrame(
         {
             "prompt_id": prompts["prompt_id"].gather(rows),
@@ -69,7 +68,7 @@ def overlaps(prompts: pl.DataFrame, held_out: pl.DataFrame, *, words: int = 8, s
     )
 
 
-def reasons(prompts: pl.DataFrame, overlapping: pl.DataFrame) -> pl.Series:
+def overlap_reasons(prompts: pl.DataFrame, overlapping: pl.DataFrame) -> pl.Series:
     """For each prompt its reason in the table that `overlaps` returned, null if it is not there."""
     ids, known = numbered(prompts).select("prompt_id"), overlapping.select("prompt_id", "reason")
     return ids.join(known, on="prompt_id", how="left", maintain_order="left")["reason"]

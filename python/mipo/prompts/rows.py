@@ -15,6 +15,7 @@ from mipo.errors import InputError
 from mipo.io import sources, tables
 from mipo.io.keys import check_ids
 from mipo.io.lazy import lazy
+from mipo.reasons import EMPTY_CONTEXT, EMPTY_PROMPT, NULL_CONTEXT
 from mipo.tokenizer.messages import fields_of, is_messages
 
 if TYPE_CHECKING:
@@ -170,10 +171,10 @@ def _reasons(table: pl.DataFrame) -> pl.Series:
         text = text.list.last().struct.field("content")
     empty = text.is_null() | (text.str.strip_chars() == "")
     if "context" not in table.columns:
-        return table.select(pl.when(empty).then(pl.lit("empty prompt"))).to_series()
+        return table.select(pl.when(empty).then(pl.lit(EMPTY_PROMPT))).to_series()
     context = pl.col("context")
-    reason = pl.when(empty).then(pl.lit("empty prompt")).when(context.is_null()).then(pl.lit("null context"))
-    return table.select(reason.when(context.str.strip_chars() == "").then(pl.lit("empty context"))).to_series()
+    reason = pl.when(empty).then(pl.lit(EMPTY_PROMPT)).when(context.is_null()).then(pl.lit(NULL_CONTEXT))
+    return table.select(reason.when(context.str.strip_chars() == "").then(pl.lit(EMPTY_CONTEXT))).to_series()
 
 
 def _drop(prompts: Prompts, reasons: pl.Series) -> Prompts:

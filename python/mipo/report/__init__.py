@@ -1,1 +1,1 @@
-"""The report: what the numbers of a run allow to be said, as a page and as a table. Knows no model."""
+"""The report: what the figures of a run support, as a page and as a table. Knows no model."""

@@ -1,8 +1,8 @@
-"""Findings of a run: what its numbers allow to be said. Knows no page, no plot and no pairs.
+"""Findings: what the figures of a run support, in sentences. Knows no page, no plot and no pairs.
 
 Every word about a change follows one rule: it is "up" or "down" where its 95 % interval excludes zero, and "not
-distinguishable" otherwise. Before and after are compared row by row (`Results.paired`). Where nothing pairs the rows,
-as of two runs side by side, the interval of the change reaches from far end to far end.
+distinguishable" otherwise. Before and after are compared row by row (`Results.paired`). If nothing pairs the rows, as
+in two runs side by side, the interval of the change reaches from far end to far end.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def direction_of(run: Results, name: str) -> Direction | None:
 
 
 def state(run: Results, controls: Mapping[str, Results], about: str | None) -> list[str]:
-    """State in sentences what changed and what did not, claiming no more than the intervals allow."""
+    """States what changed and what did not, claiming no more than the intervals allow."""
     sentences = [describe_control(run), _state_information(run, about), _state_accuracy(run)]
     sentences += [_state_beside(run, name, control) for name, control in controls.items()]
     unclear = [
@@ -98,14 +98,14 @@ def state(run: Results, controls: Mapping[str, Results], about: str | None) -> l
 
 
 def describe_control(run: Results) -> str:
-    """Say in one sentence that a run is a control, and of what; empty for a run of the method itself."""
+    """Says in one sentence that a run is a control, and of what; empty for a run of the method itself."""
     if run.control is None:
         return ""
-    what = {
+    difference = {
         "shuffled": "its pairs were shuffled, so which of two answers was chosen says nothing about the prompt",
         "sft": "it was trained on the chosen responses alone, without rejected ones",
     }.get(run.control, "see the recipe")
-    return f"This is a control run ({run.control}): {what}. What changes here changes without the method."
+    return f"This is a control run ({run.control}): {difference}. What changes here changes without the method."
 
 
 def _state_information(run: Results, about: str | None) -> str:
@@ -133,7 +133,7 @@ def _state_accuracy(run: Results) -> str:
     name = "accuracy"
     difference = change(run, name)
     if difference is None:
-        return "No rule judged answers here, so nothing is said about accuracy."
+        return "No rule judged answers here, so accuracy is not known."
     word = direction(difference)
     old, new = (" ".join(cell(name, side[name])) for side in (run.before, run.after))
     return (
@@ -159,14 +159,14 @@ def against(run: Results, control: Results, name: str) -> str:
 
 
 def measure(name: str) -> Measure:
-    """How a figure is written; one that is not ours keeps its own name and number."""
+    """How to write a figure; an unknown one keeps its own name and number."""
     return MEASURES.get(name, Measure(name, "", 3))
 
 
 def cell(name: str, figure: Figure | None, *, signed: bool = False) -> tuple[str, str]:
-    """Write a figure as (value, interval); `signed` writes it as a change, shares then in percentage points.
+    """A figure as (value, interval) in text; `signed` writes a change, and shares then in percentage points.
 
-    A change gets as many decimals as it takes to see which side of zero it is on, or how far its interval reaches.
+    A change gets enough decimals to show which side of zero it is on, or how far its interval reaches.
     """
     if figure is None:
         return "-", ""

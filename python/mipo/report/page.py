@@ -1,6 +1,6 @@
-"""Report of a run: one page for people, one table for terminals. Knows a run folder's files, and measures nothing.
+"""The page: a run's report as one HTML file, and its figures as a table. Knows a run folder's files; measures nothing.
 
-`write` makes a page that needs nothing but itself, `table` the same figures as text. What may be said about them is
+`write` writes a page that needs no other file, `table` returns the same figures as text. What the figures support is
 decided in `findings` and `watch`.
 """
 
@@ -58,7 +58,7 @@ RULE_BESIDE = "Two runs side by side are called different only where their inter
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; each cell is (value, interval) in text, and `paired` says how the change was computed."""
+    """One line of the table; a cell is (value, interval) in text; `paired`: the change was computed row by row."""
 
     label: str
     before: Cell
@@ -79,11 +79,11 @@ class Sample:
 
 
 def write(folder: Path, *, beside: Mapping[str, Path] | None = None, sample: int = 200) -> Path:
-    """Write `report.html` into a run folder and return its path.
+    """Writes `report.html` into a run folder and returns its path.
 
-    `beside` names control runs whose figures stand beside this run's; `sample` is the most pairs that the page carries.
-    The same files give the same bytes. Raises FileNotFoundError without manifest.json or evaluation.json, and
-    ValueError for a file that is not what a run writes.
+    `beside` names control runs whose figures stand beside this run's; the page has at most `sample` pairs. The same
+    files give the same bytes. Raises NotThereError without manifest.json or evaluation.json, and InputError for a file
+    that is not as a run writes it.
     """
     run, controls = _read_all(folder, beside)
     page = _environment().from_string(Path(__file__).with_name("page.html.jinja").read_text(encoding="utf-8"))
@@ -93,7 +93,7 @@ def write(folder: Path, *, beside: Mapping[str, Path] | None = None, sample: int
 
 
 def table(folder: Path, *, beside: Mapping[str, Path] | None = None) -> str:
-    """Return the run's figures as aligned text: measure, before, after, change, then each control's `after`.
+    """The run's figures as aligned text: measure, before, after, change, then each control's `after`.
 
     Raises as `write` does.
     """
@@ -148,7 +148,7 @@ def _read_sample(folder: Path, sample: int) -> Sample | None:
     try:
         stored = StoredPairs.find(folder)
         if stored is None:
-            raise InputError("one without row numbers, or without a folder of responses beside it")
+            raise InputError("a table without row numbers, or no folder of responses beside it")
         total, kinds = stored.height(), stored.kinds()
         places = [index * total // min(sample, total) for index in range(min(sample, total))]
         pairs = stored.take(places).with_columns(row=pl.Series(places)).to_dicts()
@@ -228,7 +228,7 @@ def _read_recipe(path: Path, run: Path) -> str | None:
 
 
 def _methods(run: Results) -> list[tuple[str, str]]:
-    """How intervals were computed, each with the names of its figures; those of changes last."""
+    """Each way of computing an interval with the names of its figures, changes last."""
     changes = {name: difference for name in run.after if (difference := change(run, name))}
     lines = []
     for figures, prefix in ((run.after, ""), (changes, "change of ")):
@@ -250,6 +250,6 @@ def _environment() -> Any:
 
 
 def _set(text: str) -> str:
-    # As a typesetter would: a true minus before a number that is no part of a name, no break within a value.
+    # Like a typesetter: a true minus before a number that is no part of a name, no break within a value.
     text = re.sub(r"(?<![\w-])-(?=\d)", "\N{MINUS SIGN}", text)
     return re.sub(r"(?<=\d) (?=%)|(?<=\d,) (?=[^\s\]]*\])", "\N{NO-BREAK SPACE}", text)

@@ -1,4 +1,4 @@
-"""Paths: how a path of somebody's machine stands on a page that others read. Knows text, and where the run lies.
+"""Paths: how a path on somebody's machine appears on a page that others read. Knows text, and the run folder.
 
 An absolute path becomes relative to the run folder if it lies there, and its last part otherwise. Relative paths, names
 on the hub and addresses stay as they are.
@@ -12,7 +12,7 @@ from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 # An absolute path within a longer text: /a/b, ~/a, file:///a/b, C:\a\b. A slash after a word, a dot or another slash
-# begins none: hub names, relative paths and addresses.
+# begins no path: it belongs to a hub name, a relative path or an address.
 _WITHIN = re.compile(r"(?<![\w./~\\-])(?:file://)?(?:~[\w.-]*/|/(?=[\w.@+-]+/)|[A-Za-z]:\\)[\w.@+/\\-]+")
 
 
@@ -42,7 +42,7 @@ def shorten_command(command: str, run: Path) -> str:
 
 
 def shorten_recipe(recipe: str, run: Path) -> str:
-    """A recipe as a run writes it, its values shortened one by one; patterns stay. What is no recipe is plain text."""
+    """A recipe as a run writes it, its values shortened one by one, except patterns; other text as `shorten` does."""
     import yaml
 
     try:

@@ -66,9 +66,9 @@ class Plot(NamedTuple):
 
 
 def information(intervals: Mapping[str, tuple[Figure, Figure]], cap: float) -> Plot:
-    """Draw one bar [InfoNCE, leave-one-out] per name, a whisker at either end, and InfoNCE's cap, all in nats."""
+    """Draws one bar [InfoNCE, leave-one-out] per name, a whisker at either end, and InfoNCE's cap, all in nats."""
     top = max(end.high for ends in intervals.values() for end in ends)
-    # A cap far off would squeeze the bars into a corner; the axis is then broken, and says so.
+    # A cap far off would squeeze the bars into a corner; then the axis is broken, and marked as broken.
     broken = cap > 1.8 * max(top, 0.01)
     with _style():
         canvas = _canvas(0.95 + 0.42 * len(intervals))
@@ -85,7 +85,7 @@ def information(intervals: Mapping[str, tuple[Figure, Figure]], cap: float) -> P
 
 
 def accuracies(groups: Mapping[str, Mapping[str, Figure]]) -> Plot:
-    """Draw one bar with its whisker per name (before, after, controls) within each group (sampled, greedy); shares."""
+    """Draws one bar with its whisker per name (before, after, controls) within each group (sampled, greedy); shares."""
     bars = [(group, name, share) for group, names in groups.items() for name, share in names.items()]
     with _style():
         canvas = _canvas(0.75 + 0.3 * len(bars) + 0.2 * len(groups))
@@ -107,7 +107,7 @@ def accuracies(groups: Mapping[str, Mapping[str, Figure]]) -> Plot:
 
 
 def curves(logs: Sequence[Mapping[str, Any]]) -> list[Plot]:
-    """Draw what a trainer logged against its steps, one panel per quantity; what was not logged has no panel."""
+    """Draws what a trainer logged against its steps, one panel per logged quantity."""
     panels: dict[str, list[tuple[str, str, str]]] = {}
     for key, title, unit, colour in _CURVES:
         if any(_is_number(entry.get(key)) for entry in logs):
@@ -209,7 +209,7 @@ def _plot(canvas: Any, name: str, title: str, description: str) -> Plot:
     # Without the XML prolog; an SVG inside HTML needs no namespace either, and a self-contained page names no address.
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", output.getvalue().partition("<svg")[2])
     svg = svg.replace("xlink:href", "href")
-    # Plots share a page, so their ids must not meet.
+    # Plots share a page, so their ids must differ.
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, f"var(--plot-{variable}, {colour})")

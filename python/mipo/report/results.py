@@ -1,4 +1,4 @@
-"""Results: the manifest and the evaluation of a run folder, as read. Knows files; says nothing about the numbers."""
+"""Results: the manifest and the evaluation of a run folder. Knows files, and not what the figures support."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Figures = dict[str, Figure]
 
 @dataclass(frozen=True)
 class Results:
-    """What a finished run left: its figures before and after training, and the paired change where it was measured.
+    """The results of a finished run: its figures before and after training, and their paired changes, where measured.
 
     `paired` has the mean of after − before over rows, `negatives` is K, `rows` counts held-out rows.
     """
@@ -37,7 +37,7 @@ class Results:
 
     @property
     def model(self) -> dict[str, Any]:
-        """What the manifest says of the model; a model in a folder is named by that folder alone."""
+        """The manifest's entry of the model; a model in a folder is named by the last part of its path."""
         model = self.manifest.get("model")
         if not isinstance(model, dict) or not isinstance(model.get("name"), str):
             return {}
@@ -55,9 +55,9 @@ class Results:
 
 
 def read(folder: Path) -> Results:
-    """Read manifest.json and evaluation.json.
+    """Reads manifest.json and evaluation.json.
 
-    Raises FileNotFoundError where one is missing, and ValueError for one that is not what a run writes.
+    Raises NotThereError if one is missing, and InputError for one that is not as a run writes it.
     """
     manifest, path = _read_required(folder / "manifest.json"), folder / "evaluation.json"
     evaluation = _read_required(path)
@@ -73,7 +73,7 @@ def read(folder: Path) -> Results:
 
 
 def refuse(path: Path, expected: str, value: Any) -> NoReturn:
-    """Raise the ValueError that says what a run's file should hold, what it holds, and what to do."""
+    """Raises the InputError that says what a run's file should hold, what it holds, and what to do."""
     text = repr(value)
     text = text if len(text) < 120 else f"{text[:120]}..."
     raise InputError(f"{path}: expected {expected}, got {text}; delete the file and run `mipo run` again to remake it")

@@ -1,4 +1,4 @@
-"""Watch list: what speaks against a run's headline, or must be read with it. Knows findings and the manifest."""
+"""The watch list: what contradicts a run's headline, or must be read with it. Knows findings and the manifest."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from mipo.report.findings import UNCLEAR, against, before_and_after, change, dir
 from mipo.report.results import Results
 
 _LENGTH_CHANGE, _TRUNCATED, _NEAR_CAP = 0.2, 0.05, 0.85
-_FEW_ROWS = 30  # fewer rows than this, and a bootstrap's intervals are more than 4 % too narrow
+_FEW_ROWS = 30  # with fewer rows, a bootstrap's intervals are more than 4 % too narrow
 
 
 @dataclass(frozen=True)
 class Item:
-    """One thing that a reader should look at before believing the headline; `grave` when it speaks against the run."""
+    """Something to look at before believing the headline; `grave` if it contradicts the run."""
 
     title: str
     text: str
@@ -24,7 +24,7 @@ class Item:
 
 
 def watch(run: Results, controls: Mapping[str, Results]) -> list[Item]:
-    """List what to watch: over-optimisation first, then what limits the figures, then bookkeeping."""
+    """What to watch: over-optimisation first, then what limits the figures, then bookkeeping."""
     signs = list(_over_optimisation(run))
     items = [*_chosen_fell(run, signs), *signs, *_near_cap(run), *_few_rows(run), *_greedy(run, controls)]
     return [*items, *_unlike(run, controls), *_bookkeeping(run)]
@@ -81,7 +81,7 @@ def _greedy(run: Results, controls: Mapping[str, Results]) -> Iterator[Item]:
     name = "accuracy_greedy"
     if run.control or change(run, name) is None:
         return
-    shuffled = {key: run for key, run in controls.items() if run.control == "shuffled" and change(run, name)}
+    shuffled = {key: other for key, other in controls.items() if other.control == "shuffled" and change(other, name)}
     text = "Training on shuffled pairs can move greedy accuracy too, so compare it with that of a shuffled control."
     text += f" Here: {before_and_after(run, name)}"
     for key, control in shuffled.items():
@@ -107,14 +107,14 @@ def _unlike(run: Results, controls: Mapping[str, Results]) -> Iterator[Item]:
             yield Item(f"{name} is not a control", "Its manifest calls it a run of the method itself.")
         ours, theirs = ((r.negatives, r.rows, _model(r)) for r in (run, control))
         words = ("number of negatives K", "number of held-out rows", "model")
-        unlike = [word for word, this, that in zip(words, ours, theirs, strict=True) if this != that]
-        if unlike:
-            text = f"They differ in {', '.join(unlike)}, so compare them with care."
+        differences = [word for word, this, that in zip(words, ours, theirs, strict=True) if this != that]
+        if differences:
+            text = f"They differ in {', '.join(differences)}, so compare them with care."
             yield Item(f"{name} is not like this run", text, grave=True)
 
 
 def _model(run: Results) -> object:
-    """What tells one model from another: its hash or revision, since a folder may have any name."""
+    """What identifies a model: its checksum or revision, since a folder may have any name."""
     return run.model.get("checksum") or (run.model.get("name"), run.model.get("revision"))
 
 
@@ -123,9 +123,9 @@ def _bookkeeping(run: Results) -> Iterator[Item]:
         rows_in, rows_out, dropped = stage.get("rows_in"), stage.get("rows_out"), stage.get("dropped") or {}
         if stage.get("state", "done") != "done":
             yield Item(f"Stage {name} is not done", f"Its state is {stage['state']!r}.", grave=True)
-        if lost := sum(dropped.values()):
+        if total := sum(dropped.values()):
             reasons = "; ".join(f"{reason}: {count:,}" for reason, count in dropped.items())
-            yield Item(f"Rows dropped in {name}", f"{lost:,} of {rows_in or 0:,} ({reasons}).")
-        if None not in (rows_in, rows_out) and rows_in != rows_out + lost:
-            text = f"{rows_in:,} rows in, {rows_out:,} rows out, and {lost:,} dropped for a named reason."
+            yield Item(f"Rows dropped in {name}", f"{total:,} of {rows_in or 0:,} ({reasons}).")
+        if None not in (rows_in, rows_out) and rows_in != rows_out + total:
+            text = f"{rows_in:,} rows in, {rows_out:,} rows out, and {total:,} dropped for a named reason."
             yield Item(f"Rows of {name} do not add up", text, grave=True)

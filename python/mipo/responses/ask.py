@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mipo.errors import InputError
 from mipo.io.lazy import lazy
-from mipo.negatives.parts import with_text
+from mipo.negatives.partial import with_text
 from mipo.prompts.compose import compose
 from mipo.prompts.rows import numbered
 from mipo.tokenizer.messages import key

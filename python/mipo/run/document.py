@@ -1,7 +1,7 @@
-"""Document: settings as a YAML file, to plain values and back; what YAML reads in two ways is refused with its line.
+"""Document: settings as a YAML file, to plain values and back; ambiguous YAML is refused with its line.
 
-Knows YAML. Knows no setting. A name stands once in its mapping; aliases are followed, but not without end; there are no
-dates and no tags; and 5e-7 is a number, as in YAML 1.2.
+Knows YAML, and no setting. A name stands once in its mapping; aliases are followed up to a limit; dates are text, tags
+are refused, and 5e-7 is a number, as in YAML 1.2.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from mipo.errors import InputError, NotThereError
 BYTES = 65_536  # a recipe has a few lines; PyYAML takes a second for 100 kB
 DEPTH = 20
 VALUES = 10_000  # an alias counts for all that it stands for
+LIMITS = f"expected at most {DEPTH} levels and {VALUES:,} values, got more (an alias counts as what it stands for)"
 _TAGS = {f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null", "merge")}
 _NUMBER = ("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
 # In a recipe, which is copied into run folders and shown in reports, a secret would be published.
@@ -31,22 +32,11 @@ _SECRET = re.compile(
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, less dates."""
-
-    depth = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        self.depth += 1
-        if self.depth > DEPTH:
-            raise _at(self.get_mark(), f"expected at most {DEPTH} levels, got more")
-        try:
-            return super().compose_node(parent, index)
-        finally:
-            self.depth -= 1
+    """The safe loader without dates."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """The safe dumper, which quotes a text that `_Loader` would read as a number."""
+    """The safe dumper; it quotes a text that `_Loader` would read as a number."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -58,7 +48,7 @@ _Dumper.add_implicit_resolver(*_NUMBER)
 
 
 def read(path: Path) -> dict[Any, Any]:
-    """The settings in a YAML file. FileNotFoundError without one, ValueError for anything but plain values."""
+    """The settings in a YAML file. Raises NotThereError without one, InputError for anything but plain values."""
     if not path.is_file():
         raise NotThereError(f"{path}: no such recipe")
     if (size := path.stat().st_size) > BYTES:
@@ -70,7 +60,9 @@ def read(path: Path) -> dict[Any, Any]:
         values = loader.construct_document(node) if node else {}
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except RecursionError:
+        raise InputError(f"{path}: {LIMITS}") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected settings as `name: value`, got {type(values).__name__}")
@@ -78,13 +70,13 @@ def read(path: Path) -> dict[Any, Any]:
 
 
 def write(settings: dict[str, Any]) -> str:
-    """Plain values as YAML, which `read` reads as they were."""
+    """Plain values as YAML, from which `read` gives the same values."""
     text: str = yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     return text
 
 
 def secrets(values: Any, at: str = "") -> Iterator[str]:
-    """The full names of the settings that hold a secret, by their name or by its form."""
+    """The full names of settings that hold a secret, recognized by the name or by the form of the value."""
     if isinstance(values, dict):
         for name, value in values.items():
             path = f"{at}.{name}" if at else str(name)
@@ -100,14 +92,14 @@ def secrets(values: Any, at: str = "") -> Iterator[str]:
 
 
 def _check(node: Any) -> None:
-    """Refuses a name that stands twice, a tag, and aliases that hold each other or too much."""
+    """Refuses a name that stands twice, a tag, and aliases that contain themselves or too much."""
     seen = 0
 
     def walk(node: Any, depth: int) -> None:
         nonlocal seen
         seen += 1
         if depth > DEPTH or seen > VALUES:
-            raise _at(node.start_mark, f"expected at most {DEPTH} levels and {VALUES:,} values, got more, by aliases")
+            raise _at(node.start_mark, LIMITS)
         if node.tag not in _TAGS:
             raise _at(node.start_mark, f"expected a plain value, got the tag {node.tag}")
         if isinstance(node, yaml.SequenceNode):

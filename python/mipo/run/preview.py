@@ -1,4 +1,4 @@
-"""The preview of a run: its first pairs as the model will see them, and what it will cost. Generates nothing."""
+"""The preview of a run: its first pairs as the model will see them, and its size. Generates nothing."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from mipo.io import records
 from mipo.models.model import Model
 from mipo.negatives.draw import contrast
 from mipo.responses.ask import ask, link
-from mipo.run.inputs import read_prompts, separate
+from mipo.run.prompts import read_prompts
 from mipo.run.training_settings import load_checked
 from mipo.tokenizer.chat import render
 
 
 def dry_run(path: str | Path, *, seed: int | None = None, rows: int = 3) -> str:
-    """The first pairs as the model will see them, and what the run will cost, before anything costs anything."""
+    """Returns the first `rows` pairs as the model will see them, and how much the run will generate."""
     recipe = load_checked(path, Path("runs") / Path(path).stem, seed=seed)
     model = Model(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    train, test, rows_read = read_prompts(recipe, model)
-    train, rows_read, _ = separate(recipe, train, test, rows_read)
+    train, test, _, counts = read_prompts(recipe, model)
     measurement.check(test, negatives=recipe.evaluation.negatives, rule=recipe.evaluation.rule)
     drawn = contrast(train, seed=recipe.seed, **records.settings(recipe.contrast))
     asked = ask(train, drawn, chat=model.is_chat)
@@ -40,7 +39,7 @@ def dry_run(path: str | Path, *, seed: int | None = None, rows: int = 3) -> str:
             "",
         ]
     lines += [
-        f"prompts: {rows_read.describe()}",
+        f"prompts: {counts.describe()}",
         f"{train.height:,} prompts, {drawn['reason'].null_count():,} pairs of kind {recipe.contrast.kind}, "
         f"{asked.prompts.height:,} responses to generate of at most {recipe.responses.max_new_tokens:,} tokens each; "
         f"{test.height:,} held-out prompts",

@@ -1,7 +1,7 @@
-"""Recipes: what a run is made of, as a YAML file: every setting with its type, range, default and description.
+"""Recipes: the settings of a run, as a YAML file: each with its type, range, default and description.
 
-The records here are the one source of what is refused, and of what `mipo recipe` prints (`mipo.run.recipe_text`). Loads
-no torch and reads no data, so that a wrong value costs a second. Runs nothing.
+The records here are the one source of what is refused, of what `mipo recipe` prints (`mipo.run.recipe_text`), and of
+the `--help` of options. Loads no torch and reads no data, so that a wrong value costs a second. Runs nothing.
 """
 
 from __future__ import annotations
@@ -25,23 +25,29 @@ HeldOut = Annotated[int, Meta(ge=2)]
 PositiveShare = Annotated[float, Meta(gt=0, le=1)]
 Tolerance = Annotated[float, Meta(ge=0)]
 Words = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+NO_SECRET = (
+    "expected no secret in a recipe, which is copied into run folders; set it in the environment, for example HF_TOKEN"
+)
 
 
 class Prompts(Record, frozen=True, kw_only=True):
-    """Where the prompts are, and which of them are held out: those are only measured on."""
+    """Where the prompts are, and which of them are held out, to be measured on only."""
 
     source: Annotated[
-        Text, Meta(description="JSONL, Parquet, CSV, or a Hugging Face data set", examples=["prompts.jsonl"])
+        Text, Meta(description="JSONL, Parquet, CSV, or a Hugging Face dataset", examples=["prompts.jsonl"])
     ]
     prompt: Annotated[Text, Meta(description="column with the prompt: text or chat messages")] = "prompt"
     context: Annotated[Text | None, Meta(description="column with the user's context", examples=["context"])] = None
-    split: Annotated[Text, Meta(description="split of a Hugging Face data set")] = "train"
-    test: Annotated[
-        Text | None, Meta(description="held-out prompts, a source of their own; null holds out rows of source")
+    split: Annotated[Text, Meta(description="split of a Hugging Face dataset")] = "train"
+    test: Annotated[Text | None, Meta(description="source of the held-out prompts; null holds out rows of source")] = (
+        None
+    )
+    holdout: Annotated[
+        HeldOut | None, Meta(description="number of rows to hold out; null for a tenth, at most 512")
     ] = None
-    holdout: Annotated[HeldOut | None, Meta(description="rows that are held out; null for a tenth, at most 512")] = None
     holdout_by: Annotated[
-        Text | None, Meta(description="column of which no value is both trained on and held out", examples=["user"])
+        Text | None,
+        Meta(description="column whose values are either trained on or held out, never both", examples=["user"]),
     ] = None
     overlap_share: Annotated[
         PositiveShare | None,
@@ -54,7 +60,7 @@ class Prompts(Record, frozen=True, kw_only=True):
 
 
 class Contrast(Record, frozen=True, kw_only=True):
-    """What a rejected response answers: its counterpart among the prompts."""
+    """Which prompt a rejected response answers: a counterpart, drawn from the prompts."""
 
     kind: Annotated[
         Kind,
@@ -81,7 +87,10 @@ class Contrast(Record, frozen=True, kw_only=True):
     ] = None
     near_duplicates: Annotated[
         PositiveShare | None,
-        Meta(description="rows that are at least so alike (Jaccard) never face each other", examples=[0.8]),
+        Meta(
+            description="Jaccard similarity from which two rows, or rows linked by such rows, never face each other",
+            examples=[0.8],
+        ),
     ] = None
 
     def __post_init__(self) -> None:
@@ -106,7 +115,9 @@ class Evaluation(Record, frozen=True, kw_only=True):
         Count | None, Meta(description="K of the information interval; null for 31, or all other rows")
     ] = None
     rows: Annotated[Count, Meta(description="held-out rows whose information is measured, at most")] = 512
-    rule: Annotated[Rule | None, Meta(description="judges answers; it only measures, training never sees it")] = None
+    rule: Annotated[
+        Rule | None, Meta(description="reads an answer from each response; only measures, training never sees it")
+    ] = None
 
 
 class Recipe(Record, frozen=True, kw_only=True):
@@ -130,7 +141,7 @@ class Recipe(Record, frozen=True, kw_only=True):
         ),
     ] = None
     evaluation: Evaluation = Evaluation()
-    seed: Annotated[Seed, Meta(description="the same seed gives the same run")] = 0
+    seed: Annotated[Seed, Meta(description="the same seed gives the same result")] = 0
     control: Annotated[
         Literal["shuffled", "sft"] | None,
         Meta(description="a control run: chosen and rejected swapped at random, or the chosen responses alone"),
@@ -138,7 +149,7 @@ class Recipe(Record, frozen=True, kw_only=True):
     max_dropped: Annotated[
         Share | dict[str, Share],
         Meta(
-            description="share of rows that may drop out; or by reason, where other reasons have 0.01",
+            description="share of rows that may be dropped; or the share for each reason, with 0.01 for all others",
             examples=[{"chosen and rejected are equal": 0.5}],
         ),
     ] = 0.01
@@ -146,43 +157,41 @@ class Recipe(Record, frozen=True, kw_only=True):
 
 
 def load(path: str | Path, *, seed: int | None = None, control: str | None = None) -> Recipe:
-    """The recipe in a YAML file; `seed` and `control` replace its own, names of files beside it are made absolute.
+    """The recipe in a YAML file. `seed` and `control` replace its own; names of files beside it are made absolute.
 
-    Raises FileNotFoundError without a file, and ValueError that names the file, each wrong setting, what is allowed and
-    what it got. A name or value of `trainer` and `lora` is refused here where the source of TRL and PEFT says enough;
+    Raises NotThereError without a file, and InputError that names the file, each wrong setting, what is allowed and
+    what it got. Names and values of `trainer` and `lora` are refused here if the source of TRL and PEFT says enough;
     `mipo.trainer.config` has the last word.
     """
     path = Path(path)
     values = document.read(path)
     values |= {name: value for name, value in (("seed", seed), ("control", control)) if value is not None}
     try:
-        _refuse_secrets(values)
+        records.refuse([f"{name}: {NO_SECRET}" for name in document.secrets(values)])
         recipe = _read(values)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    prompts = recipe.prompts
-    prompts = msgspec.structs.replace(
-        prompts,
-        source=_absolute(prompts.source, path.parent),
-        test=prompts.test and _absolute(prompts.test, path.parent),
-    )
+    source, test = (name and _absolute(name, path.parent) for name in (recipe.prompts.source, recipe.prompts.test))
+    prompts = msgspec.structs.replace(recipe.prompts, source=source, test=test)
     return msgspec.structs.replace(recipe, model=_absolute(recipe.model, path.parent), prompts=prompts)
 
 
 def dump(recipe: Recipe) -> str:
-    """A loaded recipe as YAML: every setting, overrides in it and file names absolute, so that it repeats the run."""
+    """A loaded recipe as YAML that repeats the run: every setting, with overrides and absolute file names."""
     return document.write(records.settings(recipe))
 
 
 def _read(values: dict[Any, Any]) -> Recipe:
     """Refuses every wrong setting at once: those of the records, and those of `trainer` and `lora`."""
-    sections = {name: values[name] for name in ("trainer", "lora") if isinstance(values.get(name), dict)}
-    wrong = {name: _wrong_fields(name, fields) for name, fields in sections.items()}
-    checked = {name: {} if wrong.get(name) else value for name, value in values.items()}
+    problems, checked = [], dict(values)
+    for section in ("trainer", "lora"):
+        if isinstance(fields := values.get(section), dict) and (wrong := _wrong_fields(section, fields)):
+            problems += wrong
+            checked[section] = {}
     if checked.get("trainer", {}) is None:  # an empty section
         checked["trainer"] = {}
-    recipe, problems = records.examine(Recipe, checked)
-    records.refuse([*problems, *(line for lines in wrong.values() for line in lines)])
+    recipe, others = records.examine(Recipe, checked)
+    records.refuse([*others, *problems])
     assert recipe is not None
     return recipe
 
@@ -196,20 +205,10 @@ def _wrong_fields(section: str, values: dict[Any, Any]) -> list[str]:
         if name not in fields:
             problems.append(records.unknown(name, fields, section))
         elif (section, name) == ("trainer", "output_dir"):
-            problems.append("trainer.output_dir: expected none; a run keeps all in its own folder, see --output")
+            problems.append("trainer.output_dir: expected none; a run keeps everything in its own folder, see --output")
         elif problem := records.problem(fields[name].kind, value, f"{section}.{name}"):
             problems.append(problem)
     return problems
-
-
-def _refuse_secrets(values: dict[Any, Any]) -> None:
-    records.refuse(
-        [
-            f"{name}: expected no secret in a recipe, which is copied into run folders; set it in the environment, "
-            "for example HF_TOKEN"
-            for name in document.secrets(values)
-        ]
-    )
 
 
 def _absolute(name: str, folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Recipe text: what a recipe may say, as a commented recipe with every default, and as a JSON Schema for editors.
+"""Recipe text: what a recipe may hold, as a commented recipe with every default, and as a JSON Schema for editors.
 
 Both are written from the records of `mipo.run.recipe` and from the fields of TRL's and PEFT's configs.
 """
@@ -9,7 +9,7 @@ import ast
 import json
 import textwrap
 from collections.abc import Iterator
-from typing import Annotated, Any, get_args, get_origin
+from typing import Any
 
 import msgspec
 import yaml
@@ -23,17 +23,17 @@ from mipo.run.training_fields import Config, Field, fields_of, paper_fields
 WIDTH = 120
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 TRAINING: dict[str, Config] = {"trainer": "MIPOConfig", "lora": "LoraConfig"}
-HEAD = """A recipe with every setting of mipo, its default, and what it may be. Only what is required, or differs from
-the default, has to be there. `mipo run FILE --dry-run` shows the first pairs; `mipo run FILE` does the work."""
+HEAD = """A recipe with every setting of mipo, its default, and what it may be. Only required settings, and those that
+differ from the default, have to be there. `mipo run FILE --dry-run` shows the first pairs; `mipo run FILE` runs it."""
 
 
 def commented() -> str:
-    """A recipe with all defaults, a comment on each setting; what has no default holds an example."""
+    """A recipe with all defaults and a comment on each setting; a setting without a default has an example."""
     return "\n".join([*_comment(HEAD, 0), *_lines(Recipe, 0)]) + "\n"
 
 
 def schema() -> str:
-    """The JSON Schema of a recipe, with TRL's and PEFT's fields where they are installed; editors take it for YAML."""
+    """The JSON Schema of a recipe, which editors apply to YAML; with TRL's and PEFT's fields if they are installed."""
     whole = msgspec.json.schema(Recipe)
     properties = whole["$defs"]["Recipe"]["properties"]
     for section, config in TRAINING.items():
@@ -49,7 +49,7 @@ def schema() -> str:
 
 def _lines(record: type[records.Record], indent: int) -> Iterator[str]:
     for field in structs.fields(record):
-        about, inner = _about(field), records.record_in(field.type)
+        meta, inner = records.meta(field), records.record_in(field.type)
         optional = inner is not None and not field.required and field.default is None
         if inner and not optional:
             yield ""
@@ -59,8 +59,8 @@ def _lines(record: type[records.Record], indent: int) -> Iterator[str]:
             continue
         if indent == 0:
             yield ""
-        yield from _comment(_described(field, about), indent)
-        value = "" if field.name == "trainer" else f" {_flow(_value(field, about))}"
+        yield from _comment(_described(field, meta), indent)
+        value = "" if field.name == "trainer" else f" {_flow(_value(field, meta))}"
         yield f"{' ' * indent}{field.name}:{value}"
         if inner:
             yield from (f"{' ' * indent}# {line}" for line in _example(field.name, inner))
@@ -69,36 +69,30 @@ def _lines(record: type[records.Record], indent: int) -> Iterator[str]:
                 yield f"  # {name}: {_flow(_default(paper))}  # {paper.help}"
 
 
-def _described(field: FieldInfo, about: Meta) -> str:
-    text = str(about.description)
+def _described(field: FieldInfo, meta: Meta) -> str:
+    text = str(meta.description)
     parts = [f"{text[0].upper()}{text[1:]}."]
     if field.required:
         parts.insert(0, "Required.")
     elif not records.record_in(field.type) and field.name not in TRAINING:
         parts.append(f"Allowed: {records.allowed(field.type)}.")
-    if about.examples and not field.required:
-        parts.append(f"For example {field.name}: {_flow(about.examples[0])}")
+    if meta.examples and not field.required:
+        parts.append(f"For example {field.name}: {_flow(meta.examples[0])}")
     return " ".join(parts)
 
 
 def _example(name: str, record: type[records.Record]) -> Iterator[str]:
-    """An optional record with its examples, to be put into a comment."""
+    """An optional record with its examples, as the lines of a comment."""
     yield f"{name}:"
     for field in structs.fields(record):
-        about = _about(field)
-        value = _flow(about.examples[0]) if about.examples else "null"
-        yield f"  {field.name}: {value}  # {about.description}"
+        meta = records.meta(field)
+        value = _flow(meta.examples[0]) if meta.examples else "null"
+        yield f"  {field.name}: {value}  # {meta.description}"
 
 
-def _about(field: FieldInfo) -> Meta:
-    """The description and the examples in a field's annotation."""
-    metas = get_args(field.type)[1:] if get_origin(field.type) is Annotated else ()
-    return next((meta for meta in metas if isinstance(meta, Meta) and meta.description), Meta())
-
-
-def _value(field: FieldInfo, about: Meta) -> Any:
+def _value(field: FieldInfo, meta: Meta) -> Any:
     if field.required:
-        return about.examples[0] if about.examples else None
+        return meta.examples[0] if meta.examples else None
     default = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
     return msgspec.to_builtins(default)
 

@@ -1,8 +1,8 @@
-"""Training fields: what the sections `trainer` and `lora` of a recipe may hold, with types, defaults and descriptions.
+"""Training fields: the settings in `trainer` and `lora` of a recipe, with types, defaults and descriptions.
 
-They are the fields of `MIPOConfig`, which are TRL's, and of PEFT's `LoraConfig`. Both are read from the source of the
-installed libraries and never imported: an import takes 9 s of CPU, the reading 0.03 (2026-11-28). Where a source is
-not as expected nothing is known here, and nothing is refused: building the configs decides (`mipo.trainer.config`).
+They are the fields of `MIPOConfig`, which extends TRL's `DPOConfig`, and of PEFT's `LoraConfig`. Both are read from the
+source of the installed libraries, not imported: an import takes 9 s of CPU, reading the source 0.03 s (2026-11-28). If
+a source does not look as expected, nothing is refused here, and building the configs decides (`mipo.trainer.config`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SOURCES: dict[Config, tuple[tuple[str, str], ...]] = {
     "LoraConfig": (("peft", "tuners/lora/config.py"), ("peft", "config.py")),
 }
 WITHOUT_FIELDS = {"PushToHubMixin"}
-# Where a source's annotation allows less than the library takes, or more than a training can go on with.
+# Types that replace a source's annotation: it allows less than the library takes, or more than training can use.
 _NotNegative = Annotated[float, Meta(ge=0)]
 OURS: dict[str, Any] = {
     "loss_type": str | list[str],
@@ -56,12 +56,12 @@ _PLAIN: dict[str, Any] = {
 
 
 class Unknown:
-    """A type of a library's own, which no YAML value has."""
+    """The type of a library's own classes, which no YAML value has."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """A field as its class has it: the type of what YAML may hold, the source of its default, and its description."""
+    """A field of a config: the type of its value in YAML, the source code of its default, and its description."""
 
     kind: Any
     default: str | None
@@ -75,7 +75,7 @@ class _Class(NamedTuple):
 
 @functools.cache
 def fields_of(config: Config) -> dict[str, Field] | None:
-    """The fields of a config, its own before those that it inherits; None where the sources do not tell."""
+    """The fields of a config, its own before inherited ones; None if a class is not in the sources."""
     classes = _classes(config)
     fields: dict[str, Field] = {}
     names: list[str] = [config]
@@ -84,14 +84,14 @@ def fields_of(config: Config) -> dict[str, Field] | None:
             return None
         for field, declared in classes[name].fields.items():
             nearer = fields.setdefault(field, declared)
-            if nearer.kind is str and get_origin(declared.kind) is Literal:  # a class that only sets another default
+            if nearer.kind is str and get_origin(declared.kind) is Literal:  # a class that only changes the default
                 fields[field] = replace(nearer, kind=declared.kind)
         names += [base for base in classes[name].bases if base not in WITHOUT_FIELDS]
     return fields
 
 
 def paper_fields() -> dict[str, Field]:
-    """The fields of which `MIPOConfig` has another default than TRL, the paper's, and those that TRL does not have."""
+    """The fields that `MIPOConfig` adds to TRL's, and those for which it has the paper's default instead of TRL's."""
     return _classes("MIPOConfig")["MIPOConfig"].fields
 
 
@@ -115,7 +115,7 @@ def _parsed(library: str, file: str) -> ast.Module | None:
 
 
 def _choices(node: ast.ClassDef) -> tuple[str, ...]:
-    """The values of a class of named texts."""
+    """The values of an enum of texts."""
     values = [line.value for line in node.body if isinstance(line, ast.Assign)]
     return tuple(value.value for value in values if isinstance(value, ast.Constant) and isinstance(value.value, str))
 
@@ -125,13 +125,12 @@ def _fields(node: ast.ClassDef, enums: dict[str, tuple[str, ...]]) -> dict[str, 
     for line in node.body:
         if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
             name, kind = line.target.id, _kind(line.annotation, enums)
-            default, about = _declared(line.value)
-            fields[name] = Field(OURS.get(name, Any if kind is Unknown else kind), default, about)
+            fields[name] = Field(OURS.get(name, Any if kind is Unknown else kind), *_declared(line.value))
     return fields
 
 
 def _declared(value: ast.expr | None) -> tuple[str | None, str | None]:
-    """The source of a field's default, and its help."""
+    """The source code of a field's default, and its help."""
     if not isinstance(value, ast.Call):
         return (ast.unparse(value) if value else None), None
     words = {keyword.arg: keyword.value for keyword in value.keywords}
@@ -139,12 +138,12 @@ def _declared(value: ast.expr | None) -> tuple[str | None, str | None]:
     default = words.get("default", factory.body if isinstance(factory, ast.Lambda) else None)
     entries = dict(zip(metadata.keys, metadata.values, strict=True)) if isinstance(metadata, ast.Dict) else {}
     texts = [text for name, text in entries.items() if isinstance(name, ast.Constant) and name.value == "help"]
-    about = texts[0].value if texts and isinstance(texts[0], ast.Constant) else None
-    return ast.unparse(default) if default else None, " ".join(str(about).split()) if about else None
+    text = texts[0].value if texts and isinstance(texts[0], ast.Constant) else None
+    return ast.unparse(default) if default else None, " ".join(str(text).split()) if text else None
 
 
 def _kind(node: ast.expr, enums: dict[str, tuple[str, ...]]) -> Any:
-    """The type that an annotation means for a value in YAML; `Unknown` for what no such value can be."""
+    """The type that an annotation means for a value in YAML; `Unknown` for one that no such value has."""
     if isinstance(node, ast.Constant):
         return None if node.value is None else Unknown
     if isinstance(node, ast.Name):
@@ -172,7 +171,7 @@ def _kind(node: ast.expr, enums: dict[str, tuple[str, ...]]) -> Any:
 
 
 def _union(parts: list[ast.expr], enums: dict[str, tuple[str, ...]]) -> Any:
-    """Without what no YAML value can be, and without `str` beside the names that it stands for."""
+    """The union without types that no YAML value has, and without `str` beside an enum that lists the choices."""
     kinds = [_kind(part, enums) for part in parts]
     known = [kind for kind in kinds if kind is not Unknown]
     if all(kind is None for kind in known):

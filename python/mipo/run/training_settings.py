@@ -1,6 +1,6 @@
 """Training settings: the sections `trainer` and `lora` of a recipe as TRL's and PEFT's configs.
 
-Loads torch, TRL and PEFT. Reads no data and no weights, so that what they refuse is known before anything is made.
+Loads torch, TRL and PEFT. Reads no data and no weights, so that a wrong setting is refused before any work starts.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def load_checked(path: str | Path, folder: Path, *, seed: int | None = None, control: str | None = None) -> Recipe:
-    """The recipe in a YAML file (`mipo.run.recipe.load`), to be run in `folder`, of which training can start.
+    """The recipe in a YAML file (`mipo.run.recipe.load`), after a check that its training can start in `folder`.
 
-    Raises ValueError, with the file's name, for what TRL and PEFT refuse, and for an adapter that does not fit the
-    model, of which the config alone is read.
+    Raises InputError, with the file's name, for settings that TRL or PEFT refuse, and for an adapter that does not fit
+    the model. Only the model's config is read.
     """
     recipe = load(path, seed=seed, control=control)
     try:
@@ -41,8 +41,8 @@ def load_checked(path: str | Path, folder: Path, *, seed: int | None = None, con
 
 
 def build(recipe: Recipe, folder: Path) -> tuple[MIPOConfig, LoraConfig | None]:
-    """What a recipe is trained with, its checkpoints in `folder`; ValueError for settings that could not start."""
-    import peft  # noqa: F401  # a run needs it, and says so at once where it is not installed
+    """The configs that a recipe trains with, checkpoints in `folder`; InputError if training could not start."""
+    import peft  # noqa: F401  # a run needs it, and must say so at once
 
     from mipo.trainer.checks import check_training
     from mipo.trainer.config import MIPOConfig, lora_config
@@ -62,7 +62,7 @@ def trainer_fields(recipe: Recipe) -> dict[str, Any]:
 
 @contextmanager
 def _refused(section: str) -> Iterator[None]:
-    """Says in which section a value is that mipo's checks refuse, by its name, or that a library refuses."""
+    """Adds the section to the errors of mipo's checks and of the libraries."""
     try:
         yield
     except InputError as error:

@@ -1,4 +1,8 @@
-"""Chat: prompts as a model sees them. All code turns composed prompts into text and token ids here."""
+"""Chat: composed prompts as text and token ids, for generation, evaluation and previews.
+
+Training renders and encodes a prompt together with its responses (`mipo.tokens.groups`), by the same `renderer` and
+encoder; a test holds that both give a prompt the same ids.
+"""
 
 from __future__ import annotations
 
@@ -45,5 +49,5 @@ def render(composed: pl.Series, tokenizer: Any) -> pl.Series:
 
 
 def encode_prompts(composed: pl.Series, tokenizer: Any) -> TokenTable:
-    """Token ids of each composed prompt, the same in generation and in training."""
+    """Token ids of each composed prompt, those that training gives it."""
     return encode(render(composed, tokenizer), tokenizer, add_special_tokens=not is_messages(composed))

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from mipo import reasons
 from mipo.errors import InputError
 from mipo.io.lazy import lazy
 from mipo.tokenizer.chat import renderer
@@ -19,7 +20,7 @@ from mipo.tokenizer.messages import fields_of, is_messages, key
 from mipo.tokenizer.table import TokenTable
 from mipo.tokenizer.template import Renderer, RowError
 from mipo.tokens.store import Groups, PairStore
-from mipo.tokens.trl import SIDES, arguments_in, template_arguments, trl_ids, with_prompts
+from mipo.tokens.trl_reference import SIDES, arguments_in, template_arguments, trl_ids, with_prompts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,9 +74,8 @@ class GroupBuilder:
         limit = np.iinfo(np.int64).max if self.max_length is None else self.max_length
         verdicts, *rows, merged = self._push(self._builder, pairs, starts, int(limit))
         self.merged += merged
-        reasons = {1: "a response without a token of its own", 2: f"a prompt of {self.max_length} tokens or more"}
-        reasons[3] = f"longer than {self.max_length} tokens"
-        for verdict, reason in reasons.items():
+        why = {1: reasons.NO_TOKEN, 2: reasons.long_prompt(self.max_length), 3: reasons.long_group(self.max_length)}
+        for verdict, reason in why.items():
             if count := int(sizes[verdicts == verdict].sum()):
                 self.dropped[reason] += count
         self._check(pairs, starts)
@@ -93,7 +93,7 @@ class GroupBuilder:
         """The pairs that can be tokenized; drops the others by reason. Raises InputError for wrong columns."""
         if missing := [column for column in SIDES if column not in pairs.columns]:
             raise InputError(f"pairs: no column {missing[0]!r}; they have {', '.join(pairs.columns[:-1])}")
-        reason = pl.coalesce(pl.when(pl.col(side).is_null()).then(pl.lit(f"null {side}")) for side in SIDES)
+        reason = pl.coalesce(pl.when(pl.col(side).is_null()).then(pl.lit(reasons.null(side))) for side in SIDES)
         pairs = self._without(pairs, reason)
         if not pairs.height:
             return pairs
@@ -107,7 +107,7 @@ class GroupBuilder:
                 "pairs: expected text, got messages, and the tokenizer has no chat template; pass text or another "
                 "tokenizer"
             )
-        empty = pl.when(pl.col("prompt").list.len() == 0).then(pl.lit("a prompt of no message"))
+        empty = pl.when(pl.col("prompt").list.len() == 0).then(pl.lit(reasons.NO_MESSAGE))
         return self._without(pairs, empty) if chat else pairs
 
     def _without(self, pairs: pl.DataFrame, reason: pl.Expr) -> pl.DataFrame:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mipo.errors import InputError
 from mipo.io import checksum, sources
 from mipo.pairing.stored import PAIRS, RESPONSES, StoredPairs
-from mipo.tokens.trl import SIDES
+from mipo.tokens.trl_reference import SIDES
 
 if TYPE_CHECKING:
     import polars as pl

@@ -32,7 +32,7 @@ def check_training(args: MIPOConfig, *, negatives: int) -> None:
         try:
             check_settings(args, {}, {}, negatives)
         except ValueError as error:
-            raise InputError(f"fused_loss: {error}") from error
+            raise InputError(str(error)) from error
     if args.eval_strategy != "no":
         raise InputError(
             f"eval_strategy: expected no, got {str(args.eval_strategy.value)!r}; training has no data set to evaluate "

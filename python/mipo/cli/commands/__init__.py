@@ -1,1 +1,1 @@
-"""One file a command, each with a function `command`, which calls a stage and prints what became of it."""
+"""One file per command, each with a function `command` that calls a stage and prints the outcome."""

@@ -1,4 +1,4 @@
-"""`mipo completion`: the shell completes commands, options, choices and file names of mipo."""
+"""`mipo completion`: shell completion of mipo's commands, options, choices and file names."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,15 +13,17 @@ from mipo.errors import InputError
 def command(
     *,
     shell: Annotated[
-        Literal["bash", "zsh", "fish"] | None, Parameter(help="by default the one that this is called from")
+        Literal["bash", "zsh", "fish"] | None, Parameter(help="the shell; by default the one that this is called from")
     ] = None,
     output: Annotated[
-        Path | None, Parameter(help="write the script there, and leave the shell's start-up file as it is")
+        Path | None, Parameter(help="write the script to this file and do not touch the shell's start-up file")
     ] = None,
 ) -> None:
-    """Writes the completion script where the shell looks for such, and names it in the shell's start-up file."""
+    """Writes the completion script to where the shell looks for it, and names it in the shell's start-up file."""
     try:
         path = app.install_completion(shell=shell, output=output, add_to_startup=output is None)
     except ShellDetectionError:
-        raise InputError("cannot tell which shell this is; name it with --shell") from None
-    print(f"completion in {path}" + ("; shells started from now on have it" if output is None else ""))
+        raise InputError(
+            "expected bash, zsh or fish, got a shell that cannot be recognized; name it with --shell"
+        ) from None
+    print(f"completion in {path}" + ("; new shells will use it" if output is None else ""))

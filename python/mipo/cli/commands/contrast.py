@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mipo.cli.console import print_rows, read_prompts
-from mipo.cli.engine import check_engine, connected
 from mipo.cli.options import Address, Engine, HeldOut, Output, Prompts, keywords, mirrors
+from mipo.cli.ray import check_engine, connected
 from mipo.errors import InputError
 from mipo.io import cluster, tables
 from mipo.negatives import draw, on_ray

@@ -1,4 +1,4 @@
-"""`mipo doctor`: what is installed, and which paths will be taken on this machine. Changes nothing."""
+"""`mipo doctor`: what is installed, and which code paths this machine takes. Changes nothing."""
 
 import importlib.metadata
 import importlib.util
@@ -14,13 +14,13 @@ PARTS = {
 
 
 def command() -> None:
-    """Prints a few lines about versions, processors and what follows for each stage."""
+    """Prints versions, processors, and what they mean for each stage."""
     lines = [f"mipo {importlib.metadata.version('mipo')}, Python {platform.python_version()}, {platform.platform()}"]
     for part, libraries in PARTS.items():
-        found = {library: _version(library) for library in libraries}
-        missing = [library for library, version in found.items() if version is None]
-        told = ", ".join(f"{library} {version}" for library, version in found.items() if version)
-        lines.append(f"{part:6} {told}" + (f"  missing: {', '.join(missing)}" if missing else ""))
+        versions = {library: _version(library) for library in libraries}
+        missing = [library for library, version in versions.items() if version is None]
+        installed = ", ".join(f"{library} {version}" for library, version in versions.items() if version)
+        lines.append(f"{part:6} {installed}" + (f"  missing: {', '.join(missing)}" if missing else ""))
         if missing and part != "core":
             lines.append(f"       pip install 'mipo[{part}]'")
     lines.append(f"threads {os.cpu_count()} for contrast and tokens (RAYON_NUM_THREADS sets another number)")
@@ -34,8 +34,7 @@ def _device() -> list[str]:
 
     if not torch.accelerator.is_available():
         return ["device  CPU: float32, no gradient checkpointing; kernels run as plain PyTorch"]
-    where = torch.accelerator.current_accelerator()
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else str(where)
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else str(torch.accelerator.current_accelerator())
     triton = "Triton kernels" if _version("triton") else "kernels run as plain PyTorch, triton is missing"
     return [f"device  {torch.accelerator.device_count()} x {name}: bfloat16, gradient checkpointing; {triton}"]
 

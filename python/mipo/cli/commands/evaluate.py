@@ -1,4 +1,4 @@
-"""`mipo evaluate`: a model's information interval, and what else is measured, on prompts."""
+"""`mipo evaluate`: a model's information interval and other figures, on prompts."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ from mipo.prompts.rows import read
 from mipo.tokens.store import PairStore
 
 
-@mirrors(read, evaluate, without=("answers", "rule", "progress"))
+@mirrors(read, evaluate, without=("responses", "rule", "progress"))
 def command(
     prompts: Prompts,
     /,
@@ -31,8 +31,8 @@ def command(
     **options: Any,
 ) -> None:
     """Prints each figure with its interval, and writes them to `output`."""
-    given = {name: value for name, value in (("answer", answer), ("pattern", pattern)) if value is not None}
-    rule = records.read(Rule, given) if given else None
+    settings = {name: value for name, value in (("answer", answer), ("pattern", pattern)) if value is not None}
+    rule = records.read(Rule, settings) if settings else None
     store = PairStore.open(held_out) if held_out is not None else None
     measured = Model(str(model), trust_remote_code=trust_remote_code)
     table = read_prompts(prompts, options)

@@ -15,6 +15,6 @@ from mipo.pairing.stored import StoredPairs
 def command(
     pairs: Annotated[Path, Parameter(help="a run's folder, or a file of pairs")], /, *, output: Output, **options: Any
 ) -> None:
-    """Writes the pairs in the columns that the trainer reads."""
+    """Writes the pairs with the columns that the trainer reads."""
     export(StoredPairs.find(pairs) or scan_table(pairs), output, **options)
     print(f"pairs in {output}")

@@ -21,9 +21,9 @@ def command(
     trust_remote_code: TrustRemoteCode = False,
     **options: Any,
 ) -> None:
-    """Writes one response for each distinct prompt, in parts that a later call goes on from."""
-    answering = Model(str(model), trust_remote_code=trust_remote_code)
+    """Writes one response to each distinct prompt, in parts from which a later call continues."""
+    opened = Model(str(model), trust_remote_code=trust_remote_code)
     drawn = read_table(counterparts) if counterparts is not None else None
-    asked = ask(read_prompts(prompts, options), drawn, chat=answering.is_chat)
-    generate(asked.prompts, answering, folder=output, **keywords(generate, options))
+    asked = ask(read_prompts(prompts, options), drawn, chat=opened.is_chat)
+    generate(asked.prompts, opened, folder=output, **keywords(generate, options))
     print(f"responses in {output}")

@@ -9,12 +9,12 @@ from mipo.pairing.judge import dropped
 from mipo.prompts.overlap import overlaps
 from mipo.prompts.rows import read
 
-SHOWN = 3  # overlaps that are printed; all of them are in the file
+SHOWN = 3  # overlaps that are printed; the file has all of them
 
 
 @mirrors(read, overlaps)
 def command(prompts: Prompts, /, *, held_out: HeldOut, output: Output, **options: Any) -> None:
-    """Writes the overlaps, and prints the first of them with what they overlap."""
+    """Writes the overlaps, and prints the first of them with their held-out prompts."""
     tables.check_name(output)
     table = read_prompts(prompts, options)
     overlapping = overlaps(table, read(held_out, **keywords(read, options)).frame, **keywords(overlaps, options))

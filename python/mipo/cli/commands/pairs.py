@@ -1,4 +1,4 @@
-"""`mipo pairs`: prompts, counterparts and responses become preference pairs."""
+"""`mipo pairs`: preference pairs from prompts, counterparts and responses."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ def command(
     batch_rows: Annotated[WholeNumber, Parameter(help=HELP["batch_rows"])] = BATCH_ROWS,
     **options: Any,
 ) -> None:
-    """Writes the pairs of tables of any size."""
+    """Writes the pairs; the tables may be of any size."""
     with _on_disk(prompts, output, batch_rows, options) as table:
-        answered = scan_table(counterparts), scan_table(responses)
-        rows_in, _, dropped = join(table, *answered, output, batch_rows=batch_rows)
+        others = scan_table(counterparts), scan_table(responses)
+        rows_in, _, dropped = join(table, *others, output, batch_rows=batch_rows)
     print_rows(output, rows_in, dropped)
 
 
 @contextmanager
 def _on_disk(source: str | Path, output: Path, batch_rows: int, options: Mapping[str, Any]) -> Iterator[pl.LazyFrame]:
-    """The prompts, with `batch_rows` rows of a Parquet file in memory: beside the output lies what was read."""
+    """The prompts in a temporary file beside the output, so that memory holds `batch_rows` rows of a Parquet file."""
     dropped, rows_in = Counter[str](), 0
 
     def frames() -> Iterator[pl.DataFrame]:

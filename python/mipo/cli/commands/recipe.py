@@ -1,4 +1,4 @@
-"""`mipo recipe`: what a recipe may say."""
+"""`mipo recipe`: every setting that a recipe may hold."""
 
 from typing import Annotated
 

@@ -12,7 +12,7 @@ from mipo.report import page
 
 @mirrors(page.write)
 def command(run: Annotated[Path, Parameter(help="a run folder")], /, **options: Any) -> None:
-    """Writes the page anew and prints the table."""
+    """Writes the page again and prints the table."""
     options["beside"] = paths_by_name(options.get("beside", ()))
     path = page.write(run, **options)
     print(f"{page.table(run, **keywords(page.table, options))}\n\nreport: {path}")

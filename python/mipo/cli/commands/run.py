@@ -19,7 +19,7 @@ def command(
     dry_run: Annotated[bool, Parameter(help="show three pairs and stop", show_default=False)] = False,
     **options: Any,
 ) -> None:
-    """Runs a recipe, or with `dry_run` shows its first pairs."""
+    """Runs a recipe, or shows its first pairs with `dry_run`."""
     if dry_run:
         print(preview(recipe, **keywords(preview, options)))
     else:

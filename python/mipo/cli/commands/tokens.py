@@ -1,4 +1,4 @@
-"""`mipo tokens`: preference pairs become token ids."""
+"""`mipo tokens`: a store of token ids from preference pairs."""
 
 import os
 import sys
@@ -10,8 +10,8 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from mipo.cli.console import print_rows
-from mipo.cli.engine import check_engine, connected
 from mipo.cli.options import Address, Engine, ModelName, Output, mirrors
+from mipo.cli.ray import check_engine, connected
 from mipo.io import cluster, sources
 from mipo.models.loading import load_tokenizer
 from mipo.tokens.preparation import prepare
@@ -32,7 +32,7 @@ def command(
     own_process: Annotated[bool, Parameter(parse=False)],
     **options: Any,
 ) -> None:
-    """Writes a store of token ids, in shards that a later call goes on from."""
+    """Writes a store of token ids, in shards from which a later call continues."""
     check_engine(engine, address)
     for source in pairs:
         sources.check(source)
@@ -49,12 +49,12 @@ def command(
 
 @contextmanager
 def _no_torch() -> Iterator[None]:
-    """transformers loads torch, which takes as long as to tokenize 100,000 pairs; here nothing needs it."""
+    """Keeps transformers from loading torch, which takes as long as 100,000 pairs do and which nothing here needs."""
     if "torch" in sys.modules:
         yield
         return
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no torch
-    sys.modules["torch"] = None  # type: ignore[assignment]  # Python's way to say that there is none
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # the warning that torch is missing
+    sys.modules["torch"] = None  # type: ignore[assignment]  # makes `import torch` fail
     try:
         yield
     finally:

@@ -22,7 +22,7 @@ def command(
         Parameter(converter=whole_number, help="train a LoRA adapter of this rank on all linear layers"),
     ] = None,
 ) -> None:
-    """Writes the trained model; `flags` are those of TRL's parser."""
+    """Writes the trained model; `flags` go to TRL's parser."""
     from mipo.io import files
     from mipo.models.loading import load_tokenizer
     from mipo.tokens.store import PairStore
@@ -38,7 +38,7 @@ def command(
 
 
 def _config(*flags: str) -> Any:
-    """The `MIPOConfig` of flags as TRL reads them."""
+    """The `MIPOConfig` that TRL's parser makes of the flags."""
     from trl import TrlParser
 
     from mipo.trainer.config import MIPOConfig

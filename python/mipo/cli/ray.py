@@ -1,4 +1,4 @@
-"""Engine: where a command's work is done, on this machine or on a Ray cluster."""
+"""Engine: where a command runs, on this machine or on a Ray cluster."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -7,9 +7,9 @@ from mipo.io import cluster
 
 
 def check_engine(engine: str, address: str | None) -> None:
-    """InputError for the address of a cluster that is not asked for."""
+    """Raises InputError for a cluster's address without the engine that uses it."""
     if address is not None and engine != "ray":
-        raise InputError("--address is that of a Ray cluster; give --engine ray with it")
+        raise InputError("--address: expected --engine ray with it, since it names a Ray cluster")
 
 
 def connected(engine: str, address: str | None) -> AbstractContextManager[None]:

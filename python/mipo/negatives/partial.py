@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from mipo.io.lazy import lazy
+from mipo.reasons import ONE_SENTENCE
 from mipo.tokenizer.messages import is_messages
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 else:
     pl = lazy("polars")
 
-ONE_SENTENCE = "one sentence: no part to keep"
 # A sentence may end at a stop (with closing quotes and brackets) before white space and another word; at a stop that
 # needs no white space (full-width, Khmer, Burmese, Tibetan), unless a quotation closes there; and at a new line.
 _BORDER = re.compile(

@@ -1,0 +1,106 @@
+"""Provenance: what a run was made with; for each stage, the files that it writes and everything they depend on.
+
+Knows the recipe, the model and the installed libraries. Knows nothing of what a stage does.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from mipo.io import checksum, records
+from mipo.models.model import Model
+from mipo.run.recipe import Recipe
+from mipo.run.stages import RunFolder
+from mipo.run.training_settings import trainer_fields
+
+LIBRARIES = (
+    "torch", "transformers", "trl", "peft", "datasets", "accelerate", "polars", "pyarrow", "numpy", "tokenizers",
+)  # fmt: skip
+# The files and folders that each stage writes; the stages in their order.
+OUTPUTS = {
+    "prompts": ("prompts.parquet", "test.parquet", "overlaps.parquet"),
+    "contrast": ("counterparts.parquet",),
+    "responses": ("responses", "links.parquet"),
+    "pairs": ("pairs.parquet",),
+    "tokens": ("tokens",),
+    "baseline": ("evaluation/responses", "evaluation/pairs.parquet", "evaluation/tokens", "evaluation/before.json",
+                 "evaluation/before.parquet"),
+    "train": ("model", "training.json", "checkpoints"),
+    "evaluate": ("evaluation/after.json", "evaluation/after.parquet", "evaluation.json"),
+}  # fmt: skip
+
+
+def describe(recipe: Recipe, model: Model) -> dict[str, Any]:
+    """What the manifest says of the whole run: versions, command, seed, control and model."""
+    template = model.tokenizer.chat_template
+    return {
+        "mipo": importlib.metadata.version("mipo"),
+        "command": shlex.join(["mipo", *sys.argv[1:]]),
+        "seed": recipe.seed,
+        "control": recipe.control,
+        "versions": {"python": platform.python_version(), **{library: _version(library) for library in LIBRARIES}},
+        "model": {"name": model.name, **model.content},
+        "template_checksum": None if template is None else checksum.of_value(str(template)),
+        "tokenizer_fingerprint": model.tokenizer_fingerprint,
+    }
+
+
+def inputs(stage: str, recipe: Recipe, model: Model, run: RunFolder) -> dict[str, Any]:
+    """Everything that the outputs of a stage depend on, as plain values; if any of it changes, the stage runs again."""
+    plain, tokenizer = records.settings(recipe), model.tokenizer_fingerprint
+    evaluation = {
+        "settings": plain["evaluation"],
+        "contrast": plain["contrast"],
+        "sampling": plain["responses"],
+        "tokenizer": tokenizer,
+    }
+    match stage:
+        case "prompts":
+            paths = {"source": recipe.prompts.source, "test": recipe.prompts.test}
+            sources = {name: _source_checksum(path) for name, path in paths.items() if path}
+            own: dict[str, Any] = {"settings": plain["prompts"], "sources": sources, "model": model.content,
+                   "new_tokens": recipe.responses.max_new_tokens}  # fmt: skip
+        case "contrast":
+            own = {"settings": plain["contrast"], "files": run.checksums("prompts")}
+        case "responses":
+            files = run.checksums("prompts", "contrast")
+            own = {"settings": plain["responses"], "model": model.content, "files": files}
+        case "pairs":
+            files = run.checksums("prompts", "contrast", "responses")
+            own = {"shuffled": recipe.control == "shuffled", "files": files}
+        case "tokens":
+            files = run.checksums("pairs", "responses")
+            return {"max_length": recipe.tokens.max_length, "tokenizer": tokenizer, "files": files}
+        case "baseline":
+            own = {**evaluation, "test": _test_checksum(run), "model": model.content}
+        case "train":
+            own = {"trainer": trainer_fields(recipe), "lora": recipe.lora, "model": model.content,
+                   "files": run.checksums("tokens")}  # fmt: skip
+        case "evaluate":
+            own = {**evaluation, "test": _test_checksum(run), "files": run.checksums("baseline", "train")}
+        case _:
+            raise AssertionError(f"no such stage: {stage}")
+    return {"seed": recipe.seed, **own}
+
+
+def _test_checksum(run: RunFolder) -> dict[str, str]:
+    return {name: digest for name, digest in run.checksums("prompts").items() if name == "test.parquet"}
+
+
+def _source_checksum(source: str) -> str:
+    path = Path(source)
+    if path.is_file():
+        return checksum.of_file(path)
+    return checksum.of_folder(path) if path.is_dir() else checksum.of_value(source)
+
+
+def _version(library: str) -> str | None:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return None
