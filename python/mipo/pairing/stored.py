@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from mipo.io import sources, tables
 from mipo.io.keys import Ids
 from mipo.io.lazy import lazy
-from mipo.io.rowfile import open_rows
+from mipo.io.rowfile import Rows, open_rows
 from mipo.pairing.judge import BATCH_ROWS
 from mipo.pairing.texts import texts_of, with_texts
 
@@ -27,6 +28,7 @@ class StoredPairs:
     """The pairs of a run: `folder` holds `pairs.parquet` (`mipo.pairing.judge.judge`) and the folder `responses`."""
 
     folder: Path
+    texts: tuple[Ids, Rows] | None = None
 
     @classmethod
     def find(cls, path: str | Path) -> StoredPairs | None:
@@ -46,10 +48,23 @@ class StoredPairs:
         """How many of the rows are pairs."""
         return tables.height(self._pairs())
 
+    def numbers(self, rows: int, *, start: int = 0, stop: int | None = None) -> Iterator[pl.DataFrame]:
+        """Pairs `start` to `stop` as row numbers, at most `rows` at a time."""
+        return tables.batches(self._pairs().slice(start, None if stop is None else stop - start), rows)
+
     def batches(self, rows: int, *, start: int = 0, stop: int | None = None) -> Iterator[pl.DataFrame]:
         """Pairs `start` to `stop` with their texts (`mipo.pairing.texts.COLUMNS`), at most `rows` at a time."""
-        length = None if stop is None else stop - start
-        yield from self.with_texts(tables.batches(self._pairs().slice(start, length), rows))
+        with nullcontext(self) if self.texts else self.opened() as opened:
+            assert opened.texts is not None
+            for batch in self.numbers(rows, start=start, stop=stop):
+                yield with_texts(batch, *opened.texts)
+
+    @contextmanager
+    def opened(self) -> Iterator[StoredPairs]:
+        """The same pairs with their texts at hand, so that many calls of `batches` write them to one temporary file."""
+        responses = sources.scan(self.folder / RESPONSES)
+        with open_rows(texts_of(responses), BATCH_ROWS) as texts:
+            yield StoredPairs(self.folder, (Ids.of(responses, "response_id"), texts))
 
     def take(self, places: Sequence[int]) -> pl.DataFrame:
         """The pairs at these places, counted from 0, with their texts; holds only their responses in memory."""
@@ -63,14 +78,6 @@ class StoredPairs:
     def kinds(self) -> list[str]:
         """The kinds of negative among the pairs."""
         return self._pairs().select(pl.col("kind").unique().sort()).collect().to_series().to_list()
-
-    def with_texts(self, batches: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-        """The batches of pairs with their texts."""
-        responses = sources.scan(self.folder / RESPONSES)
-        ids = Ids.of(responses, "response_id")
-        with open_rows(texts_of(responses), BATCH_ROWS) as texts:
-            for batch in batches:
-                yield with_texts(batch, ids, texts)
 
     def _pairs(self) -> pl.LazyFrame:
         return self.rows().filter(pl.col("reason").is_null()).drop("reason")

@@ -6,6 +6,7 @@ Knows files of pairs, and pairs that are row numbers. Knows nothing of tokenizat
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -45,8 +46,14 @@ class Source(Protocol):
     def height(self) -> int:
         """The number of rows."""
 
+    def ids(self, start: int, stop: int) -> Iterator[pl.DataFrame]:
+        """The same rows as `batches`, at least with the prompt_id that they have."""
+
     def batches(self, start: int, stop: int) -> Iterator[pl.DataFrame]:
         """The rows from `start` up to but not including `stop`, in order."""
+
+    def opened(self) -> AbstractContextManager[Source]:
+        """The source with what all its parts read at hand."""
 
 
 @dataclass(frozen=True)
@@ -77,32 +84,45 @@ class Files:
         """The rows from `start` up to but not including `stop`, in order."""
         return sources.stream(self.name, BATCH_ROWS, start=start, stop=stop, split=self.split, texts=SIDES)
 
+    ids = batches
+
+    def opened(self) -> AbstractContextManager[Source]:
+        """The source itself: each part reads its own rows."""
+        return nullcontext(self)
+
 
 @dataclass(frozen=True)
 class Stored:
     """The pairs of a run, which are row numbers."""
 
     name: str
+    pairs: StoredPairs
     split: str = "train"
     is_streamed: bool = True
 
     @cached_property
     def content(self) -> str:
         """The checksum of the pairs and of the responses."""
-        folder = self._pairs.folder
+        folder = self.pairs.folder
         return checksum.of_value([checksum.of_file(folder / PAIRS), checksum.of_folder(folder / RESPONSES)])
 
     def height(self) -> int:
         """The number of pairs."""
-        return self._pairs.height()
+        return self.pairs.height()
 
     def batches(self, start: int, stop: int) -> Iterator[pl.DataFrame]:
         """The pairs from `start` up to but not including `stop`, in order."""
-        return self._pairs.batches(BATCH_ROWS, start=start, stop=stop)
+        return self.pairs.batches(BATCH_ROWS, start=start, stop=stop)
 
-    @property
-    def _pairs(self) -> StoredPairs:
-        return StoredPairs(Path(self.name).parent)
+    def ids(self, start: int, stop: int) -> Iterator[pl.DataFrame]:
+        """The same pairs as row numbers."""
+        return self.pairs.numbers(BATCH_ROWS, start=start, stop=stop)
+
+    @contextmanager
+    def opened(self) -> Iterator[Source]:
+        """The pairs with the texts of all responses at hand."""
+        with self.pairs.opened() as pairs:
+            yield replace(self, pairs=pairs)
 
 
 @dataclass(frozen=True)
@@ -126,7 +146,7 @@ def parts_of(path: str | Path, shard_rows: int, split: str) -> Iterator[Part]:
     """The parts of a source of pairs, about `shard_rows` rows each; consecutive rows of a prompt_id share a part."""
     stored = StoredPairs.find(path)
     name = str(Path(path).absolute()) if Path(path).exists() else str(path)
-    source: Source = Stored(str(stored.folder.absolute() / PAIRS)) if stored else Files(name, split)
+    source: Source = Stored(str(stored.folder.absolute() / PAIRS), stored) if stored else Files(name, split)
     rows = source.height()
     if not rows:
         raise InputError(f"{path}: expected preference pairs, got no row")
@@ -148,7 +168,7 @@ def _borders(whole: Part, shard_rows: int) -> Iterator[int]:
 def _next_prompt(whole: Part, row: int) -> int:
     """The first row from `row` on whose prompt_id is not that of row `row` - 1."""
     position, before = row - 1, None
-    for batch in replace(whole, start=position).batches():
+    for batch in whole.source.ids(position, whole.stop):
         ids = batch.get_column("prompt_id", default=None)
         before = ids[:1] if ids is not None and before is None else before
         if ids is None or before is None or ids.dtype != before.dtype or before.null_count():

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,7 @@ def prepare(
     todo = [task for task in tasks if not task.is_done()]
     if shards.record_of(folder, len(parts)):
         raise InputError(f"{folder}: holds tokens of more pairs than these; name another folder, or delete this one")
-    results = map(ShardTask.__call__, todo) if perform is None else perform(todo)
+    results = _perform_here(todo) if perform is None else perform(todo)
     hidden = perform is None or not progress
     for _ in tqdm(results, total=len(todo), desc=progress, unit="shard", delay=0.5, disable=hidden):
         pass
@@ -82,6 +83,14 @@ def prepare(
     totals: dict[str, Any] = {name: sum(record[name] for record in records) for name in ("rows_in", "groups", "merged")}
     dropped = sum((Counter(record["dropped"]) for record in records), Counter[str]())
     return shards.finish(folder, {**settings, **totals, "dropped": dict(dropped)})
+
+
+def _perform_here(tasks: Sequence[ShardTask]) -> Iterator[dict[str, Any]]:
+    """Writes one shard after another, with what the shards of a source share read once."""
+    for source, group in groupby(tasks, key=lambda task: task.part.source):
+        with source.opened() as opened:
+            for task in group:
+                yield replace(task, part=replace(task.part, source=opened))()
 
 
 @dataclass(frozen=True)
