@@ -21,7 +21,7 @@ from mipo.demo import world
 from mipo.fused import trl as trl_head
 from mipo.fused.trl import ARGUMENTS, OUTPUTS, Patch, patch_trl
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore::FutureWarning")]
+pytestmark = pytest.mark.usefixtures("one_thread")
 DEMO = str(Path(mipo.demo.__file__).parent / "model")
 THEIRS = trl_utils._ChunkedLogProbFunction
 # Two orders of float32 sums, on log-probs of about -5 and gradients of about 1.

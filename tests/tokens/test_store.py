@@ -260,7 +260,6 @@ WAYS: dict[str, tuple[Callable[[Any], Any], Callable[[list[Any]], list[Any]]]] =
 
 
 # datasets 5.2 sorts by pyarrow's old argument.
-@pytest.mark.filterwarnings("ignore:Specifying null_placement in SortOptions:FutureWarning")
 @pytest.mark.parametrize("way", WAYS)
 def test_every_change_of_it_shows_ids(opened: PairStore, way: str) -> None:
     change, expected = WAYS[way]

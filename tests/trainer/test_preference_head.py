@@ -30,10 +30,7 @@ from mipo.trainer.preference_head import (
     check_settings,
 )
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:`is_gradient", "ignore:Model has `tie_word_embeddings"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 # Models in float64, whose norms alone compute in float32.
 ATOL = 1e-6
 # TRL's head gives log-probs in float32, here of about -10.

@@ -40,11 +40,7 @@ from mipo.trainer.config import MIPOConfig
 from mipo.trainer.trainer import MIPOTrainer
 from mipo.trainer.training import last_checkpoint, train
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    # PEFT's, of an adapter on the demo model's tied head.
-    pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings", "ignore:Setting `save_embedding_layers`"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 DEMO = str(Path(mipo.demo.__file__).parent / "model")
 CURVE = Path(__file__).parent / "loss_curve.json"
 # float32 products of a batch against float64 of one row, on a loss of about 1.
