@@ -224,8 +224,8 @@ def _refusal(row: int, error: Exception) -> RowError:
 def _difference(row: int, expected: str | Exception, text: str) -> RowError:
     return RowError(
         row,
-        f"Rust renders {text!r}, transformers {expected!r}; this is an error of mipo; please report the template, and use "
-        "the tokenizer's own apply_chat_template",
+        f"Rust renders {text!r}, transformers {expected!r}; this is an error of mipo: please report the template, and "
+        "use the tokenizer's own apply_chat_template",
     )
 
 
