@@ -328,8 +328,8 @@ def test_fields_that_are_null_nested_or_unknown(rows, demo_tokenizer):
 
 def test_where_transformers_renders_it_does_so_once_per_distinct_conversation(demo_tokenizer, monkeypatch):
     opened = open_template(with_template(demo_tokenizer, "{{ messages }}"))
-    calls, plain = [], template._said
-    monkeypatch.setattr(template, "_said", lambda *given: calls.append(given) or plain(*given))
+    calls, plain = [], template._reference
+    monkeypatch.setattr(template, "_reference", lambda *given: calls.append(given) or plain(*given))
     chats = [[{"role": "user", "content": str(row % 3)}] for row in range(30)]
     got = opened.render(pl.Series(chats), add_generation_prompt=True)
     assert got.to_list() == [opened.tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]

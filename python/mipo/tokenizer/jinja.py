@@ -104,7 +104,7 @@ class _Statements:
                 else:
                     raise Refused(f"a statement of the type {type(node).__name__}")
             except Refused as refused:
-                raise refused if "in line" in str(refused) else Refused(f"{refused} in line {node.lineno}") from None
+                raise refused.at(node.lineno) from None
         return pieces
 
     def _output(self, node: nodes.Output, scope: Scope) -> list[Any]:

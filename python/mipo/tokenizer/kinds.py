@@ -63,7 +63,18 @@ LOOP = {"index": "integer", "index0": "integer", "revindex": "integer", "revinde
 
 
 class Refused(Exception):
-    """Why a template is left to transformers: the construct, and its line."""
+    """Why a template is left to transformers: the construct, and its line where it is known."""
+
+    def __init__(self, construct: str, line: int | None = None) -> None:
+        super().__init__(construct)
+        self.construct, self.line = construct, line
+
+    def __str__(self) -> str:
+        return self.construct if self.line is None else f"{self.construct} in line {self.line}"
+
+    def at(self, line: int) -> Refused:
+        """The same, in this line unless an inner construct has named its own."""
+        return self if self.line is not None else Refused(self.construct, line)
 
 
 class Undefined:

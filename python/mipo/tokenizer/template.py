@@ -49,9 +49,9 @@ CONTENTS = (
 class RowError(InputError):
     """What is wrong with one conversation, by its row counted from 0."""
 
-    def __init__(self, row: int, said: str) -> None:
-        super().__init__(f"row {row}: {said}")
-        self.row, self.said = row, said
+    def __init__(self, row: int, message: str) -> None:
+        super().__init__(f"row {row}: {message}")
+        self.row, self.message = row, message
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Renderer:
 
         In Rust on all threads where that is possible; by transformers, once per distinct conversation, where the
         template (`why`) or the messages (a field that is no text, no role or content) forbid it, and where there are
-        `arguments`, what each row hands to the template besides (tools). Raises ValueError, with the row counted from
+        `arguments`, what each row hands to the template besides (tools). Raises InputError, with the row counted from
         0, for a conversation that the template refuses, and for one that the two render differently.
         """
         conversations = _checked(conversations)
@@ -83,15 +83,15 @@ class Renderer:
         texts = _texts(offsets, data)
         rows = [row for row, _ in failed]
         self._compare(conversations, texts, {*rows}, add_generation_prompt)
-        left = [row for row, said in failed if said.startswith(LEFT)]
-        for row, said in failed:
-            if not said.startswith(LEFT):
-                self._refuse(conversations, row, said, add_generation_prompt)
+        left = [row for row, message in failed if message.startswith(LEFT)]
+        for row, message in failed:
+            if not message.startswith(LEFT):
+                self._refuse(conversations, row, message, add_generation_prompt)
         if not left:
             return texts
         rest = pl.Series(left, dtype=pl.UInt32)
-        made = self._by_transformers(conversations.gather(rest), add_generation_prompt, rows=left)
-        return texts.scatter(rest, made)
+        rendered = self._by_transformers(conversations.gather(rest), add_generation_prompt, rows=left)
+        return texts.scatter(rest, rendered)
 
     def push(self, builder: _native.GroupBuilder, chats: Sequence[pl.Series], groups: Any, **how: Any) -> Any:
         """As the builder's `push_chats`: (prompts, chosen, rejected) become ids, and their texts are never kept.
@@ -111,41 +111,41 @@ class Renderer:
         rows: list[int] | None = None,
         arguments: Sequence[dict[str, Any]] | None = None,
     ) -> pl.Series:
-        """Every distinct conversation rendered once; `rows` are those that errors tell."""
+        """Every distinct conversation rendered once; errors name `rows`."""
         asked = list(zip(conversations.to_list(), arguments or [{}] * len(conversations), strict=True))
         # What is equal as JSON, None and all, is equal to a template.
         keys = [json.dumps(chat, ensure_ascii=False, default=repr) for chat in asked]
-        made: dict[str, str] = {}
+        texts: dict[str, str] = {}
         for row, (key, (messages, how)) in enumerate(zip(keys, asked, strict=True)):
-            if key in made:
+            if key in texts:
                 continue
-            text = _said(self.tokenizer, messages, prompt, **how)
+            text = _reference(self.tokenizer, messages, prompt, **how)
             if isinstance(text, Exception):
                 raise _refusal(rows[row] if rows else row, text) from text
-            made[key] = text
-        return pl.Series(conversations.name, [made[key] for key in keys], dtype=pl.String)
+            texts[key] = text
+        return pl.Series(conversations.name, [texts[key] for key in keys], dtype=pl.String)
 
     def _compare(self, conversations: pl.Series, texts: pl.Series, failed: set[int], prompt: bool) -> None:
-        """ValueError where a sample of the rows is not what transformers renders."""
+        """InputError where a sample of the rows is not what transformers renders."""
         for row in range(0, len(texts), EVERY):
             if row in failed:
                 continue
-            told = _said(self.tokenizer, conversations[row].to_list(), prompt)
-            if told != texts[row]:
-                raise _difference(row, told, texts[row])
+            expected = _reference(self.tokenizer, conversations[row].to_list(), prompt)
+            if expected != texts[row]:
+                raise _difference(row, expected, texts[row])
 
-    def _refuse(self, conversations: pl.Series, row: int, said: str, prompt: bool) -> None:
+    def _refuse(self, conversations: pl.Series, row: int, message: str, prompt: bool) -> None:
         """Raises for a row that Rust refused: transformers must refuse it as well."""
-        told = _said(self.tokenizer, conversations[row].to_list(), prompt)
-        if isinstance(told, str):
-            raise _difference(row, told, f"an error: {said}")
-        raise _refusal(row, told) from told
+        expected = _reference(self.tokenizer, conversations[row].to_list(), prompt)
+        if isinstance(expected, str):
+            raise _difference(row, expected, f"an error: {message}")
+        raise _refusal(row, expected) from expected
 
 
 def open_template(tokenizer: Any) -> Renderer:
     """The chat template of a tokenizer, in Rust if that is provably what transformers renders.
 
-    Raises ValueError where the tokenizer has none, or several with no default.
+    Raises InputError where the tokenizer has none, or several with no default.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise InputError("tokenizer: has no chat template to render messages with; give text, or another tokenizer")
@@ -165,8 +165,8 @@ def _native_of(tokenizer: Any, source: str) -> tuple[_native.Template | None, st
 
     try:
         environment = _compile_jinja_template(source).environment
-        made = normal(environment.parse(source), tokenizer.special_tokens_map)
-        return _native.Template(made.source, made.absent), None
+        form = normal(environment.parse(source), tokenizer.special_tokens_map)
+        return _native.Template(form.source, form.absent), None
     except Refused as refused:
         return None, f"its chat template has {refused}"
     except (TemplateError, SyntaxError) as error:
@@ -177,15 +177,15 @@ def _probe(tokenizer: Any, native: _native.Template) -> str | None:
     """The first conversation that Rust and transformers render differently, if there is one."""
     asked = list(_conversations())
     fields = {"role": pl.String, "content": pl.String, "reasoning_content": pl.String, "thinking": pl.String}
-    told = pl.Series("probe", asked, dtype=pl.List(pl.Struct(fields)))
+    chats = pl.Series("probe", asked, dtype=pl.List(pl.Struct(fields)))
     for prompt in (False, True):
-        offsets, data, failed = native.render(told, prompt)
+        offsets, data, failed = native.render(chats, prompt)
         texts, errors = _texts(offsets, data), dict(failed)
         for row, messages in enumerate(asked):
-            said, text = _said(tokenizer, messages, prompt), texts[row]
+            expected, text = _reference(tokenizer, messages, prompt), texts[row]
             left = errors.get(row, "").startswith(LEFT)
-            if not left and (isinstance(said, str) if row in errors else said != text):
-                return f"the probe: {_difference(row, said, errors.get(row, text))} for {messages}"
+            if not left and (isinstance(expected, str) if row in errors else expected != text):
+                return f"the probe: {_difference(row, expected, errors.get(row, text))} for {messages}"
     return None
 
 
@@ -193,8 +193,8 @@ def _conversations() -> Iterator[list[dict[str, Any]]]:
     """Conversations for the probe."""
 
     def chat(*roles: str, start: int = 0) -> list[dict[str, Any]]:
-        said = itertools.islice(itertools.cycle(CONTENTS), start, None)
-        return [{"role": role, "content": text} for role, text in zip(roles, said, strict=False)]
+        contents = itertools.islice(itertools.cycle(CONTENTS), start, None)
+        return [{"role": role, "content": text} for role, text in zip(roles, contents, strict=False)]
 
     shapes = ["u", "su", "ua", "sua", "uau", "suau", "uaua", "suauaua", "a", "s", "uu", "us", "ss", "aa", "au", "uaa",
               "ut", "uat", "uatta", "suatu", "d", "du", "usa", "x", "i", "uai", "sua" * 3]  # fmt: skip
@@ -209,8 +209,8 @@ def _conversations() -> Iterator[list[dict[str, Any]]]:
             yield [*chat("system", "user"), turn, *chat("user", "assistant", start=3)]
 
 
-def _said(tokenizer: Any, messages: list[dict[str, Any]], prompt: bool, **how: Any) -> str | Exception:
-    # Whatever a template raises (UndefinedError, TypeError, its own message) is what the caller is told, with the row.
+def _reference(tokenizer: Any, messages: list[dict[str, Any]], prompt: bool, **how: Any) -> str | Exception:
+    # Whatever a template raises (UndefinedError, TypeError, its own message) is what the caller gets, with the row.
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt, **how))
     except Exception as error:
@@ -221,21 +221,21 @@ def _refusal(row: int, error: Exception) -> RowError:
     return RowError(row, f"the chat template refuses the conversation: {error}; drop or change it")
 
 
-def _difference(row: int, told: str | Exception, made: str) -> RowError:
+def _difference(row: int, expected: str | Exception, text: str) -> RowError:
     return RowError(
         row,
-        f"Rust renders {made!r}, transformers {told!r}; this is an error of mipo, please report the template and go on "
-        "with the tokenizer's own apply_chat_template",
+        f"Rust renders {text!r}, transformers {expected!r}; this is an error of mipo: please report the template, and "
+        "use the tokenizer's own apply_chat_template",
     )
 
 
 def _checked(conversations: pl.Series) -> pl.Series:
     """The conversations, with fields that are null in all messages as texts that are null."""
     if not isinstance(conversations.dtype, pl.List):
-        raise InputTypeError(f"conversations: expected a Series of lists of messages, came {conversations.dtype}")
+        raise InputTypeError(f"conversations: expected a Series of lists of messages, got {conversations.dtype}")
     if conversations.null_count():
         row = conversations.is_null().arg_true()[0]
-        raise InputError(f"conversations: expected messages in every row, came a null in row {row}; drop it")
+        raise InputError(f"conversations: expected messages in every row, got a null in row {row}; drop it")
     inner = conversations.dtype.inner
     if not isinstance(inner, pl.Struct) or not any(field.dtype == pl.Null for field in inner.fields):
         return conversations
@@ -251,5 +251,4 @@ def _of_texts(conversations: pl.Series) -> bool:
 
 def _texts(offsets: NDArray[np.int64], data: NDArray[np.uint8]) -> pl.Series:
     """Rust's buffers as a Series, without a copy."""
-    made = pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(data))
-    return pl.Series(made)
+    return pl.Series(pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(data)))

@@ -59,13 +59,11 @@ class Terms:
             name = "neg" if isinstance(node, nodes.Neg) else "arithmetic"
         make = getattr(self, f"_{name}", None)
         if make is None:
-            raise Refused(f"an expression of the type {type(node).__name__} in line {node.lineno}")
+            raise Refused(f"an expression of the type {type(node).__name__}", node.lineno)
         try:
             return make(node, scope)  # type: ignore[no-any-return]
         except Refused as refused:
-            if "in line" in str(refused):
-                raise
-            raise Refused(f"{refused} in line {node.lineno}") from None
+            raise refused.at(node.lineno) from None
 
     def printed(self, node: nodes.Node, scope: Scope) -> list[Term]:
         """The pieces of text that an expression puts out, one after another; sums of texts are never built."""

@@ -143,7 +143,7 @@ class GroupBuilder:
         try:
             return self._renderer.render(chats, add_generation_prompt=side is None, arguments=arguments)
         except RowError as error:
-            raise InputError(f"row {pairs['_row'][error.row] + 1}: {error.said}") from error
+            raise InputError(f"row {pairs['_row'][error.row] + 1}: {error.message}") from error
 
     def _check(self, pairs: pl.DataFrame, starts: NDArray[np.int64]) -> None:
         """Compares a few groups with the ids of transformers; raises InputError where one differs."""
