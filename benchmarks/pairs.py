@@ -298,18 +298,19 @@ def benchmark(
     folder.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"rows": rows, "files_gib": ask(folder, "make", str(rows), *([str(data)] if data else []))}
     for kind, contenders in CONTENDERS.items():
-        if only and kind not in only:
-            continue
-        readings = []
+        readings: list[dict[str, Any]] = []
         for contender in contenders:
+            if only and contender.__name__ not in only:
+                continue
             readings.append(measure(contender.__name__, folder, limit, batch_rows))
             path = folder / f"{contender.__name__.replace('_', '-')}.parquet"
             if kind == "pairs" and contender not in (pairs, pairs_text) and "failure" not in readings[-1]:
                 readings[-1]["same_rows"] = ask(folder, "same", "pairs-text.parquet", path.name)
                 path.unlink()
             print(_line(readings[-1], readings[0]), flush=True)
-        result[kind] = readings
-    if all("failure" not in reading for reading in result.get("draw", [{"failure": ""}])):
+        if readings:
+            result[kind] = readings
+    if not only and all("failure" not in reading for reading in result["draw"]):
         result["rows_that_break_the_rule"] = ask(folder, "judge")
         print(f"rows that break the rule: {result['rows_that_break_the_rule']}")
     return result
@@ -340,7 +341,8 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=14, help="GiB at which a contender is stopped")
     parser.add_argument("--negatives", type=int, default=1, help="K, counter-prompts of each prompt")
     parser.add_argument("--tokenizer", default="python/mipo/demo/model", help="a model's folder, for the token ids")
-    parser.add_argument("--only", nargs="*", choices=CONTENDERS, help="kinds of contenders; the others are left out")
+    names = [one.__name__ for kind in CONTENDERS.values() for one in kind]
+    parser.add_argument("--only", nargs="*", choices=names, help="contenders, such as draw pairs store; no others run")
     parser.add_argument("--batch-rows", type=int, help="passed to mipo.pairing.join.join")
     parser.add_argument("--into", type=Path, help="folder for <date>-pairs.json")
     parser.add_argument("--small", action="store_true", help="a self-check of seconds; its times mean nothing")

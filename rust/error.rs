@@ -175,8 +175,8 @@ pub enum Error {
         /// The first row with a null.
         row: usize,
     },
-    /// A chat template that is not in the normal form.
-    #[error("template: expected the normal form that `mipo.jinja` makes of a chat template, got {reason}")]
+    /// A chat template that minijinja cannot parse.
+    #[error("template: expected what `mipo.tokenizer.jinja` writes of a chat template, got {reason}")]
     Template {
         /// The message of the template engine.
         reason: String,

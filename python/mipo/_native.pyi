@@ -172,17 +172,17 @@ class GroupBuilder:
 
 @final
 class Template:
-    """A chat template in the normal form of `mipo.tokenizer.jinja`."""
+    """A chat template as `mipo.tokenizer.jinja` writes it for Rust."""
 
-    def __new__(cls, source: str, absent: Sequence[str]) -> Template:
-        """The template; it leaves messages with a field out of `absent` to transformers. ValueError for no template."""
+    def __new__(cls, source: str, constants: Sequence[tuple[str, str | None]]) -> Template:
+        """The template, with its variables that are the same in every conversation. ValueError for no template."""
 
     def render(
         self, conversations: _ArrowArray | _ArrowStream, add_generation_prompt: bool
     ) -> tuple[NDArray[np.int64], NDArray[np.uint8], list[tuple[int, str]]]:
-        """Texts: (offsets [n + 1], UTF-8 [offsets[n]], row and message of each conversation without a text).
+        """Texts: (offsets [n + 1], UTF-8 [offsets[n]], row and reason of each conversation without a text).
 
-        `conversations`: an Arrow array, chunked or not, of lists of structs of strings. A message that begins with
-        "left to transformers: " tells why the conversation is not Rust's; any other is an error of the template.
+        `conversations`: an Arrow array, chunked or not, of lists of structs of strings. A conversation without a
+        text is not Rust's to render, or the template refuses it; transformers says which.
         Raises TypeError for another type; ValueError, with the row, for a null.
         """

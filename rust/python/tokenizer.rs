@@ -52,18 +52,18 @@ pub(super) fn to_python(py: Python<'_>, table: Table) -> PyTable {
     )
 }
 
-/// A chat template in the normal form of `mipo.jinja`.
+/// A chat template as `mipo.tokenizer.jinja` writes it.
 #[pyclass(frozen, module = "mipo._native")]
 pub(super) struct Template(pub(super) tokenizer::Template);
 
-/// (offsets int64, UTF-8 uint8) of the texts; row and message of each conversation without one.
+/// (offsets int64, UTF-8 uint8) of the texts; row and reason of each conversation without one.
 type PyTexts = (Py<PyArray1<i64>>, Py<PyArray1<u8>>, Vec<(usize, String)>);
 
 #[pymethods]
 impl Template {
     #[new]
-    fn new(source: &str, absent: Vec<String>) -> PyResult<Self> {
-        Ok(Self(tokenizer::Template::new(source)?.without(absent)))
+    fn new(source: &str, constants: Vec<(String, Option<String>)>) -> PyResult<Self> {
+        Ok(Self(tokenizer::Template::new(source, constants)?))
     }
 
     /// The text of each conversation.

@@ -1,60 +1,79 @@
-//! Filters and functions of the normal form of chat templates, which do what Python does, and fail, rather than guess, on
-//! a value that they do not know. Knows minijinja's values; knows nothing of messages.
+//! Python's operations for chat templates, where minijinja's are others: filters, tests and functions that do what
+//! Python does, and fail, rather than guess, on a value that they do not know. Knows minijinja's values; knows nothing
+//! of messages. `mipo.tokenizer.jinja` writes templates with these names.
 
-use minijinja::value::{Value, ValueKind};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Rest, Value, ValueKind};
 use minijinja::{Environment, Error as Raised, ErrorKind, functions};
 
 use crate::tokenizer::pytext;
 
-/// What the message of an error begins with that is none of the template's own.
-pub(crate) const LEFT: &str = "left to transformers: ";
+/// The longest range of Jinja2's sandbox.
+const RANGE: i64 = 100_000;
+/// Steps of a rendering: what takes more, some seconds, is left to transformers.
+const STEPS: u64 = 100_000_000;
 
 /// An environment with nothing else in it.
 pub(crate) fn environment() -> Environment<'static> {
     let mut environment = Environment::empty();
-    // Only text is put out: whatever else arrives here would have raised in Python, or was not foreseen.
+    let syntax = SyntaxConfig::builder().keep_trailing_newline(true).build();
+    environment.set_syntax(syntax.unwrap_or_default());
+    environment.set_fuel(Some(STEPS));
     environment.set_formatter(|out, _, value| match value.as_str() {
         Some(text) => out.write_str(text).map_err(Raised::from),
-        None => Err(failure(format!("expected text to put out, got {}", value.kind()))),
+        None => out.write_str(&printed(value)?).map_err(Raised::from),
+    });
+    environment.add_function("left", |construct: &str| -> Made { Err(failure(construct.to_owned())) });
+    environment.add_function("raise_exception", |message: &Value| -> Made {
+        Err(failure(format!("the error {message}")))
     });
     environment.add_function("namespace", functions::namespace);
-    environment.add_function("raise_exception", |message: &str| -> Result<Value, Raised> {
-        Err(failure(message.to_owned()))
-    });
-    environment.add_function("py_range", |start: i64, stop: i64, step: Option<i64>| -> Vec<i64> {
-        match step {
-            Some(-1) => (stop.saturating_add(1)..=start).rev().collect(),
-            _ => (start..stop).collect(),
-        }
-    });
-    environment.add_test("of", |value: &Value, kinds: &str| {
-        kinds.split(' ').any(|kind| kind == kind_of(value))
-    });
+    environment.add_function("range", range);
+    add_tests(&mut environment);
+    add_operators(&mut environment);
+    add_methods(&mut environment);
     add_filters(&mut environment);
     environment
 }
+
+type Made = Result<Value, Raised>;
 
 fn failure(message: String) -> Raised {
     Raised::new(ErrorKind::InvalidOperation, message)
 }
 
-/// What `mipo.kinds` calls a value's kind; of lists, the one that stands for all.
-fn kind_of(value: &Value) -> &'static str {
-    match value.kind() {
-        ValueKind::Undefined => "undefined",
-        ValueKind::None => "none",
-        ValueKind::Bool => "boolean",
-        ValueKind::Number => "integer",
-        ValueKind::String => "string",
-        ValueKind::Map => "message",
-        _ => "messages",
-    }
+fn unexpected<T>(what: &str, value: &Value) -> Result<T, Raised> {
+    Err(failure(format!("{what} of {}", value.kind())))
 }
 
 fn text(value: &Value) -> Result<&str, Raised> {
-    value
-        .as_str()
-        .ok_or_else(|| failure(format!("expected text, got {}", value.kind())))
+    value.as_str().map_or_else(|| unexpected("the text", value), Ok)
+}
+
+fn integer(value: &Value) -> Result<i64, Raised> {
+    match value.as_i64() {
+        Some(number) if value.is_integer() => Ok(number),
+        _ => unexpected("the integer", value),
+    }
+}
+
+/// Python's `str` of a value that is no text.
+fn printed(value: &Value) -> Result<String, Raised> {
+    match value.kind() {
+        ValueKind::Undefined => Ok(String::new()),
+        ValueKind::None => Ok("None".to_owned()),
+        ValueKind::Bool => Ok(if value.is_true() { "True" } else { "False" }.to_owned()),
+        ValueKind::Number if value.is_integer() => Ok(value.to_string()),
+        _ => unexpected("the text", value),
+    }
+}
+
+/// A value as text, as filters of texts take it.
+fn soft(value: &Value) -> Made {
+    match value.as_str() {
+        Some(_) => Ok(value.clone()),
+        None => printed(value).map(Value::from),
+    }
 }
 
 /// The part of a text as a value, without a copy where it is the whole.
@@ -65,173 +84,125 @@ fn part(whole: &Value, part: &str) -> Value {
     }
 }
 
-/// A method from text to text that is only known for ASCII: Unicode's tables are of different years elsewhere.
-fn cased(value: &Value, make: impl Fn(&str) -> String) -> Result<String, Raised> {
-    let text = text(value)?;
-    if text.is_ascii() {
-        Ok(make(text))
-    } else {
-        Err(failure(format!(
-            "{LEFT}upper or lower case of other letters than ASCII's"
-        )))
-    }
-}
-
-type Made = Result<Value, Raised>;
-
-fn strip(value: &Value, chars: Option<&str>, start: bool, end: bool) -> Made {
-    Ok(part(value, pytext::strip(text(value)?, chars, start, end)))
-}
-
-fn add_filters(environment: &mut Environment) {
-    environment.add_filter("soft", |value: &Value| -> Made {
-        match kind_of(value) {
-            "undefined" => Ok(Value::from("")),
-            "none" => Ok(Value::from("None")),
-            "boolean" => Ok(Value::from(if value.is_true() { "True" } else { "False" })),
-            "string" => Ok(value.clone()),
-            "integer" => Ok(Value::from(value.to_string())),
-            kind => Err(failure(format!("expected text, got {kind}"))),
-        }
-    });
-    environment.add_filter("py_strip", |v: &Value, chars: Option<&str>| strip(v, chars, true, true));
-    environment.add_filter("py_lstrip", |v: &Value, chars: Option<&str>| {
-        strip(v, chars, true, false)
-    });
-    environment.add_filter("py_rstrip", |v: &Value, chars: Option<&str>| {
-        strip(v, chars, false, true)
-    });
-    environment.add_filter("py_replace", |v: &Value, old: &str, new: &str| -> Made {
-        Ok(Value::from(text(v)?.replace(old, new)))
-    });
-    environment.add_filter("py_upper", |v: &Value| cased(v, str::to_ascii_uppercase));
-    environment.add_filter("py_lower", |v: &Value| cased(v, str::to_ascii_lowercase));
-    environment.add_filter("py_capitalize", |v: &Value| cased(v, pytext::capitalize));
-    environment.add_filter("py_title", |v: &Value| cased(v, pytext::title));
-    environment.add_filter("py_removeprefix", |v: &Value, start: &str| -> Made {
-        let whole = text(v)?;
-        Ok(part(v, whole.strip_prefix(start).unwrap_or(whole)))
-    });
-    environment.add_filter("py_removesuffix", |v: &Value, end: &str| -> Made {
-        let whole = text(v)?;
-        Ok(part(v, whole.strip_suffix(end).unwrap_or(whole)))
-    });
-    environment.add_filter("py_startswith", |v: &Value, start: &str| -> Made {
-        Ok(text(v)?.starts_with(start).into())
-    });
-    environment.add_filter("py_endswith", |v: &Value, end: &str| -> Made {
-        Ok(text(v)?.ends_with(end).into())
-    });
-    environment.add_filter("py_contains", |v: &Value, part: &str| -> Made {
-        Ok(text(v)?.contains(part).into())
-    });
-    environment.add_filter("py_find", |v: &Value, part: &str| -> Made {
-        Ok(pytext::find(text(v)?, part).into())
-    });
-    environment.add_filter("py_count", |v: &Value, part: &str| -> Made {
-        Ok(pytext::count(text(v)?, part).into())
-    });
-    environment.add_filter("py_times", |v: &Value, times: i64| -> Made {
-        Ok(Value::from(text(v)?.repeat(times.max(0) as usize)))
-    });
-    environment.add_filter("py_json", |v: &Value| -> Made {
-        match kind_of(v) {
-            "string" => Ok(Value::from(pytext::json(text(v)?))),
-            "boolean" => Ok(Value::from(if v.is_true() { "true" } else { "false" })),
-            "integer" => Ok(Value::from(v.to_string())),
-            "none" => Ok(Value::from("null")),
-            kind => Err(failure(format!("expected text for tojson, got {kind}"))),
-        }
-    });
-    environment.add_filter("py_split", |v: &Value, by: Option<&str>| -> Made {
-        let text = text(v)?;
-        Ok(match by {
-            Some(by) => text.split(by).map(Value::from).collect(),
-            None => text
-                .split(pytext::is_space)
-                .filter(|part| !part.is_empty())
-                .map(Value::from)
-                .collect(),
-        })
-    });
-    environment.add_filter("py_first", |v: &Value, by: &str| -> Made {
-        let whole = text(v)?;
-        Ok(part(v, whole.split_once(by).map_or(whole, |(first, _)| first)))
-    });
-    // From the left, as Python splits: of overlapping separators the first one counts.
-    environment.add_filter("py_last", |v: &Value, by: &str| -> Made {
-        let whole = text(v)?;
-        Ok(part(v, whole.split(by).last().unwrap_or(whole)))
-    });
-    environment.add_filter("py_default", |v: &Value, other: &Value, falsy: bool| -> Value {
-        if v.is_undefined() || (falsy && !v.is_true()) {
-            other.clone()
-        } else {
-            v.clone()
-        }
-    });
-    add_filters_of_lists(environment);
-}
-
-fn add_filters_of_lists(environment: &mut Environment) {
-    environment.add_filter("py_length", |v: &Value| -> Result<i64, Raised> {
-        match v.as_str() {
-            Some(text) => Ok(text.chars().count() as i64),
-            None if v.is_undefined() => Ok(0),
-            None => Ok(items(v)?.len() as i64),
-        }
-    });
-    environment.add_filter("at", |v: &Value, place: i64| -> Made {
-        let length = || Ok::<_, Raised>(items(v)?.len() as i64);
-        let place = if place < 0 { place + length()? } else { place };
-        nth(v, place)
-    });
-    environment.add_filter("nth", nth);
-    environment.add_filter("py_slice", slice);
-    environment.add_filter("py_join", |v: &Value, by: &str| -> Made {
-        let items = items(v)?;
-        let texts = items.iter().map(text).collect::<Result<Vec<_>, _>>()?;
-        Ok(Value::from(texts.join(by)))
-    });
-    environment.add_filter("py_map", |v: &Value, field: &str| -> Made {
-        items(v)?
-            .iter()
-            .map(|item| item.get_attr(field))
-            .collect::<Result<Vec<_>, _>>()
-            .map(Value::from)
-    });
-    environment.add_filter(
-        "py_select",
-        |v: &Value, field: &str, value: &Value, keep: bool| -> Made {
-            let mut kept = items(v)?;
-            kept.retain(|item| (item.get_attr(field).ok().as_ref() == Some(value)) == keep);
-            Ok(Value::from(kept))
-        },
-    );
+fn is_list(value: &Value) -> bool {
+    matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable)
 }
 
 /// The items of a list; of a text, its characters.
 fn items(value: &Value) -> Result<Vec<Value>, Raised> {
     match value.as_str() {
         Some(text) => Ok(text.chars().map(Value::from).collect()),
-        None => Ok(value.try_iter()?.collect()),
+        None if is_list(value) => Ok(value.try_iter()?.collect()),
+        None => unexpected("the items", value),
     }
 }
 
-/// The item at a place counted from 0, undefined outside.
-fn nth(value: &Value, place: i64) -> Made {
-    let Ok(place) = usize::try_from(place) else {
-        return Ok(Value::UNDEFINED);
+fn range(bounds: Rest<Value>) -> Made {
+    let bounds = bounds.iter().map(integer).collect::<Result<Vec<_>, _>>()?;
+    let (start, stop, step) = match bounds[..] {
+        [stop] => (0, stop, 1),
+        [start, stop] => (start, stop, 1),
+        [start, stop, step] => (start, stop, step),
+        _ => return Err(failure("such a range".to_owned())),
     };
-    match value.as_str() {
-        Some(text) => Ok(text.chars().nth(place).map_or(Value::UNDEFINED, Value::from)),
-        None => value.get_item_by_index(place),
+    let length = match step {
+        1 => stop.saturating_sub(start),
+        -1 => start.saturating_sub(stop),
+        _ => return Err(failure("a range with another step than 1 or -1".to_owned())),
+    };
+    if length > RANGE {
+        return Err(failure(format!("a range of {length}")));
     }
+    Ok((0..length).map(|place| start + place * step).collect())
+}
+
+fn add_tests(environment: &mut Environment) {
+    let mut add = |name: &'static str, test: fn(&Value) -> bool| environment.add_test(name, test);
+    add("defined", |v| !v.is_undefined());
+    add("undefined", |v| v.is_undefined());
+    add("none", |v| v.is_none());
+    add("string", |v| v.as_str().is_some());
+    add("mapping", |v| v.kind() == ValueKind::Map);
+    // What is undefined can be iterated and counted, as nothing.
+    let counted = |v: &Value| v.as_str().is_some() || v.is_undefined() || v.kind() == ValueKind::Map || is_list(v);
+    add("iterable", counted);
+    add("sequence", counted);
+    add("number", |v| matches!(v.kind(), ValueKind::Number | ValueKind::Bool));
+    add("integer", |v| v.kind() == ValueKind::Number && v.is_integer());
+    add("boolean", |v| v.kind() == ValueKind::Bool);
+    add("true", |v| v.kind() == ValueKind::Bool && v.is_true());
+    add("false", |v| v.kind() == ValueKind::Bool && !v.is_true());
+}
+
+/// What two texts, or two integers, are to each other; Python orders no others that a template of texts has.
+fn order(one: &Value, other: &Value) -> Result<std::cmp::Ordering, Raised> {
+    let number = |value: &Value| match value.kind() {
+        ValueKind::Bool => Ok(value.is_true().into()),
+        _ => integer(value),
+    };
+    match (one.as_str(), other.as_str()) {
+        (Some(one), Some(other)) => Ok(one.cmp(other)),
+        _ => Ok(number(one)?.cmp(&number(other)?)),
+    }
+}
+
+fn add_operators(environment: &mut Environment) {
+    environment.add_filter("lt", |a: &Value, b: &Value| order(a, b).map(|order| order.is_lt()));
+    environment.add_filter("le", |a: &Value, b: &Value| order(a, b).map(|order| order.is_le()));
+    environment.add_filter("gt", |a: &Value, b: &Value| order(a, b).map(|order| order.is_gt()));
+    environment.add_filter("ge", |a: &Value, b: &Value| order(a, b).map(|order| order.is_ge()));
+    environment.add_filter("isin", |a: &Value, b: &Value| -> Result<bool, Raised> {
+        match b.kind() {
+            ValueKind::String => Ok(text(b)?.contains(text(a)?)),
+            ValueKind::Map => Ok(!b.get_item(&Value::from(text(a)?))?.is_undefined()),
+            ValueKind::Undefined => Ok(false),
+            _ if is_list(b) => Ok(b.try_iter()?.any(|item| item == *a)),
+            _ => unexpected("'in'", b),
+        }
+    });
+    environment.add_filter("items", |v: &Value| -> Made {
+        match v.kind() {
+            ValueKind::Seq => Ok(v.clone()),
+            ValueKind::Undefined => Ok(Value::from(Vec::<Value>::new())),
+            _ => items(v).map(Value::from),
+        }
+    });
+    environment.add_filter("item", |v: &Value, place: &Value| -> Made {
+        if v.is_undefined() || v.kind() == ValueKind::Map {
+            let field = v.get_item(&Value::from(text(place)?))?;
+            return if field.is_undefined() {
+                unexpected("a field", v)
+            } else {
+                Ok(field)
+            };
+        }
+        let place = integer(place)?;
+        let place = if place < 0 { place + length(v)? } else { place };
+        match (usize::try_from(place), v.as_str()) {
+            (Err(_), _) => Ok(Value::UNDEFINED),
+            (Ok(place), Some(text)) => Ok(text.chars().nth(place).map_or(Value::UNDEFINED, Value::from)),
+            (Ok(place), None) if is_list(v) => v.get_item_by_index(place),
+            _ => unexpected("an item", v),
+        }
+    });
+    environment.add_filter("slice", slice);
 }
 
 /// Python's `value[start:stop:step]` for steps of 1 and -1.
-fn slice(value: &Value, start: Option<i64>, stop: Option<i64>, step: Option<i64>) -> Made {
-    let back = step == Some(-1);
+fn slice(value: &Value, start: &Value, stop: &Value, step: &Value) -> Made {
+    let given = |bound: &Value| {
+        if bound.is_none() {
+            Ok(None)
+        } else {
+            integer(bound).map(Some)
+        }
+    };
+    let (start, stop, step) = (given(start)?, given(stop)?, given(step)?);
+    let back = match step {
+        None | Some(1) => false,
+        Some(-1) => true,
+        _ => return Err(failure("a slice with another step than 1 or -1".to_owned())),
+    };
     let mut items = items(value)?;
     let length = items.len() as i64;
     let (least, most) = if back { (-1, length - 1) } else { (0, length) };
@@ -247,4 +218,180 @@ fn slice(value: &Value, start: Option<i64>, stop: Option<i64>, step: Option<i64>
         return Ok(Value::from(items.iter().filter_map(Value::as_str).collect::<String>()));
     }
     Ok(Value::from(items))
+}
+
+fn length(value: &Value) -> Result<i64, Raised> {
+    match value.as_str() {
+        Some(text) => Ok(text.chars().count() as i64),
+        None if value.is_undefined() => Ok(0),
+        None if is_list(value) => value
+            .len()
+            .map_or_else(|| Ok(items(value)?.len() as i64), |n| Ok(n as i64)),
+        None => unexpected("the length", value),
+    }
+}
+
+/// A method from text to text that is only known for ASCII: Unicode's tables are of different years elsewhere.
+fn cased(text: &str, make: impl Fn(&str) -> String) -> Made {
+    match text.is_ascii() {
+        true => Ok(Value::from(make(text))),
+        false => Err(failure("upper or lower case of other letters than ASCII's".to_owned())),
+    }
+}
+
+fn strip(value: &Value, chars: Option<&Value>, start: bool, end: bool) -> Made {
+    let chars = chars.map(text).transpose()?;
+    Ok(part(value, pytext::strip(text(value)?, chars, start, end)))
+}
+
+fn split(value: &Value, by: Option<&Value>) -> Made {
+    let whole = text(value)?;
+    match by.map(text).transpose()? {
+        Some("") => Err(failure("split by nothing".to_owned())),
+        Some(by) => Ok(whole.split(by).map(Value::from).collect()),
+        None => {
+            let words = whole.split(pytext::is_space).filter(|word| !word.is_empty());
+            Ok(words.map(Value::from).collect())
+        }
+    }
+}
+
+fn join(items: Vec<Value>, by: &str, make: fn(&Value) -> Made) -> Made {
+    let texts = items.iter().map(make).collect::<Result<Vec<_>, _>>()?;
+    let texts = texts.iter().map(text).collect::<Result<Vec<_>, _>>()?;
+    Ok(Value::from(texts.join(by)))
+}
+
+/// `only` of at most one argument.
+fn at_most_one(args: &Rest<Value>) -> Result<Option<&Value>, Raised> {
+    match args.len() {
+        0 | 1 => Ok(args.first()),
+        more => Err(failure(format!("a method with {more} arguments"))),
+    }
+}
+
+/// Methods of `str`, and `dict.get`: they fail on all that is no text, as Python does.
+fn add_methods(environment: &mut Environment) {
+    environment.add_filter("str_strip", |v: &Value, chars: Rest<Value>| {
+        strip(v, at_most_one(&chars)?, true, true)
+    });
+    environment.add_filter("str_lstrip", |v: &Value, chars: Rest<Value>| {
+        strip(v, at_most_one(&chars)?, true, false)
+    });
+    environment.add_filter("str_rstrip", |v: &Value, chars: Rest<Value>| {
+        strip(v, at_most_one(&chars)?, false, true)
+    });
+    environment.add_filter("str_split", |v: &Value, by: Rest<Value>| split(v, at_most_one(&by)?));
+    environment.add_filter("str_startswith", |v: &Value, start: &Value| -> Result<bool, Raised> {
+        Ok(text(v)?.starts_with(text(start)?))
+    });
+    environment.add_filter("str_endswith", |v: &Value, end: &Value| -> Result<bool, Raised> {
+        Ok(text(v)?.ends_with(text(end)?))
+    });
+    environment.add_filter("str_upper", |v: &Value| cased(text(v)?, str::to_ascii_uppercase));
+    environment.add_filter("str_lower", |v: &Value| cased(text(v)?, str::to_ascii_lowercase));
+    environment.add_filter("str_title", |v: &Value| cased(text(v)?, pytext::title));
+    environment.add_filter("str_capitalize", |v: &Value| cased(text(v)?, pytext::capitalize));
+    environment.add_filter("str_replace", |v: &Value, old: &Value, new: &Value| -> Made {
+        Ok(Value::from(text(v)?.replace(text(old)?, text(new)?)))
+    });
+    environment.add_filter("str_find", |v: &Value, part: &Value| -> Result<i64, Raised> {
+        Ok(pytext::find(text(v)?, text(part)?))
+    });
+    environment.add_filter("str_count", |v: &Value, part: &Value| -> Result<i64, Raised> {
+        Ok(pytext::count(text(v)?, text(part)?))
+    });
+    environment.add_filter("str_removeprefix", |v: &Value, start: &Value| -> Made {
+        let whole = text(v)?;
+        Ok(part(v, whole.strip_prefix(text(start)?).unwrap_or(whole)))
+    });
+    environment.add_filter("str_removesuffix", |v: &Value, end: &Value| -> Made {
+        let whole = text(v)?;
+        Ok(part(v, whole.strip_suffix(text(end)?).unwrap_or(whole)))
+    });
+    environment.add_filter("str_join", |by: &Value, v: &Value| {
+        join(items(v)?, text(by)?, |item| text(item).map(|_| item.clone()))
+    });
+    environment.add_filter("str_get", |v: &Value, field: &Value, other: Rest<Value>| -> Made {
+        if v.kind() != ValueKind::Map {
+            return unexpected("the method 'get'", v);
+        }
+        let value = v.get_item(&Value::from(text(field)?))?;
+        let other = || Ok(at_most_one(&other)?.cloned().unwrap_or(Value::from(())));
+        if value.is_undefined() { other() } else { Ok(value) }
+    });
+}
+
+/// Filters of Jinja2, which first make text of what is none.
+fn add_filters(environment: &mut Environment) {
+    environment.add_filter("string", soft);
+    // What Python adds to a text, or raises.
+    environment.add_filter("text", |v: &Value| text(v).map(|_| v.clone()));
+    environment.add_filter("trim", |v: &Value, chars: Rest<Value>| {
+        strip(&soft(v)?, at_most_one(&chars)?, true, true)
+    });
+    environment.add_filter("upper", |v: &Value| cased(text(&soft(v)?)?, str::to_ascii_uppercase));
+    environment.add_filter("lower", |v: &Value| cased(text(&soft(v)?)?, str::to_ascii_lowercase));
+    environment.add_filter("capitalize", |v: &Value| cased(text(&soft(v)?)?, pytext::capitalize));
+    environment.add_filter("replace", |v: &Value, old: &Value, new: &Value| -> Made {
+        Ok(Value::from(text(&soft(v)?)?.replace(text(old)?, text(new)?)))
+    });
+    environment.add_filter("tojson", |v: &Value| -> Made {
+        match v.kind() {
+            ValueKind::String => Ok(Value::from(pytext::json(text(v)?))),
+            ValueKind::None => Ok(Value::from("null")),
+            ValueKind::Bool => Ok(Value::from(if v.is_true() { "true" } else { "false" })),
+            ValueKind::Number if v.is_integer() => soft(v),
+            _ => unexpected("the filter 'tojson'", v),
+        }
+    });
+    environment.add_filter("default", |v: &Value, args: Rest<Value>| -> Made {
+        let falsy = args.get(1).is_some_and(Value::is_true);
+        match v.is_undefined() || (falsy && !v.is_true()) {
+            true => Ok(args.first().cloned().unwrap_or(Value::from(""))),
+            false => Ok(v.clone()),
+        }
+    });
+    environment.add_filter("length", length);
+    environment.add_filter("list", |v: &Value| items(v).map(Value::from));
+    environment.add_filter("first", |v: &Value| -> Made {
+        Ok(items(v)?.first().cloned().unwrap_or_default())
+    });
+    environment.add_filter("last", |v: &Value| -> Made {
+        Ok(items(v)?.last().cloned().unwrap_or_default())
+    });
+    environment.add_filter("join", |v: &Value, by: Rest<Value>| {
+        let by = at_most_one(&by)?.map(text).transpose()?;
+        join(items(v)?, by.unwrap_or(""), soft)
+    });
+    environment.add_filter("map", |v: &Value, field: &Value| -> Made {
+        let fields = items(v)?.into_iter().map(|item| attribute(&item, field));
+        Ok(Value::from(fields.collect::<Result<Vec<_>, _>>()?))
+    });
+    environment.add_filter("selectattr", |v: &Value, args: Rest<Value>| selected(v, &args, true));
+    environment.add_filter("rejectattr", |v: &Value, args: Rest<Value>| selected(v, &args, false));
+}
+
+/// The field of a message.
+fn attribute(item: &Value, field: &Value) -> Made {
+    match item.kind() {
+        ValueKind::Map if !text(field)?.contains('.') => item.get_attr(text(field)?),
+        _ => unexpected("an attribute", item),
+    }
+}
+
+fn selected(value: &Value, args: &[Value], keep: bool) -> Made {
+    let [field, test, wanted] = args else {
+        return Err(failure("selectattr or rejectattr with such arguments".to_owned()));
+    };
+    if !matches!(test.as_str(), Some("equalto" | "eq" | "==")) {
+        return Err(failure("selectattr or rejectattr with such a test".to_owned()));
+    }
+    let mut kept = Vec::new();
+    for item in items(value)? {
+        if (attribute(&item, field)? == *wanted) == keep {
+            kept.push(item);
+        }
+    }
+    Ok(Value::from(kept))
 }

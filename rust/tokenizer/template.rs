@@ -1,23 +1,21 @@
-//! Chat templates in the normal form of `mipo.jinja`, rendered on all threads. Knows what a message is; knows nothing of
-//! how the normal form was made, of tokens or of Python.
+//! Chat templates as `mipo.tokenizer.jinja` writes them for minijinja, rendered on all threads. Knows what a message is;
+//! knows nothing of Jinja2's syntax, of tokens or of Python.
 //!
-//! The normal form leaves to minijinja what it and Jinja2 agree on; the rest is in rust/tokenizer/filters.rs.
+//! Where minijinja and Jinja2 differ, a template names an operation of rust/tokenizer/filters.rs.
 
 use std::sync::Arc;
 
-use minijinja::value::{Object, Value};
+use minijinja::value::{Enumerator, Object, Value};
 use minijinja::{Environment, Error as Raised};
 use rayon::prelude::*;
 
 use crate::error::Error;
-use crate::tokenizer::filters::{LEFT, environment};
+use crate::tokenizer::filters::environment;
 
 /// Conversations that a thread renders in one go.
 const CHUNK: usize = 64;
-/// Fields of a message that the normal form reads, those that every message has first.
-const FIELDS: [&str; 6] = ["role", "content", "reasoning_content", "thinking", "reasoning", "name"];
-/// Where an older name of `reasoning_content` is one, in the order in which transformers asks for them.
-const REASONING: std::ops::Range<usize> = 2..5;
+/// The names of a message's reasoning, in the order in which transformers asks for them. It has the first two together.
+const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 const NAME: &str = "chat";
 
 /// Conversation c holds messages `offsets[c]..offsets[c + 1]`; `fields[f].1[m]` is field f of message m, None where null.
@@ -50,7 +48,8 @@ pub struct Rendering {
     pub offsets: Vec<i64>,
     /// UTF-8 of all texts, one after another.
     pub bytes: Vec<u8>,
-    /// Row and message of each conversation that the template refused, or that is not Rust's to render.
+    /// Row and reason of each conversation that the template refused, or that is not Rust's to render. Which of the two
+    /// it is, transformers says.
     pub failed: Vec<(usize, String)>,
 }
 
@@ -60,7 +59,7 @@ pub struct Rendering {
 /// ```
 /// use mipo::tokenizer::{Conversations, Template};
 ///
-/// let template = Template::new("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")?;
+/// let template = Template::new("{% for v_m in v_messages %}<{{ v_m.role }}>{{ v_m.content }}{% endfor %}", vec![])?;
 /// let conversations = Conversations {
 ///     offsets: vec![0, 1, 3],
 ///     fields: vec![
@@ -77,15 +76,15 @@ pub struct Rendering {
 #[derive(Debug)]
 pub struct Template {
     environment: Environment<'static>,
-    absent: Vec<String>,
+    constants: Arc<[(String, Value)]>,
 }
 
 impl Template {
-    /// The template of a source in the normal form.
+    /// The template of a source, and constants: variables by name, that are a text or none.
     ///
     /// # Errors
     /// A source that cannot be parsed.
-    pub fn new(source: &str) -> Result<Self, Error> {
+    pub fn new(source: &str, constants: Vec<(String, Option<String>)>) -> Result<Self, Error> {
         let refuse = |reason: Raised| Error::Template {
             reason: reason.to_string(),
         };
@@ -93,66 +92,68 @@ impl Template {
         environment
             .add_template_owned(NAME, source.to_owned())
             .map_err(refuse)?;
+        let constants = constants.into_iter().map(|(name, text)| (name, Value::from(text)));
         Ok(Self {
             environment,
-            absent: Vec::new(),
+            constants: constants.collect(),
         })
-    }
-
-    /// The same, which refuses messages with one of these fields: the normal form was made as if nobody had them.
-    #[must_use]
-    pub fn without(self, absent: Vec<String>) -> Self {
-        Self { absent, ..self }
     }
 
     /// Messages of all parts, one after another (prompt, then response), as one chat.
     ///
     /// # Errors
-    /// The template's own message where it raises; else what is wrong.
+    /// What raised, or is not Rust's to render.
     pub fn render(&self, parts: &[(&Conversations, usize)], add_generation_prompt: bool) -> Result<String, String> {
         let mut messages = Vec::with_capacity(4);
         for &(conversations, row) in parts {
-            let columns = self.columns(conversations);
+            let columns = Columns::of(conversations);
             for message in conversations.offsets[row]..conversations.offsets[row + 1] {
                 messages.push(columns.message(message)?);
             }
         }
-        self.render_messages(messages, add_generation_prompt)
+        self.render_messages(&self.compiled()?, messages, add_generation_prompt)
     }
 
     /// Every conversation, in order, on all threads.
     #[must_use]
     pub fn render_all(&self, conversations: &Conversations, add_generation_prompt: bool) -> Rendering {
-        let columns = self.columns(conversations);
+        let columns = Columns::of(conversations);
+        let compiled = self.compiled();
         let render = |row: usize| {
             let (start, end) = (conversations.offsets[row], conversations.offsets[row + 1]);
             let messages = (start..end).map(|message| columns.message(message));
-            self.render_messages(messages.collect::<Result<_, _>>()?, add_generation_prompt)
+            let messages = messages.collect::<Result<_, _>>()?;
+            self.render_messages(
+                compiled.as_ref().map_err(String::clone)?,
+                messages,
+                add_generation_prompt,
+            )
         };
         let rows: Vec<usize> = (0..conversations.len()).collect();
         let chunks: Vec<Rendering> = rows.par_chunks(CHUNK).map(|rows| Rendering::of(rows, render)).collect();
         Rendering::joined(chunks)
     }
 
-    fn render_messages(&self, messages: Vec<Value>, add_generation_prompt: bool) -> Result<String, String> {
+    fn compiled(&self) -> Result<minijinja::Template<'_, '_>, String> {
+        self.environment.get_template(NAME).map_err(|error| error.to_string())
+    }
+
+    fn render_messages(
+        &self,
+        compiled: &minijinja::Template<'_, '_>,
+        messages: Vec<Value>,
+        add_generation_prompt: bool,
+    ) -> Result<String, String> {
         if messages.is_empty() {
-            return Err(format!("{LEFT}a conversation without messages"));
+            return Err("a conversation without messages".to_owned());
         }
         let root = Root {
             messages: Value::from(messages),
             add_generation_prompt,
+            constants: self.constants.clone(),
         };
-        let template = self.environment.get_template(NAME).map_err(|error| error.to_string())?;
-        let rendered = template.render(Value::from_object(root));
+        let rendered = compiled.render(Value::from_object(root));
         rendered.map_err(|error| error.detail().map_or_else(|| error.to_string(), str::to_owned))
-    }
-
-    fn columns<'c>(&'c self, conversations: &'c Conversations<'c>) -> Columns<'c> {
-        let find = |name: &str| conversations.fields.iter().find(|(field, _)| field == name);
-        Columns {
-            read: FIELDS.map(|name| find(name).map(|(_, texts)| texts.as_slice())),
-            absent: self.absent.iter().filter_map(|name| find(name)).collect(),
-        }
     }
 }
 
@@ -197,45 +198,70 @@ impl Rendering {
     }
 }
 
-/// The columns of a table of messages that a template reads, and those that it must not meet.
+/// The columns of a table of messages.
 struct Columns<'c> {
-    read: [Option<&'c [Option<&'c str>]>; 6],
-    absent: Vec<&'c (String, Vec<Option<&'c str>>)>,
+    role: Option<&'c [Option<&'c str>]>,
+    content: Option<&'c [Option<&'c str>]>,
+    others: Vec<(Arc<str>, &'c [Option<&'c str>])>,
 }
 
-impl Columns<'_> {
+impl<'c> Columns<'c> {
+    fn of(conversations: &'c Conversations<'c>) -> Self {
+        let mut columns = Self {
+            role: None,
+            content: None,
+            others: Vec::new(),
+        };
+        for (name, texts) in &conversations.fields {
+            match name.as_str() {
+                "role" => columns.role = Some(texts),
+                "content" => columns.content = Some(texts),
+                other => columns.others.push((other.into(), texts)),
+            }
+        }
+        columns
+    }
+
     /// Message m as transformers hands it to a template: without nulls, with its reasoning under each of its names.
     fn message(&self, m: usize) -> Result<Value, String> {
-        if let Some((name, _)) = self.absent.iter().find(|(_, texts)| texts[m].is_some()) {
-            return Err(format!("{LEFT}a message with the field {name:?}"));
-        }
-        let text = |field: usize| self.read[field].and_then(|texts| texts[m]);
-        let (Some(role), Some(content)) = (text(0), text(1)) else {
-            return Err(format!("{LEFT}a message without role or content"));
+        let text = |column: Option<&'c [Option<&'c str>]>| column?[m];
+        let (Some(role), Some(content)) = (text(self.role), text(self.content)) else {
+            return Err("a message without role or content".to_owned());
         };
-        let mut others = [None; 4];
-        for (place, field) in (REASONING.start..FIELDS.len()).enumerate() {
-            others[place] = text(field);
-        }
-        if let Some(reasoning) = REASONING.filter_map(text).next() {
-            others[0] = Some(reasoning);
-            others[1] = others[1].or(Some(reasoning));
-        }
-        let some = others.iter().any(Option::is_some);
-        Ok(Value::from_object(Message {
+        let there = |(name, texts): &(Arc<str>, &[Option<&str>])| Some((name.clone(), Value::from(texts[m]?)));
+        let mut message = Message {
             role: Value::from(role),
             content: Value::from(content),
-            others: some.then(|| Box::new(others.map(|text| text.map(Value::from)))),
-        }))
+            others: self.others.iter().filter_map(there).collect(),
+        };
+        message.name_reasoning();
+        Ok(Value::from_object(message))
     }
 }
 
-/// One message.
+/// One message; `others` are the fields that few have.
 #[derive(Debug)]
 struct Message {
     role: Value,
     content: Value,
-    others: Option<Box<[Option<Value>; 4]>>,
+    others: Vec<(Arc<str>, Value)>,
+}
+
+impl Message {
+    fn other(&self, name: &str) -> Option<&Value> {
+        Some(&self.others.iter().find(|(field, _)| **field == *name)?.1)
+    }
+
+    fn name_reasoning(&mut self) {
+        let Some(reasoning) = REASONING.iter().find_map(|name| self.other(name)).cloned() else {
+            return;
+        };
+        for name in &REASONING[..2] {
+            if self.other(name).is_none() {
+                self.others.push(((*name).into(), reasoning.clone()));
+            }
+        }
+    }
 }
 
 impl Object for Message {
@@ -247,11 +273,18 @@ impl Object for Message {
         match key {
             "role" => Some(self.role.clone()),
             "content" => Some(self.content.clone()),
-            _ => {
-                let place = FIELDS[REASONING.start..].iter().position(|&field| field == key)?;
-                self.others.as_ref()?[place].clone()
-            }
+            _ => self.other(key).cloned(),
         }
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        let others = self.others.iter().map(|(name, _)| Value::from(name.clone()));
+        Enumerator::Values(
+            [Value::from("role"), Value::from("content")]
+                .into_iter()
+                .chain(others)
+                .collect(),
+        )
     }
 
     /// A message is never an empty dictionary.
@@ -265,6 +298,7 @@ impl Object for Message {
 struct Root {
     messages: Value,
     add_generation_prompt: bool,
+    constants: Arc<[(String, Value)]>,
 }
 
 impl Object for Root {
@@ -273,10 +307,10 @@ impl Object for Root {
     }
 
     fn get_value_by_str(self: &Arc<Self>, key: &str) -> Option<Value> {
-        match key {
+        match key.strip_prefix("v_")? {
             "messages" => Some(self.messages.clone()),
             "add_generation_prompt" => Some(self.add_generation_prompt.into()),
-            _ => None,
+            name => Some(self.constants.iter().find(|(constant, _)| constant == name)?.1.clone()),
         }
     }
 }

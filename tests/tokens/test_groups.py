@@ -288,7 +288,7 @@ def test_every_batch_notices_a_template_that_rust_renders_otherwise(
     demo_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [chat(a, b, c) for a, b, c in zip(WORDS, WORDS[1:], WORDS[2:], strict=False)]
-    wrong = template.open_template(demo_tokenizer).native, _native.Template("{{ (messages|at(0)).content }}", [])
+    wrong = template.open_template(demo_tokenizer).native, _native.Template("{{ (v_messages|item(0)).content }}", [])
     for native, expected in zip(wrong, (False, True), strict=True):
         renderer = template.Renderer(demo_tokenizer, native, None)
         monkeypatch.setattr(groups, "renderer", lambda _, renderer=renderer: renderer)

@@ -2,10 +2,11 @@
 
 Knows tokenizers' chat templates, and when to leave one to transformers. Knows nothing of prompts, responses or ids.
 
-Three things stand between a difference and a text. A template is rendered by Rust only if every construct that a chat
-of texts can reach has a normal form (`mipo.tokenizer.jinja`); and if, when it is opened, both render a set of nasty
-conversations alike, errors included; and every 1,000th conversation of a batch, at least one, is rendered by both. (Of
-chats that become ids at once, by `Renderer.push`, it is the ids of a few that are compared, in `mipo.tokens.groups`.)
+Three things stand between a difference and a text. Rust has Python's operations, and leaves a conversation to
+transformers where a template reaches one that it does not have (`mipo.tokenizer.jinja`). When a template is opened,
+both render a set of nasty conversations alike. And every 1,000th conversation of a batch, at least one, is rendered by
+both. (Of chats that become ids at once, by `Renderer.push`, it is the ids of a few that are compared, in
+`mipo.tokens.groups`.)
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ else:
     pa = lazy("pyarrow")
 
 EVERY = 1_000  # conversations of which one is rendered by transformers as well
-LEFT = "left to transformers: "  # what rust/template.rs says of a row that it does not render
 # Contents for the probe: white space as Python has it, what looks like a template's own marks, what templates cut.
 CONTENTS = (
     "Hello", "", " ", "\n", "\r\n a \t", "\x1c\x1d\x1e\x1f x \x1f", "\x85\xa0\u2003 y \u3000\u2028\u2029",
@@ -71,10 +71,11 @@ class Renderer:
     ) -> pl.Series:
         """The text of each conversation, a list of messages, as `apply_chat_template` renders it.
 
-        In Rust on all threads where that is possible; by transformers, once per distinct conversation, where the
-        template (`why`) or the messages (a field that is no text, no role or content) forbid it, and where there are
-        `arguments`, what each row hands to the template besides (tools). Raises InputError, with the row counted from
-        0, for a conversation that the template refuses, and for one that the two render differently.
+        In Rust on all threads where that is possible. By transformers, once per distinct conversation: where there is
+        no native template (`why`), where messages have a field that is no text, no role or no content, where the
+        template reaches what Rust does not have or raises, and where there are `arguments`, what each row hands to the
+        template besides (tools). Raises InputError, with the row counted from 0, for a conversation that the template
+        refuses, and for one that the two render differently.
         """
         conversations = _checked(conversations)
         if self.native is None or arguments is not None or not _of_texts(conversations):
@@ -83,14 +84,10 @@ class Renderer:
         texts = _texts(offsets, data)
         rows = [row for row, _ in failed]
         self._compare(conversations, texts, {*rows}, add_generation_prompt)
-        left = [row for row, message in failed if message.startswith(LEFT)]
-        for row, message in failed:
-            if not message.startswith(LEFT):
-                self._refuse(conversations, row, message, add_generation_prompt)
-        if not left:
+        if not rows:
             return texts
-        rest = pl.Series(left, dtype=pl.UInt32)
-        rendered = self._by_transformers(conversations.gather(rest), add_generation_prompt, rows=left)
+        rest = pl.Series(rows, dtype=pl.UInt32)
+        rendered = self._by_transformers(conversations.gather(rest), add_generation_prompt, rows=rows)
         return texts.scatter(rest, rendered)
 
     def push(self, builder: _native.GroupBuilder, chats: Sequence[pl.Series], groups: Any, **how: Any) -> Any:
@@ -134,13 +131,6 @@ class Renderer:
             if expected != texts[row]:
                 raise _difference(row, expected, texts[row])
 
-    def _refuse(self, conversations: pl.Series, row: int, message: str, prompt: bool) -> None:
-        """Raises for a row that Rust refused: transformers must refuse it as well."""
-        expected = _reference(self.tokenizer, conversations[row].to_list(), prompt)
-        if isinstance(expected, str):
-            raise _difference(row, expected, f"an error: {message}")
-        raise _refusal(row, expected) from expected
-
 
 def open_template(tokenizer: Any) -> Renderer:
     """The chat template of a tokenizer, in Rust if that is provably what transformers renders.
@@ -156,36 +146,43 @@ def open_template(tokenizer: Any) -> Renderer:
 
 
 def _native_of(tokenizer: Any, source: str) -> tuple[_native.Template | None, str | None]:
-    """The template in Rust, or the construct that forbids it."""
+    """The template in Rust, or why it cannot be parsed."""
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
-    from mipo.tokenizer.jinja import normal
-    from mipo.tokenizer.kinds import Refused
+    from mipo.tokenizer.jinja import translate
 
     try:
-        environment = _compile_jinja_template(source).environment
-        form = normal(environment.parse(source), tokenizer.special_tokens_map)
-        return _native.Template(form.source, form.absent), None
-    except Refused as refused:
-        return None, f"its chat template has {refused}"
+        tree = _compile_jinja_template(source).environment.parse(source)
     except (TemplateError, SyntaxError) as error:
         return None, f"its chat template cannot be parsed: {error}"
+    constants = {"tools": None, "documents": None, **tokenizer.special_tokens_map}
+    if wrong := [name for name, value in constants.items() if not isinstance(value, str | None)]:
+        return None, f"its special token {wrong[0]!r} is no text"
+    try:
+        return _native.Template(translate(tree), [*constants.items()]), None
+    except ValueError as error:
+        return None, f"its chat template cannot be parsed in Rust: {error}"
 
 
 def _probe(tokenizer: Any, native: _native.Template) -> str | None:
-    """The first conversation that Rust and transformers render differently, if there is one."""
+    """Why the template is not Rust's: a conversation that is rendered differently, or all are left to transformers."""
     asked = list(_conversations())
     fields = {"role": pl.String, "content": pl.String, "reasoning_content": pl.String, "thinking": pl.String}
     chats = pl.Series("probe", asked, dtype=pl.List(pl.Struct(fields)))
+    rendered, reasons = 0, {}
     for prompt in (False, True):
         offsets, data, failed = native.render(chats, prompt)
-        texts, errors = _texts(offsets, data), dict(failed)
+        texts, reasons = _texts(offsets, data), dict(failed)
         for row, messages in enumerate(asked):
-            expected, text = _reference(tokenizer, messages, prompt), texts[row]
-            left = errors.get(row, "").startswith(LEFT)
-            if not left and (isinstance(expected, str) if row in errors else expected != text):
-                return f"the probe: {_difference(row, expected, errors.get(row, text))} for {messages}"
+            if row in reasons:
+                continue
+            expected, rendered = _reference(tokenizer, messages, prompt), rendered + 1
+            if expected != texts[row]:
+                return f"the probe: {_difference(row, expected, texts[row])} for {messages}"
+    for row, reason in reasons.items() if not rendered else ():
+        if isinstance(_reference(tokenizer, asked[row], True), str):
+            return f"Rust renders none of the conversations of the probe: {reason}"
     return None
 
 

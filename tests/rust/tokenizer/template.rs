@@ -2,8 +2,14 @@
 
 use mipo::tokenizer::{Conversations, Rendering, Template};
 
-const SOURCE: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content|py_strip }}{% endfor %}\
-                      {% if add_generation_prompt %}<assistant>{% endif %}";
+const SOURCE: &str = "{% for m in v_messages %}<{{ m.role }}>{{ m.content|str_strip }}{% endfor %}\
+                      {% if v_add_generation_prompt %}<assistant>{% endif %}";
+
+fn template(source: &str) -> Template {
+    let constants = [("bos_token", Some("<s>")), ("tools", None)];
+    let constants = constants.map(|(name, text)| (name.to_owned(), text.map(str::to_owned)));
+    Template::new(source, constants.into()).unwrap()
+}
 
 /// Conversation c has c % 3 + 1 messages with the text `c`.
 fn conversations(texts: &[String]) -> Conversations<'_> {
@@ -32,7 +38,7 @@ fn row(rendering: &Rendering, row: usize) -> &str {
 fn all_at_once_is_one_by_one() {
     let texts: Vec<String> = (0..1_000).map(|c| format!(" \u{1f}{c} é\n")).collect();
     let chats = conversations(&texts);
-    let template = Template::new(SOURCE).unwrap();
+    let template = template(SOURCE);
     for prompt in [false, true] {
         let all = template.render_all(&chats, prompt);
         assert_eq!(all.offsets.len(), texts.len() + 1);
@@ -47,7 +53,7 @@ fn all_at_once_is_one_by_one() {
 fn parts_are_one_chat() {
     let texts: Vec<String> = ["ask", "answer"].map(str::to_owned).into();
     let chats = conversations(&texts);
-    let template = Template::new(SOURCE).unwrap();
+    let template = template(SOURCE);
     let whole = template.render(&[(&chats, 0), (&chats, 1)], false).unwrap();
     assert_eq!(whole, "<user>ask<user>answer<assistant>answer");
     let alone = template.render(&[(&chats, 0)], true).unwrap();
@@ -55,66 +61,82 @@ fn parts_are_one_chat() {
 }
 
 #[test]
-fn a_failed_row_has_no_text_and_the_message_of_the_template() {
+fn a_failed_row_has_no_text_and_a_reason() {
     let texts: Vec<String> = (0..300)
         .map(|c| if c == 200 { "no".into() } else { c.to_string() })
         .collect();
     let chats = conversations(&texts);
-    let source = "{% if (messages|at(0)).content == 'no' %}{{ raise_exception('never') }}{% endif %}x";
-    let all = Template::new(source).unwrap().render_all(&chats, false);
-    assert_eq!(all.failed, [(200, "never".to_owned())]);
+    let source = "{% if (v_messages|item(0)).content == 'no' %}{{ raise_exception('never') }}{% endif %}x";
+    let all = template(source).render_all(&chats, false);
+    assert_eq!(all.failed, [(200, "the error never".to_owned())]);
     assert!((0..300).all(|c| row(&all, c) == if c == 200 { "" } else { "x" }));
 }
 
 #[test]
-fn what_rust_does_not_render_is_left_to_transformers() {
-    let template = || Template::new("{{ (messages|at(0)).content|py_upper }}").unwrap();
+fn what_rust_does_not_render_has_a_reason() {
+    let template = template("{{ (v_messages|item(0)).content|upper }}{{ (v_messages|item(0)).extra|default('-') }}");
     let chat = |content, extra| Conversations {
         offsets: vec![0, 1],
         fields: vec![
             ("role".into(), vec![Some("user")]),
             ("content".into(), vec![content]),
-            ("tool_calls".into(), vec![extra]),
+            ("extra".into(), vec![extra]),
         ],
     };
-    let left = |result: Result<String, String>| result.unwrap_err().starts_with("left to transformers: ");
-    assert_eq!(
-        template().render(&[(&chat(Some("a"), Some("x")), 0)], false).unwrap(),
-        "A"
-    );
-    assert!(left(template().render(&[(&chat(None, None), 0)], false)));
-    assert!(left(template().render(&[(&chat(Some("ß"), None), 0)], false)));
-    assert!(left(template().render(&[], false)));
-    let without = template().without(vec!["tool_calls".into()]);
-    assert!(left(without.render(&[(&chat(Some("a"), Some("x")), 0)], false)));
-    assert_eq!(without.render(&[(&chat(Some("a"), None), 0)], false).unwrap(), "A");
+    let render = |content, extra| template.render(&[(&chat(content, extra), 0)], false);
+    assert_eq!(render(Some("a"), Some("x")), Ok("Ax".to_owned()));
+    assert_eq!(render(Some("a"), None), Ok("A-".to_owned()));
+    assert_eq!(render(None, None), Err("a message without role or content".to_owned()));
+    let letters = "upper or lower case of other letters than ASCII's";
+    assert_eq!(render(Some("ß"), None), Err(letters.to_owned()));
+    let nothing = template.render(&[], false);
+    assert_eq!(nothing, Err("a conversation without messages".to_owned()));
 }
 
 #[test]
-fn only_text_comes_out() {
+fn what_comes_out_is_text_as_python_prints_it() {
     let texts = vec!["x".to_owned()];
     let chats = conversations(&texts);
-    let render = |source| Template::new(source).unwrap().render(&[(&chats, 0)], false);
+    let render = |source| template(source).render(&[(&chats, 0)], false);
+    let constants = "{{ none }}{{ true }}{{ undef }}{{ 7 }}{{ v_bos_token }}{{ v_tools }}";
+    assert_eq!(render(constants), Ok("NoneTrue7<s>None".to_owned()));
     assert_eq!(
-        render("{{ none|soft }}{{ true|soft }}{{ undef|soft }}{{ 7|soft }}"),
-        Ok("NoneTrue7".to_owned())
-    );
-    assert_eq!(render("{{ undef == none }}|{{ undef == undef }}").ok(), None);
-    assert_eq!(
-        render("{{ (undef == none)|soft }}{{ (undef == undef)|soft }}"),
-        Ok("FalseTrue".to_owned())
+        render("{{ undef == none }}{{ undef == undef }}{{ true == 1 }}"),
+        Ok("FalseTrueTrue".to_owned())
     );
     for source in [
-        "{{ undef }}",
-        "{{ none }}",
-        "{{ messages }}",
+        "{{ v_messages }}",
+        "{{ 1.5 }}",
         "{{ 'a' + true }}",
         "{{ 'a' + undef }}",
         "{{ 'a' + 1 }}",
+        "{{ 'a'|lt(1) }}",
+        "{{ none|le(none) }}",
+        "{{ 1|isin('1') }}",
+        "{{ none|items }}",
+        "{{ undef|item(0) }}",
+        "{{ 'a'|str_strip(undef) }}",
+        "{{ left('why') }}",
     ] {
         assert!(render(source).is_err(), "{source}");
     }
-    assert!(Template::new("{% if %}").is_err());
+    assert!(Template::new("{% if %}", vec![]).is_err());
+}
+
+#[test]
+fn what_would_take_all_memory_or_time_ends() {
+    let texts = vec!["x".to_owned()];
+    let chats = conversations(&texts);
+    let render = |source| template(source).render(&[(&chats, 0)], false);
+    assert_eq!(render("{{ range(100000)|length }}"), Ok("100000".to_owned()));
+    for source in [
+        "{{ range(1000000000)|length }}",
+        "{{ 'x' * 1000000000000 }}",
+        "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    ] {
+        assert!(render(source).is_err(), "{source}");
+    }
 }
 
 #[test]
@@ -127,9 +149,8 @@ fn reasoning_has_all_its_names() {
             (field.into(), vec![Some(text)]),
         ],
     };
-    let source =
-        "{% set m = messages|at(0) %}{{ m.reasoning_content|soft }},{{ m.thinking|soft }},{{ m.reasoning|soft }}";
-    let template = Template::new(source).unwrap();
+    let template =
+        template("{% set m = v_messages|item(0) %}{{ m.reasoning_content }},{{ m.thinking }},{{ m.reasoning }}");
     let render = |field| template.render(&[(&chat(field, "r"), 0)], false).unwrap();
     assert_eq!(render("reasoning_content"), "r,r,");
     assert_eq!(render("thinking"), "r,r,");
