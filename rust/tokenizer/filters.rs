@@ -10,15 +10,16 @@ use crate::tokenizer::pytext;
 
 /// The longest range of Jinja2's sandbox.
 const RANGE: i64 = 100_000;
-/// Steps of a rendering: what takes more, some seconds, is left to transformers.
-const STEPS: u64 = 100_000_000;
+/// What a rendering may cost: an instruction costs 1, 64 bytes of text 1. What costs more, some tenths of a second or 256
+/// MB, is left to transformers.
+const FUEL: u64 = 4_000_000;
 
 /// An environment with nothing else in it.
 pub(crate) fn environment() -> Environment<'static> {
     let mut environment = Environment::empty();
     let syntax = SyntaxConfig::builder().keep_trailing_newline(true).build();
     environment.set_syntax(syntax.unwrap_or_default());
-    environment.set_fuel(Some(STEPS));
+    environment.set_fuel(Some(FUEL));
     environment.set_formatter(|out, _, value| match value.as_str() {
         Some(text) => out.write_str(text).map_err(Raised::from),
         None => out.write_str(&printed(value)?).map_err(Raised::from),

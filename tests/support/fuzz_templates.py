@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import random
+import resource
 import sys
 import time
 import warnings
@@ -82,6 +83,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    # A random template may double a text without end: in Python that is a MemoryError then, and Rust must have stopped.
+    resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))
     warnings.simplefilter("ignore", SyntaxWarning)  # Python's compiler on what Jinja2 made of a random template
     tokenizer = load_tokenizer(str(demo.HERE / "model"))
     rng, counts = random.Random(arguments.seed), Counter[str]()

@@ -133,6 +133,8 @@ fn what_would_take_all_memory_or_time_ends() {
         "{{ range(1000000000)|length }}",
         "{{ 'x' * 1000000000000 }}",
         "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}",
+        "{% set ns = namespace(s='x') %}{% for a in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+        "{% set ns = namespace(s='x') %}{% for a in range(99) %}{% set ns.s %}{{ ns.s }}{{ ns.s }}{% endset %}{% endfor %}",
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     ] {
         assert!(render(source).is_err(), "{source}");
