@@ -58,9 +58,9 @@ def done(tmp_path_factory) -> Path:
 def test_a_run_leaves_every_artefact_and_no_other(done):
     names = {path.name for path in (done / "out").iterdir()}
     assert names == {
-        "recipe.yaml", "manifest.json", "prompts.parquet", "test.parquet", "counterparts.parquet", "responses",
-        "links.parquet", "pairs.parquet", "tokens", "evaluation", "model", "training.json", "evaluation.json",
-        "report.html",
+        ".mipo.json", "recipe.yaml", "manifest.json", "prompts.parquet", "test.parquet", "counterparts.parquet",
+        "responses", "links.parquet", "pairs.parquet", "tokens", "evaluation", "model", "training.json",
+        "evaluation.json", "report.html",
     }  # fmt: skip
     everything = {path.suffix for path in (done / "out").rglob("*")}
     assert not everything & {".pt", ".bin", ".pkl", ".pth", ".tmp"}
@@ -284,12 +284,20 @@ def test_a_mistake_before_the_first_stage_can_be_corrected_in_place(tmp_path):
     assert walk.run_recipe(mended, output=tmp_path / "out", until="prompts") == tmp_path / "out"
 
 
+def test_the_default_folder_names_the_seed_and_the_control(tmp_path, monkeypatch):
+    path = write_recipe(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for options, name in (({}, "recipe"), ({"seed": 3}, "recipe-seed-3"), ({"control": "sft"}, "recipe-sft")):
+        assert walk.run_recipe(path, until="prompts", **options) == Path("runs") / name
+        assert (tmp_path / "runs" / name / "prompts.parquet").exists()
+
+
 def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
     path = write_recipe(tmp_path)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("words")
     (tmp_path / "mine" / ".notes.tmp").write_text("words")
-    with pytest.raises(ValueError, match="is not empty and holds no run"):
+    with pytest.raises(ValueError, match="expected a new or empty folder, or one for run that mipo made"):
         walk.run_recipe(path, output=tmp_path / "mine")
     assert {path.name for path in (tmp_path / "mine").iterdir()} == {"thesis.txt", ".notes.tmp"}
 
@@ -297,5 +305,5 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
 def test_a_broken_manifest_is_no_manifest(done, tmp_path):
     shutil.copytree(done / "out", tmp_path / "copy")
     (tmp_path / "copy" / "manifest.json").write_text('{"stages":')
-    with pytest.raises(ValueError, match=r"manifest\.json: not valid JSON, .*name another"):
+    with pytest.raises(ValueError, match=r"manifest\.json: not valid JSON .*delete it and run again"):
         walk.run_recipe(done / "in" / "recipe.yaml", output=tmp_path / "copy")

@@ -1,8 +1,8 @@
 """Ids of `mipo.tokens.groups.tokenize` beside those of TRL's own `_prepare_dataset`, on real pairs and the fuzzer's.
 
-    python tests/support/parity_pairs.py --rows 50000
+    python tests/support/parity_pairs.py FOLDER --rows 50000
 
-Every tokenizer of ../shared, as text and, where there is a template, as chat; and every template that TRL ships, on a
+Every tokenizer in FOLDER, as text and, where there is a template, as chat; and every template that TRL ships, on a
 part of the rows. Prints what was compared, and exits with 1 at a difference. Knows nothing of pytest; slices of it are
 tests in test_groups.py.
 """

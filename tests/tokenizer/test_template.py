@@ -109,6 +109,7 @@ REFUSED = {
     "{{ '&' | escape }}": "the filter 'escape'",
     "{% set u = messages|map(attribute='role') %}{{ u|join }}": "the filter 'map' whose result is kept",
     "{% filter upper %}a{% endfilter %}": "a statement of the type FilterBlock",
+    "{% set ns = namespace(n=1) %}{% for m in messages if ns.n %}{% set ns.n = 0 %}{% endfor %}": "a loop whose condition may",
     "{% for m in messages if loop is defined %}{% endfor %}": "a loop whose condition counts",
     "{% for m in messages %}{% with %}{% break %}{% endwith %}{% endfor %}": "a break within a scope",
     "{% for m in messages %}{% continue %}{% else %}x{% endfor %}": "a continue within a scope",

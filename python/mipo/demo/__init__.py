@@ -13,13 +13,15 @@ def run_demo(*, seed: int = 0, output: str | Path = "runs/demo", control: str | 
     figures beside MIPO's.
     """
     from mipo.demo import world
+    from mipo.io import outputs
     from mipo.run import walk
 
     output = Path(output)
     inputs = output / "inputs"
-    world.write(inputs, seed=seed)
-    shutil.copytree(HERE / "model", inputs / "model", dirs_exist_ok=True)
-    shutil.copyfile(HERE / "recipe.yaml", inputs / "recipe.yaml")
+    with outputs.claim(output, "run"), outputs.claim(inputs, "demo inputs"):
+        world.write(inputs, seed=seed)
+        shutil.copytree(HERE / "model", inputs / "model", dirs_exist_ok=True)
+        shutil.copyfile(HERE / "recipe.yaml", inputs / "recipe.yaml")
     recipe = inputs / "recipe.yaml"
     if control:
         return walk.run_recipe(recipe, output=output, seed=seed, control=control)

@@ -12,14 +12,20 @@ from mipo.errors import InputError, MipoError, NotThereError, WriteError
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`. The file written there becomes `path`, or is deleted on an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Yields a temporary path beside `path`. The file written there becomes `path`, or is deleted on an error.
+
+    Where `path` is a link, the file that it names is written. Raises InputError for a folder, a device or a pipe.
+    """
+    target = path.resolve()
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
+        if target.exists() and not target.is_file():
+            raise InputError(f"{path}: expected the name of a file, got a folder, a device or a pipe; name a file")
+        target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
+        temporary.replace(target)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and not isinstance(error, MipoError):

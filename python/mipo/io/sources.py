@@ -287,8 +287,11 @@ def _load_jsonl(
     return frame
 
 
-def _read_ndjson(file: Any) -> pl.DataFrame:
-    return pl.read_ndjson(file, infer_schema_length=None)
+def _read_ndjson(source: str | Path | bytes) -> pl.DataFrame:
+    if isinstance(source, bytes):
+        return pl.read_ndjson(source, infer_schema_length=None)
+    with Path(source).open("rb") as file:  # of a path, polars makes a pattern
+        return pl.read_ndjson(file, infer_schema_length=None)
 
 
 def _parse(data: bytes, source: str | Path, complaint: str, before: tuple[int, int]) -> pl.DataFrame:

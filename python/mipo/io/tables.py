@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
 from mipo.errors import InputError
-from mipo.io import files
+from mipo.io import files, outputs
 from mipo.io.lazy import lazy
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def write(frames: Iterable[pl.DataFrame], path: Path) -> None:
         writer = None
         try:
             for frame in frames:
-                table = to_arrow(frame)
+                table = to_arrow(frame).replace_schema_metadata(outputs.PARQUET_MARK)
                 writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
                 writer.write_table(table, row_group_size=ROW_GROUP)
         finally:

@@ -5,11 +5,12 @@ Knows sampling and parts on disk. Knows nothing of pairs or training.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError
-from mipo.io import checksum, files, records, tables
+from mipo.io import checksum, files, outputs, records, tables
 from mipo.io.lazy import lazy
 from mipo.models.model import Model
 from mipo.responses.engines.local import sample
@@ -57,8 +58,23 @@ def generate(
         raise InputError("no prompt to answer; give at least one row")
     sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
     records.read(Sampling, {**sampling, "batch_size": batch_size})
-    if folder:
-        _claim(folder, prompts, {"model": model.name, **sampling, "seed": seed, "batch_size": batch_size})
+    with outputs.claim(folder, "responses") if folder else nullcontext():
+        if folder:
+            _check(folder, prompts, {"model": model.name, **sampling, "seed": seed, "batch_size": batch_size})
+        return _answered(prompts, model, folder, sampling, seed, batch_size, progress)
+
+
+def _answered(
+    prompts: pl.DataFrame,
+    model: Model,
+    folder: Path | None,
+    sampling: dict[str, Any],
+    seed: int,
+    batch_size: int,
+    progress: str,
+) -> pl.DataFrame:
+    """The prompts with their responses, part by part."""
+    new = sampling["max_new_tokens"]
     parts: list[pl.DataFrame] = []
     ids: list[list[int]] = []
     with _bar(prompts.height, progress) as bar:
@@ -69,7 +85,7 @@ def generate(
                 bar.update(parts[-1].height)
                 continue
             # All prompts at once, so that one that is too long is refused before any generation.
-            ids = ids or _encode_fitting(prompts, model, max_new_tokens)
+            ids = ids or _encode_fitting(prompts, model, new)
             torch.manual_seed(_part_seed(seed, number))
             responses = sample(ids[rows], model.weights, model.tokenizer, sampling, batch_size, bar)
             parts.append(prompts[rows].with_columns(responses))
@@ -83,7 +99,7 @@ def _part_seed(seed: int, number: int) -> int:
     return int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _claim(folder: Path, prompts: pl.DataFrame, settings: dict[str, Any]) -> None:
+def _check(folder: Path, prompts: pl.DataFrame, settings: dict[str, Any]) -> None:
     """Writes prompts and settings of the parts to `folder`; InputError for a folder with parts of others."""
     digest = checksum.of_value(key(prompts["prompt"]).to_list())
     settings = {**settings, "part_rows": PART_ROWS, "prompts_checksum": digest}

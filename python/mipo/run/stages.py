@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import re
 import shutil
 import time
 from collections.abc import Callable
@@ -18,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mipo.errors import InputError
-from mipo.io import checksum, files, records
+from mipo.io import checksum, files, outputs, records
 from mipo.run.recipe import Recipe
 
 
@@ -55,7 +53,7 @@ class RunFolder:
         self.path = folder / "manifest.json"
         self.reuse = reuse
         self.reusable = files.read_json(reuse / "manifest.json").get("stages", {}) if reuse else {}
-        earlier = self._read_manifest()
+        earlier = files.read_json(self.path) if self.path.exists() else {}
         stages = earlier.get("stages", {})
         settings = {name: value for name, value in records.settings(recipe).items() if name != "max_dropped"}
         begun = any(stage["state"] == "done" for stage in stages.values())
@@ -64,7 +62,6 @@ class RunFolder:
                 f"{folder}: was made with other settings:\n  " + "\n  ".join(lines) + "\nName another folder with "
                 f"--output (and --reuse {folder} to take over the stages that stay the same), or delete this one."
             )
-        _clean(folder)
         self.manifest = {**provenance, "settings": settings, "stages": stages}
         self._save()
 
@@ -95,20 +92,6 @@ class RunFolder:
             self._check_dropped(stage, rows)
         self._finish(stage, key, outputs, time.monotonic() - started, rows)
 
-    def _read_manifest(self) -> dict[str, Any]:
-        """The manifest of an earlier start in the folder, or an empty one."""
-        try:
-            manifest = files.read_json(self.path) if self.path.exists() else {}
-        except ValueError:
-            raise InputError(
-                f"{self.path}: not valid JSON, so what the folder holds is unknown; name another"
-            ) from None
-        if self.folder.exists() and not self.folder.is_dir():
-            raise InputError(f"{self.folder}: is a file; name a folder with --output")
-        if not manifest and self.folder.is_dir() and not all(map(_may_precede, self.folder.iterdir())):
-            raise InputError(f"{self.folder}: is not empty and holds no run; name another folder with --output")
-        return dict(manifest)
-
     def _finish(self, stage: str, key: str, outputs: tuple[str, ...], seconds: float, rows: Rows | None) -> None:
         counts = {"rows_in": rows.rows_in, "rows_out": rows.rows_out, "dropped": rows.dropped} if rows else {}
         paths = [self.folder / name for name in outputs]
@@ -136,9 +119,9 @@ class RunFolder:
                 f"Mend the input, or allow it in the recipe with max_dropped: {json.dumps({**limits, **needed})}"
             )
 
-    def _clear(self, outputs: tuple[str, ...]) -> None:
-        for name in outputs:
-            _remove(self.folder / name)
+    def _clear(self, names: tuple[str, ...]) -> None:
+        for name in names:
+            outputs.remove(self.folder / name)
 
     def _take_over(self, stage: str, key: str, outputs: tuple[str, ...]) -> bool:
         record = self.reusable.get(stage, {})
@@ -170,13 +153,6 @@ def _is_intact(folder: Path, record: dict[str, Any]) -> bool:
     )
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def _differences(old: dict[str, Any], new: dict[str, Any], at: str = "") -> list[str]:
     """The settings in which two recipes differ, a line each."""
     lines = []
@@ -187,29 +163,3 @@ def _differences(old: dict[str, Any], new: dict[str, Any], at: str = "") -> list
         elif a != b:
             lines.append(f"{at}{name}: {a!r} there, {b!r} now")
     return lines
-
-
-_TEMPORARY = re.compile(r"\..*\.(\d+)\.tmp")  # of `mipo.io`; the number is the process
-
-
-def _may_precede(path: Path) -> bool:
-    """Whether a path may lie in a folder before a run starts there: the demo's inputs, or a manifest cut off."""
-    return path.name == "inputs" or bool(_TEMPORARY.fullmatch(path.name))
-
-
-def _clean(folder: Path) -> None:
-    """Removes the temporary files and folders that killed processes left in a run folder."""
-    for path in list(folder.rglob(".*.tmp")):
-        owner = _TEMPORARY.fullmatch(path.name)
-        if owner and not _is_running(int(owner[1])):
-            _remove(path)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return process != os.getpid()

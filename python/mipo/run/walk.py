@@ -15,7 +15,7 @@ import polars as pl
 
 from mipo.errors import InputError
 from mipo.evaluation import figures, measurement
-from mipo.io import files, records, sources, tables
+from mipo.io import files, outputs, records, sources, tables
 from mipo.models.model import Model
 from mipo.negatives.draw import contrast
 from mipo.pairing.answers import Answers
@@ -47,7 +47,9 @@ def run_recipe(
     until: str | None = None,
     beside: Mapping[str, Path] | None = None,
 ) -> Path:
-    """Takes the recipe in `path` from prompts to `report.html` and returns the run folder (default `runs/<recipe>`).
+    """Takes the recipe in `path` from prompts to `report.html` and returns the run folder.
+
+    By default this is `runs/<recipe>`, with `-seed-<seed>` and `-<control>` after it where they are named here.
 
     A run that was stopped continues where it stopped; a finished one repeats only the stages whose inputs changed.
     `seed` and `control` replace the recipe's. `reuse` is another run folder: its stages with equal inputs are taken
@@ -61,18 +63,20 @@ def run_recipe(
         )
     if until is not None and until not in STAGES:
         raise InputError(f"until: expected one of {', '.join(STAGES)}, got {until!r}")
-    folder = Path(output or Path("runs") / Path(path).stem)
+    named = [Path(path).stem, *([] if seed is None else [f"seed-{seed}"]), *([control] if control else [])]
+    folder = Path(output or Path("runs") / "-".join(named))
     recipe = load_checked(path, folder, seed=seed, control=control)
     model = Model(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    run = RunFolder(folder, recipe, provenance.describe(recipe, model), reuse=Path(reuse) if reuse else None)
-    files.write_text(folder / "recipe.yaml", dump(recipe))
-    walk = _Walk(folder, recipe, model)
-    for stage in STAGES[: STAGES.index(until) + 1 if until else None]:
-        inputs = provenance.inputs(stage, recipe, model, run)
-        run.do(stage, inputs, provenance.OUTPUTS[stage], getattr(walk, stage))
-    if until is None:
-        written = page.write(folder, beside=beside or {})
-        print(f"\n{page.table(folder, beside=beside or {})}\n\nreport: {written}")
+    with outputs.claim(folder, "run"):
+        run = RunFolder(folder, recipe, provenance.describe(recipe, model), reuse=Path(reuse) if reuse else None)
+        files.write_text(folder / "recipe.yaml", dump(recipe))
+        walk = _Walk(folder, recipe, model)
+        for stage in STAGES[: STAGES.index(until) + 1 if until else None]:
+            inputs = provenance.inputs(stage, recipe, model, run)
+            run.do(stage, inputs, provenance.OUTPUTS[stage], getattr(walk, stage))
+        if until is None:
+            written = page.write(folder, beside=beside or {})
+            print(f"\n{page.table(folder, beside=beside or {})}\n\nreport: {written}")
     return folder
 
 

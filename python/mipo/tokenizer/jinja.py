@@ -11,7 +11,7 @@ it is reached. So a branch on tools, which no chat of texts takes, costs nothing
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from mipo.io.lazy import lazy
@@ -109,8 +109,13 @@ class _Writer:
         if node.recursive or not isinstance(node.target, nodes.Name):
             return self._refused("a recursive loop" if node.recursive else "a loop over tuples", node)
         test = "" if node.test is None else f" if {self.term(node.test)}"
-        if "loop" in test and any(name.name == "loop" for name in node.test.find_all(nodes.Name)):  # type: ignore[union-attr]
-            return self._refused("a loop whose condition counts", node)
+        if node.test is not None:
+            read = {name.name for name in _names(node.test)}
+            if "loop" in read:
+                return self._refused("a loop whose condition counts", node)
+            # Jinja2 looks at each item when its turn comes, minijinja at all of them before the first.
+            if any(part.find(nodes.NSRef) for part in node.body) and read & set(self.stored) - {node.target.name}:
+                return self._refused("a loop whose condition may change", node)
         start = f"{{% for v_{node.target.name} in {self.term(node.iter, once=True)}|items{test} %}}"
         # minijinja has one scope for all rounds of a loop; in Jinja2 each begins with the variables around it.
         names = sorted(_assigned(node.body) - {node.target.name})
@@ -333,6 +338,13 @@ class _Writer:
             return _left(f"the filter {node.name!r} with such arguments", node)
         given = ", ".join(self.term(arg) for arg in args)
         return f"({self.term(node.node, once=name in READERS)})|{name}({given})"
+
+
+def _names(node: nodes.Node) -> Iterator[nodes.Name]:
+    """The names in an expression, itself included."""
+    if isinstance(node, nodes.Name):
+        yield node
+    yield from node.find_all(nodes.Name)
 
 
 def _adds_text(node: nodes.Node) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError
-from mipo.io import checksum, tables
+from mipo.io import checksum, outputs, tables
 from mipo.io.lazy import lazy
 from mipo.tokenizer.encoder import Choice, fingerprint
 from mipo.tokenizer.table import TokenTable
@@ -72,17 +72,21 @@ def prepare(
     tasks = [
         ShardTask(folder, number, part, tokenizer, encoder, settings, row_bar) for number, part in enumerate(parts)
     ]
-    todo = [task for task in tasks if not task.is_done()]
-    if shards.record_of(folder, len(parts)):
-        raise InputError(f"{folder}: holds tokens of more pairs than these; name another folder, or delete this one")
-    results = _perform_here(todo) if perform is None else perform(todo)
-    hidden = perform is None or not progress
-    for _ in tqdm(results, total=len(todo), desc=progress, unit="shard", delay=0.5, disable=hidden):
-        pass
-    records = [shards.record_of(folder, number) or {} for number in range(len(parts))]
-    totals: dict[str, Any] = {name: sum(record[name] for record in records) for name in ("rows_in", "groups", "merged")}
-    dropped = sum((Counter(record["dropped"]) for record in records), Counter[str]())
-    return shards.finish(folder, {**settings, **totals, "dropped": dict(dropped)})
+    with outputs.claim(folder, "tokens"):
+        todo = [task for task in tasks if not task.is_done()]
+        if max(shards.numbers(folder), default=0) >= len(parts):
+            raise InputError(
+                f"{folder}: holds tokens of more pairs than these; name another folder, or delete this one"
+            )
+        results = _perform_here(todo) if perform is None else perform(todo)
+        hidden = perform is None or not progress
+        for _ in tqdm(results, total=len(todo), desc=progress, unit="shard", delay=0.5, disable=hidden):
+            pass
+        records = [shards.record_of(folder, number) or {} for number in range(len(parts))]
+        names = ("rows_in", "groups", "merged")
+        totals: dict[str, Any] = {name: sum(record[name] for record in records) for name in names}
+        dropped = sum((Counter(record["dropped"]) for record in records), Counter[str]())
+        return shards.finish(folder, {**settings, **totals, "dropped": dict(dropped)})
 
 
 def _perform_here(tasks: Sequence[ShardTask]) -> Iterator[dict[str, Any]]:

@@ -114,18 +114,17 @@ def is_whole(folder: Path, record: dict[str, Any]) -> bool:
 
 def finish(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Writes the manifest, with the records of all shards in order: it makes the folder a store."""
-    paths = sorted(folder.glob(f"shard-*/{RECORD}"), key=lambda path: int(path.parent.name.rpartition("-")[2]))
+    paths = [folder / f"shard-{number:05}" / RECORD for number in numbers(folder)]
     records = [_verified(path, files.read_json(path)) for path in paths]
     manifest = _signed({"format": FORMAT, **settings, "shards": records})
     files.write_json(folder / MANIFEST, manifest)
     return manifest
 
 
-def clear(folder: Path) -> None:
-    """Removes a store, manifest first, and what a killed process left behind."""
-    (folder / MANIFEST).unlink(missing_ok=True)
-    for path in [*folder.glob("shard-*"), *folder.glob(".shard-*.tmp")]:
-        shutil.rmtree(path)
+def numbers(folder: Path) -> list[int]:
+    """The numbers of the shards in a folder that have a record, in order."""
+    paths = (path.parent.name.rpartition("-")[2] for path in folder.glob(f"shard-*/{RECORD}"))
+    return sorted(int(number) for number in paths if number.isdecimal())
 
 
 def manifest(folder: Path) -> dict[str, Any]:

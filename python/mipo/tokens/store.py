@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError
-from mipo.io import arrow
+from mipo.io import arrow, outputs
 from mipo.io.lazy import lazy
 from mipo.tokenizer.table import TokenTable
 from mipo.tokens import shards
@@ -167,17 +167,21 @@ class PairStore:
         return datasets.Dataset(table).with_transform(_Ids(self))
 
     def save(self, folder: str | Path) -> None:
-        """Writes the store as one shard, its manifest last; replaces a store in the folder."""
+        """Writes the store as one shard, its manifest last; replaces a store of mipo's in the folder.
+
+        Raises InputError for a folder that holds something else.
+        """
         folder = Path(folder)
-        shards.clear(folder)
-        with shards.ShardWriter(folder, 0) as writer:
-            writer.put_tables(self.prompts, self.responses)
-            for piece in self.pieces:
-                prompts, responses = map(np.uint64, piece.before)
-                rows = (piece.prompt + prompts, piece.chosen + responses, piece.offsets, piece.rejected + responses)
-                writer.put_groups(piece.prompt_id, *rows)
-            writer.record |= {"merged": self.merged}
-        shards.finish(folder, {"fingerprint": self.fingerprint})
+        with outputs.claim(folder, "tokens"):
+            outputs.empty(folder)
+            with shards.ShardWriter(folder, 0) as writer:
+                writer.put_tables(self.prompts, self.responses)
+                for piece in self.pieces:
+                    prompts, responses = map(np.uint64, piece.before)
+                    rows = (piece.prompt + prompts, piece.chosen + responses, piece.offsets, piece.rejected + responses)
+                    writer.put_groups(piece.prompt_id, *rows)
+                writer.record |= {"merged": self.merged}
+            shards.finish(folder, {"fingerprint": self.fingerprint})
 
     @classmethod
     def open(cls, folder: str | Path) -> PairStore:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import PrinterCallback, ProgressCallback
 
 from mipo.errors import InputError
+from mipo.io import outputs
 from mipo.models.loading import without_bars
 from mipo.tokenizer.encoder import fingerprint
 from mipo.tokens.store import PairStore
@@ -38,7 +40,14 @@ def train(
         raise InputError("expected at least one group to train on, got none; see what `mipo tokens` dropped and why")
     if store.fingerprint != fingerprint(tokenizer):
         raise InputError(f"the tokens are those of another tokenizer or chat template than {model}'s; make them again")
-    with without_bars():
+    output = output.resolve()
+    main = int(os.environ.get("RANK", "0")) == 0
+    with without_bars(), ExitStack() as stack:
+        if main:
+            # Before the model is loaded; its folder keeps nothing else, since it is replaced as a whole.
+            stack.enter_context(outputs.claim(output, "model"))
+            stack.enter_context(outputs.claim(Path(str(args.output_dir)), "checkpoints"))
+            outputs.check_folder(_temporary(output), "unfinished model", "model")
         adapter = None if lora is None else lora_config(lora)
         trainer = MIPOTrainer(
             model, args=args, train_dataset=store.to_trl(), processing_class=tokenizer, peft_config=adapter
@@ -89,9 +98,10 @@ def _checkpoint(trainer: MIPOTrainer) -> str | None:
 
 def _save(trainer: MIPOTrainer, output: Path) -> None:
     """Saves model and tokenizer, without TRL's pickled arguments, under a temporary name, then renames the folder."""
-    temporary = output.with_name(f".{output.name}.tmp")
+    temporary = _temporary(output)
     if trainer.is_world_process_zero():
-        shutil.rmtree(temporary, ignore_errors=True)
+        outputs.remove(temporary)
+        outputs.mark(temporary, "unfinished model")
     trainer.accelerator.wait_for_everyone()
     trainer.save_model(str(temporary))  # every process takes part: it gathers a sharded model
     trainer.accelerator.wait_for_everyone()
@@ -100,7 +110,13 @@ def _save(trainer: MIPOTrainer, output: Path) -> None:
         for path in temporary.iterdir():
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
-        shutil.rmtree(output, ignore_errors=True)
+        outputs.mark_model(temporary, "training.json")
+        outputs.remove(output)
         temporary.rename(output)
-        shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
+        outputs.remove(Path(trainer.args.output_dir))
     trainer.accelerator.wait_for_everyone()
+
+
+def _temporary(output: Path) -> Path:
+    """Where a model is written before it becomes `output`; every process of a training has the same one."""
+    return output.with_name(f".{output.name}.tmp")

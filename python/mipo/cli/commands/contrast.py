@@ -7,7 +7,7 @@ from mipo.cli.console import print_rows, read_prompts
 from mipo.cli.options import Address, Engine, HeldOut, Output, Prompts, keywords, mirrors
 from mipo.cli.ray import check_engine, connected
 from mipo.errors import InputError
-from mipo.io import cluster, tables
+from mipo.io import cluster, outputs, tables
 from mipo.negatives import draw, on_ray
 from mipo.pairing.judge import dropped
 from mipo.prompts.rows import read
@@ -27,6 +27,7 @@ def command(
     """Writes the counter-prompts."""
     check_engine(engine, address)
     tables.check_name(output)
+    outputs.check_file(output)
     settings = keywords(draw.contrast, options | ({} if held_out is None else {"held_out": held_out}))
     if engine == "ray":
         _check_on_ray(settings)

@@ -9,7 +9,7 @@ from mipo.cli.console import read_prompts
 from mipo.cli.options import ModelName, Prompts, TrustRemoteCode, keywords, mirrors
 from mipo.evaluation.measurement import evaluate
 from mipo.evaluation.rule import Rule
-from mipo.io import files, records
+from mipo.io import files, outputs, records
 from mipo.models.model import Model
 from mipo.prompts.rows import read
 from mipo.tokens.store import PairStore
@@ -31,6 +31,8 @@ def command(
     **options: Any,
 ) -> None:
     """Prints each figure with its interval, and writes them to `output`."""
+    if output is not None:
+        outputs.check_file(output)
     settings = {name: value for name, value in (("answer", answer), ("pattern", pattern)) if value is not None}
     rule = records.read(Rule, settings) if settings else None
     store = PairStore.open(held_out) if held_out is not None else None

@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from mipo.cli.console import scan_table
 from mipo.cli.options import Output, mirrors
+from mipo.io import outputs, tables
 from mipo.pairing.export import export
 from mipo.pairing.stored import StoredPairs
 
@@ -16,5 +17,7 @@ def command(
     pairs: Annotated[Path, Parameter(help="a run's folder, or a file of pairs")], /, *, output: Output, **options: Any
 ) -> None:
     """Writes the pairs with the columns that the trainer reads."""
+    tables.check_name(output)
+    outputs.check_file(output)
     export(StoredPairs.find(pairs) or scan_table(pairs), output, **options)
     print(f"pairs in {output}")

@@ -4,7 +4,7 @@ from typing import Any
 
 from mipo.cli.console import print_rows, read_prompts
 from mipo.cli.options import HeldOut, Output, Prompts, keywords, mirrors
-from mipo.io import tables
+from mipo.io import outputs, tables
 from mipo.pairing.judge import dropped
 from mipo.prompts.overlap import overlaps
 from mipo.prompts.rows import read
@@ -16,6 +16,7 @@ SHOWN = 3  # overlaps that are printed; the file has all of them
 def command(prompts: Prompts, /, *, held_out: HeldOut, output: Output, **options: Any) -> None:
     """Writes the overlaps, and prints the first of them with their held-out prompts."""
     tables.check_name(output)
+    outputs.check_file(output)
     table = read_prompts(prompts, options)
     overlapping = overlaps(table, read(held_out, **keywords(read, options)).frame, **keywords(overlaps, options))
     tables.write_frame(overlapping, output)

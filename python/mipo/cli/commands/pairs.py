@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from mipo.cli.console import print_rows, scan_table
 from mipo.cli.options import HELP, Counterparts, Output, Prompts, keywords, mirrors
 from mipo.cli.values import WholeNumber
-from mipo.io import tables
+from mipo.io import outputs, tables
 from mipo.io.lazy import lazy
 from mipo.pairing.join import join
 from mipo.pairing.judge import BATCH_ROWS
@@ -38,6 +38,8 @@ def command(
     **options: Any,
 ) -> None:
     """Writes the pairs; the tables may be of any size."""
+    tables.check_name(output)
+    outputs.check_file(output)
     with _on_disk(prompts, output, batch_rows, options) as table:
         others = scan_table(counterparts), scan_table(responses)
         rows_in, _, dropped = join(table, *others, output, batch_rows=batch_rows)
@@ -60,6 +62,6 @@ def _on_disk(source: str | Path, output: Path, batch_rows: int, options: Mapping
     try:
         tables.write(frames(), path)
         print_rows(source, rows_in, dropped)
-        yield pl.scan_parquet(path)
+        yield pl.scan_parquet(path, glob=False)
     finally:
         path.unlink(missing_ok=True)

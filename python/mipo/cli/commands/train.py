@@ -23,11 +23,13 @@ def command(
     ] = None,
 ) -> None:
     """Writes the trained model; `flags` go to TRL's parser."""
-    from mipo.io import files
+    from mipo.io import files, outputs
     from mipo.models.loading import load_tokenizer
     from mipo.tokens.store import PairStore
     from mipo.trainer.training import train
 
+    outputs.check_folder(output, "model")
+    output = output.resolve()
     config = _config("--output_dir", str(output.with_name(f"{output.name}-checkpoints")), *flags)
     lora = {"r": lora_r, "target_modules": "all-linear"} if lora_r else None
     tokenizer = load_tokenizer(str(model), trust_remote_code=config.trust_remote_code)
