@@ -13,7 +13,7 @@ from mipo import reasons
 from mipo.errors import InputError
 from mipo.io.lazy import lazy
 from mipo.negatives.partial import with_parts
-from mipo.prompts.normalise import first_equal, normalised
+from mipo.prompts.equality import first_equal, normalised
 from mipo.prompts.overlap import clusters, overlap_reasons, overlaps
 from mipo.prompts.rows import numbered
 from mipo.tokenizer.messages import contents, is_messages

@@ -17,7 +17,7 @@ from mipo.io.lazy import lazy
 from mipo.io.tables import digests, from_arrow, to_arrow
 from mipo.negatives.draw import Kind, check, draw, listed, sizes_of
 from mipo.negatives.partial import with_parts
-from mipo.prompts.normalise import normalised
+from mipo.prompts.equality import normalised
 from mipo.prompts.rows import numbered
 from mipo.tokenizer.messages import contents
 

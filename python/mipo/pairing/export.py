@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from mipo.errors import InputError
 from mipo.io import tables
 from mipo.io.lazy import lazy
-from mipo.pairing.judge import BATCH_ROWS
+from mipo.pairing.filter import BATCH_ROWS
 from mipo.pairing.stored import StoredPairs
 from mipo.prompts.compose import message
 from mipo.tokenizer.messages import is_messages

@@ -12,7 +12,7 @@ from mipo.io import sources, tables
 from mipo.io.keys import Ids
 from mipo.io.lazy import lazy
 from mipo.io.rowfile import Rows, open_rows
-from mipo.pairing.judge import BATCH_ROWS
+from mipo.pairing.filter import BATCH_ROWS
 from mipo.pairing.texts import texts_of, with_texts
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ PAIRS, RESPONSES = "pairs.parquet", "responses"
 
 @dataclass(frozen=True)
 class StoredPairs:
-    """The pairs of a run: `folder` holds `pairs.parquet` (`mipo.pairing.judge.judge`) and the folder `responses`."""
+    """The pairs of a run: `folder` holds `pairs.parquet` (see `mipo.pairing.filter`) and the folder `responses`."""
 
     folder: Path
     texts: tuple[Ids, Rows] | None = None

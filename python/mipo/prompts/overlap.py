@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mipo.errors import InputError
 from mipo.io import tables
 from mipo.io.lazy import lazy
-from mipo.prompts.normalise import first_equal, normalised
+from mipo.prompts.equality import first_equal, normalised
 from mipo.prompts.rows import numbered
 from mipo.reasons import EQUALS_HELD_OUT, OVERLAPS_HELD_OUT
 from mipo.tokenizer.messages import contents

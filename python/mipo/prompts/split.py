@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from mipo.errors import InputError
 from mipo.io.lazy import lazy
-from mipo.prompts.normalise import first_equal
+from mipo.prompts.equality import first_equal
 from mipo.prompts.rows import renumbered
 
 if TYPE_CHECKING:

@@ -211,14 +211,14 @@ def tokenize(
 
 
 def encode_responses(
-    composed: pl.Series, responses: pl.Series, tokenizer: Any, *, unfinished: pl.Series
+    composed: pl.Series, responses: pl.Series, tokenizer: Any, *, truncated: pl.Series
 ) -> tuple[TokenTable, TokenTable]:
     """Token ids of each prompt and of its response (text), split as in training; one row each, in order."""
     if is_messages(composed):
         turn = pl.struct(pl.lit("assistant").alias("role"), pl.col("content"))
         responses = responses.alias("content").to_frame().select(pl.concat_list(turn)).to_series()
     pairs = pl.DataFrame({"prompt": composed, "chosen": responses, "rejected": responses, "_row": range(len(composed))})
-    truncated = unfinished.fill_null(False)
+    truncated = truncated.fill_null(False)
     pairs = pairs.with_columns(truncated.alias("chosen_truncated"), truncated.alias("rejected_truncated"))
     builder = GroupBuilder(tokenizer)
     _, prompt, chosen, *_ = builder._push(builder._builder, pairs, np.arange(pairs.height), None)

@@ -16,8 +16,8 @@ from mipo.cli.options import HELP, Counterparts, Output, Prompts, keywords, mirr
 from mipo.cli.values import WholeNumber
 from mipo.io import outputs, tables
 from mipo.io.lazy import lazy
+from mipo.pairing.filter import BATCH_ROWS
 from mipo.pairing.join import join
-from mipo.pairing.judge import BATCH_ROWS
 from mipo.prompts.rows import read, read_batches
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Asking: composes what a model is asked from prompts and their counterparts. Each distinct prompt is asked once.
+"""Requests: what a model is asked, composed of prompts and their counterparts. Each distinct prompt is asked once.
 
 Also keeps which prompt has which response: from here on a pair is row numbers. Knows nothing of models.
 """
@@ -35,7 +35,7 @@ class Requests:
     counter: pl.Series
 
 
-def ask(prompts: pl.DataFrame, counterparts: pl.DataFrame | None = None, *, chat: bool) -> Requests:
+def compose_requests(prompts: pl.DataFrame, counterparts: pl.DataFrame | None = None, *, chat: bool) -> Requests:
     """Composes what the model is asked: the prompts, and the counter-prompts of `counterparts` that `contrast` drew.
 
     With `chat` prompts are messages, otherwise text (see `compose`). Raises InputError for ids that the prompts do not
