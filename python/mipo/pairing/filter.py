@@ -10,18 +10,13 @@ from typing import TYPE_CHECKING
 
 from mipo.io import tables
 from mipo.io.keys import NOWHERE, Ids
-from mipo.io.lazy import lazy
+from mipo.io.lazy import np, pl
 from mipo.reasons import EMPTY_RESPONSE, EQUAL_RESPONSES, NO_RESPONSE
 
 if TYPE_CHECKING:
-    import numpy as np
-    import polars as pl
     from numpy.typing import NDArray
 
     from mipo.io.tables import Table
-else:
-    np = lazy("numpy")
-    pl = lazy("polars")
 
 BATCH_ROWS = 131_072  # with prompts and responses of 300 characters each, under a gibibyte
 MISSING, EMPTY, THERE = 0, 1, 2

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mipo.errors import InputError
 from mipo.io import tables
 from mipo.io.keys import NOWHERE, Ids, Index, keys_of
-from mipo.io.lazy import lazy
+from mipo.io.lazy import np, pl
 from mipo.io.rowfile import open_rows
 from mipo.pairing.filter import BATCH_ROWS, ResponseStates, add_reasons, by_frequency, dropped, keep
 from mipo.pairing.texts import texts_of, with_texts
@@ -22,14 +22,9 @@ from mipo.responses.requests import check_known, compose_counter, compose_own
 from mipo.tokenizer.messages import is_messages, key
 
 if TYPE_CHECKING:
-    import numpy as np
-    import polars as pl
     from numpy.typing import NDArray
 
     from mipo.io.tables import Table
-else:
-    np = lazy("numpy")
-    pl = lazy("polars")
 
 
 def pairs(prompts: Table, counterparts: Table, responses: Table) -> pl.DataFrame:

@@ -6,19 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mipo.io import sources, tables
 from mipo.io.keys import Ids
-from mipo.io.lazy import lazy
+from mipo.io.lazy import pl
 from mipo.io.rowfile import Rows, open_rows
 from mipo.pairing.filter import BATCH_ROWS
 from mipo.pairing.texts import texts_of, with_texts
-
-if TYPE_CHECKING:
-    import polars as pl
-else:
-    pl = lazy("polars")
 
 PAIRS, RESPONSES = "pairs.parquet", "responses"
 

@@ -6,19 +6,13 @@ Also keeps which prompt has which response: from here on a pair is row numbers. 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mipo.errors import InputError
-from mipo.io.lazy import lazy
+from mipo.io.lazy import pl
 from mipo.negatives.partial import with_text
 from mipo.prompts.compose import compose
 from mipo.prompts.rows import numbered
 from mipo.tokenizer.messages import key
-
-if TYPE_CHECKING:
-    import polars as pl
-else:
-    pl = lazy("polars")
 
 
 @dataclass(frozen=True, eq=False)
