@@ -103,11 +103,6 @@ def write(frames: Iterable[pl.DataFrame], path: Path) -> None:
                 writer.close()
 
 
-def write_frame(frame: pl.DataFrame, path: Path) -> None:
-    """Writes one frame as `write` does."""
-    write([frame], path)
-
-
 def to_arrow(frame: pl.DataFrame) -> pa.Table:
     """The frame as an Arrow table, without string views."""
     # The views of a gathered column keep every buffer of the column that they were gathered from.

@@ -36,8 +36,9 @@ def generate(
     """One sampled response for each row of `prompts` (those of `Requests`); temperature 0 is greedy.
 
     Returns `prompts` with response (text without special tokens), response_tokens (with the end of turn) and truncated
-    (cut off after `max_new_tokens` tokens). Samples from the model's own distribution under temperature and top_p: a
-    repetition penalty or top_k in its generation config is ignored, its end tokens are used.
+    (cut off after `max_new_tokens` tokens: as a part of a pair it has no end of turn, see `mipo.tokens.groups`).
+    Samples from the model's own distribution under temperature and top_p: a repetition penalty or top_k in its
+    generation config is ignored, its end tokens are used.
 
     With `folder`, parts of 512 rows are kept there as `part-*.parquet`, and a call with the same arguments continues
     an interrupted one. The same arguments give the same responses on the same machine; another batch size or device
@@ -81,7 +82,7 @@ def _answered(
             responses = sample(ids[rows], model.weights, model.tokenizer, sampling, batch_size, bar)
             parts.append(prompts[rows].with_columns(responses))
             if path:
-                tables.write_frame(parts[-1], path)
+                tables.write([parts[-1]], path)
     return pl.concat(parts)
 
 

@@ -1,6 +1,7 @@
 """Stages: a run folder in which each stage is done once for its inputs, by content, and resumed after a kill.
 
-Knows the manifest and files. Knows nothing of what a stage does.
+Knows the manifest and files. Knows nothing of what a stage does; what its outputs depend on, and so when it is done
+again, is in `mipo.run.provenance`.
 """
 
 from __future__ import annotations
