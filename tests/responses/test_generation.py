@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import mipo.demo
@@ -138,6 +139,29 @@ def test_a_folder_of_other_settings_is_refused(
     generate(prompts[:2], Model.of(model, tokenizer), folder=tmp_path, **SAMPLED)
     with pytest.raises(ValueError, match=named):
         generate(prompts[:2], Model.of(model, tokenizer), folder=tmp_path, **{**SAMPLED, **change})
+
+
+def test_responses_of_other_weights_or_of_another_template_under_the_same_path_are_refused(
+    prompts: pl.DataFrame, tmp_path: Path
+) -> None:
+    path, folder = tmp_path / "model", tmp_path / "responses"
+    shutil.copytree(DEMO, path)
+    generate(prompts[:2], Model(str(path)), folder=folder, **SAMPLED)
+    weights = load_file(path / "model.safetensors")
+    name = next(iter(weights))
+    save_file({**weights, name: weights[name] + 1}, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"other prompts or settings:\s+checksum: "):
+        generate(prompts[:2], Model(str(path)), folder=folder, **SAMPLED)
+    shutil.copyfile(Path(DEMO) / "model.safetensors", path / "model.safetensors")
+    (path / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    with pytest.raises(ValueError, match="tokenizer: "):
+        generate(prompts[:2], Model(str(path)), folder=folder, **SAMPLED)
+    loaded = Model.of(load_model(DEMO), load_tokenizer(DEMO))
+    generate(prompts[:2], loaded, folder=tmp_path / "loaded", **SAMPLED)
+    with torch.no_grad():
+        loaded.weights.lm_head.weight.mul_(2)
+    with pytest.raises(ValueError, match=r"other prompts or settings:\s+weights: "):
+        generate(prompts[:2], Model.of(loaded.weights, loaded.tokenizer), folder=tmp_path / "loaded", **SAMPLED)
 
 
 def test_a_folder_of_other_prompts_is_refused(

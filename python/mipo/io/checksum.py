@@ -21,7 +21,7 @@ else:
     np = lazy("numpy")
 
 
-def of_bytes(data: bytes) -> str:
+def of_bytes(data: bytes | memoryview) -> str:
     """The checksum of bytes."""
     return _native.checksum([np.frombuffer(data, np.uint8)])
 

@@ -60,7 +60,8 @@ def generate(
     records.read(Sampling, {**sampling, "batch_size": batch_size})
     with outputs.claim(folder, "responses") if folder else nullcontext():
         if folder:
-            _check(folder, prompts, {"model": model.name, **sampling, "seed": seed, "batch_size": batch_size})
+            of_model = {"model": model.name, **model.content, "tokenizer": model.tokenizer_fingerprint}
+            _check(folder, prompts, {**of_model, **sampling, "seed": seed, "batch_size": batch_size})
         return _answered(prompts, model, folder, sampling, seed, batch_size, progress)
 
 
