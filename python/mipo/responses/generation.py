@@ -27,6 +27,7 @@ else:
     pl = lazy("polars")
     torch = lazy("torch")
 
+ANSWER = ("response", "response_tokens", "truncated")  # what a part holds beside the prompts
 PART_ROWS = 512  # a kill costs at most one part; each has its own seed, so generating it again gives the same rows
 
 
@@ -82,9 +83,12 @@ def _answered(
         for number, start in enumerate(range(0, prompts.height, PART_ROWS)):
             rows, path = slice(start, start + PART_ROWS), folder / f"part-{number:05d}.parquet" if folder else None
             if path and path.exists():
-                parts.append(pl.read_parquet(path, glob=False))
-                bar.update(parts[-1].height)
-                continue
+                part = tables.read_own(path)
+                if part is not None and part.columns == [*prompts.columns, *ANSWER] and _same(part, prompts[rows]):
+                    parts.append(part)
+                    bar.update(part.height)
+                    continue
+                print(f"{path}: damaged, or not the responses to these prompts; made again")
             # All prompts at once, so that one that is too long is refused before any generation.
             ids = ids or _encode_fitting(prompts, model, new)
             torch.manual_seed(_part_seed(seed, number))
@@ -93,6 +97,12 @@ def _answered(
             if path:
                 tables.write_frame(parts[-1], path)
     return pl.concat(parts)
+
+
+def _same(part: pl.DataFrame, prompts: pl.DataFrame) -> bool:
+    """Whether a part holds a response to each of these prompts."""
+    complete = not sum(part.select(ANSWER).null_count().row(0))
+    return complete and part.select(prompts.columns).equals(prompts)
 
 
 def _part_seed(seed: int, number: int) -> int:
