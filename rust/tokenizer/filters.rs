@@ -204,6 +204,9 @@ fn slice(value: &Value, start: &Value, stop: &Value, step: &Value) -> Made {
         Some(-1) => true,
         _ => return Err(failure("a slice with another step than 1 or -1".to_owned())),
     };
+    if value.is_tuple() {
+        return Err(failure("a slice of a tuple".to_owned())); // which would be one, and no list
+    }
     let mut items = items(value)?;
     let length = items.len() as i64;
     let (least, most) = if back { (-1, length - 1) } else { (0, length) };

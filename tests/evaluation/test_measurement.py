@@ -1,5 +1,6 @@
 """Evaluation: bounds that bound, intervals that cover, log-probs that a plain loop agrees with, honest counts."""
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -322,6 +323,14 @@ def test_margins_are_of_groups(model: Any, held_out: PairStore) -> None:
     margins = [c - np.mean([next(rejected) for _ in range(size)]) for c, size in zip(chosen, sizes, strict=True)]
     assert measurement._margins(model, held_out, "")["margin"].to_list() == pytest.approx(margins)
     assert next(rejected, None) is None
+
+
+def test_held_out_pairs_of_another_tokenizer_are_refused(whole: Model, held_out: PairStore) -> None:
+    other = copy.deepcopy(whole.tokenizer)
+    other.chat_template += "{# another #}"
+    measured = Model.of(whole.weights, other)
+    with pytest.raises(ValueError, match=r"held_out: expected token ids of .*'s tokenizer and chat template"):
+        evaluate(measured, pl.DataFrame({"prompt": ["a", "b"]}), held_out, negatives=1)
 
 
 def test_held_out_pairs_stand_in_the_row_of_their_prompt(

@@ -3,6 +3,7 @@
 Examples on the demo's own model; the plain-text ones need ../shared/models/stories260K.
 """
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -14,9 +15,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import mipo.demo
+from mipo.io import tables
 from mipo.models import model as record
 from mipo.models.loading import load_model, load_tokenizer
 from mipo.models.model import Model
@@ -120,6 +123,28 @@ def test_a_lost_part_is_made_again_to_the_byte(
     assert [part.read_bytes() for part in parts] == before
 
 
+def test_a_damaged_part_and_one_of_other_prompts_is_made_again_to_the_byte(
+    prompts: pl.DataFrame, model: Any, tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = lambda: generate(prompts[:2], Model.of(model, tokenizer), folder=tmp_path, **SAMPLED)  # noqa: E731
+    responses, path = call(), tmp_path / "part-00000.parquet"
+    whole = path.read_bytes()
+    edited = io.BytesIO()
+    responses.with_columns(response=pl.lit("edited")).write_parquet(edited)
+    swapped = responses.with_columns(prompt=responses["prompt"].reverse())
+    tables.write([swapped], tmp_path / "swapped.parquet")
+    damaged = [b"", whole[:100], whole[:-1], edited.getvalue(), (tmp_path / "swapped.parquet").read_bytes()]
+    damaged += [bytes([*whole[:at], whole[at] ^ 1, *whole[at + 1 :]]) for at in range(4, len(whole) - 4, 7)]
+    unnoticed = 0
+    for data in damaged:
+        path.write_bytes(data)
+        assert call().equals(responses)  # a flipped byte is noticed, or of no matter, such as the name of the writer
+        noticed = "made again" in capsys.readouterr().out
+        assert path.read_bytes() == (whole if noticed else data)
+        unnoticed += not noticed
+    assert unnoticed < len(damaged) / 2
+
+
 def test_a_model_is_loaded_only_where_rows_are_missing(
     prompts: pl.DataFrame, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +163,29 @@ def test_a_folder_of_other_settings_is_refused(
     generate(prompts[:2], Model.of(model, tokenizer), folder=tmp_path, **SAMPLED)
     with pytest.raises(ValueError, match=named):
         generate(prompts[:2], Model.of(model, tokenizer), folder=tmp_path, **{**SAMPLED, **change})
+
+
+def test_responses_of_other_weights_or_of_another_template_under_the_same_path_are_refused(
+    prompts: pl.DataFrame, tmp_path: Path
+) -> None:
+    path, folder = tmp_path / "model", tmp_path / "responses"
+    shutil.copytree(DEMO, path)
+    generate(prompts[:2], Model(str(path)), folder=folder, **SAMPLED)
+    weights = load_file(path / "model.safetensors")
+    name = next(iter(weights))
+    save_file({**weights, name: weights[name] + 1}, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"other prompts or settings:\s+checksum: "):
+        generate(prompts[:2], Model(str(path)), folder=folder, **SAMPLED)
+    shutil.copyfile(Path(DEMO) / "model.safetensors", path / "model.safetensors")
+    (path / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    with pytest.raises(ValueError, match="tokenizer: "):
+        generate(prompts[:2], Model(str(path)), folder=folder, **SAMPLED)
+    loaded = Model.of(load_model(DEMO), load_tokenizer(DEMO))
+    generate(prompts[:2], loaded, folder=tmp_path / "loaded", **SAMPLED)
+    with torch.no_grad():
+        loaded.weights.lm_head.weight.mul_(2)
+    with pytest.raises(ValueError, match=r"other prompts or settings:\s+weights: "):
+        generate(prompts[:2], Model.of(loaded.weights, loaded.tokenizer), folder=tmp_path / "loaded", **SAMPLED)
 
 
 def test_a_folder_of_other_prompts_is_refused(

@@ -12,6 +12,7 @@ import yaml
 
 from mipo import demo
 from mipo.demo import world
+from mipo.io import checksum
 from mipo.pairing.filter import keep
 from mipo.pairing.stored import StoredPairs
 from mipo.run import pipeline, recipe
@@ -300,6 +301,21 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match="expected a new or empty folder, or one for run that mipo made"):
         pipeline.run_recipe(path, output=tmp_path / "mine")
     assert {path.name for path in (tmp_path / "mine").iterdir()} == {"thesis.txt", ".notes.tmp"}
+
+
+def test_a_manifest_that_names_files_elsewhere_is_refused(done, tmp_path):
+    """Somebody's run, taken over: its names must not lead out of the folder, in reading or in writing."""
+    theirs = tmp_path / "theirs"
+    shutil.copytree(done / "out", theirs)
+    (tmp_path / "secret.txt").write_text("mine")
+    manifest = json.loads((theirs / "manifest.json").read_text())
+    for name in ("../secret.txt", str(tmp_path / "secret.txt"), "inner/../../secret.txt"):
+        manifest["stages"]["prompts"]["files"] = {name: checksum.of_file(tmp_path / "secret.txt")}
+        (theirs / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(ValueError, match=rf"names '{name}', which is not inside it"):
+            pipeline.run_recipe(done / "in" / "recipe.yaml", output=tmp_path / "new", reuse=theirs, until="prompts")
+    with pytest.raises(ValueError, match="expected a new or empty folder, or one for run that mipo made"):
+        pipeline.run_recipe(done / "in" / "recipe.yaml", output=tmp_path / "new", reuse=tmp_path, until="prompts")
 
 
 def test_a_broken_manifest_is_no_manifest(done, tmp_path):

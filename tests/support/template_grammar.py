@@ -26,7 +26,7 @@ FILTERS = ["trim", "upper", "lower", "capitalize", "string", "tojson", "default(
            "default(boolean=true)", "d(default_value='d', boolean=true)", "trim('a')", "trim(chars='\\n')", "length",
            "tojson(ensure_ascii=false)", "join('-')", "first", "last", "list",
            "replace('a', 'b')"]  # fmt: skip
-LISTED = ["messages|length", "(messages + messages)|length", "['a'] + ['b']", "('a', 'b')", "messages[0].get('name', 'd')",
+LISTED = ["messages|length", "(messages + messages)|length", "range(2) + ['a']", "range(2)|list + [b]", "('a', 'b') * 2", "['a'] + ['b']", "('a', 'b')", "messages[0].get('name', 'd')",
           "messages|rejectattr('role', 'eq', 'user')|first", "messages|map(attribute='role')|list|last", "[a, b][i]", "m.content.split('a')|join('-')", "messages|map(attribute='content')|join('')", "messages|first",
           "messages|selectattr('role', 'equalto', 'user')|list|length", "(messages|last).content", "messages[1:]|length"]  # fmt: skip
 METHODS = ["strip()", "lstrip()", "rstrip('\\n x')", "split('a')", "split()", "startswith('a')", "endswith('\\n')", "upper()",

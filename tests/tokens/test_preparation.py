@@ -230,6 +230,9 @@ def test_tokens_of_other_pairs_or_settings_are_refused(tmp_path: Path, demo_toke
     assert ids(folder)[:9] == before
     with pytest.raises(ValueError, match="tokens of more pairs"):
         prepare([path], demo_tokenizer, folder)
+    (folder / "shard-00001").rename(folder / "shard-00002")  # a gap before what is left over
+    with pytest.raises(ValueError, match="tokens of more pairs"):
+        prepare([path], demo_tokenizer, folder)
 
 
 def test_shards_made_elsewhere_are_the_same(tmp_path: Path, demo_tokenizer: Any) -> None:

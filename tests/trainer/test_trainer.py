@@ -729,6 +729,32 @@ def test_a_half_written_checkpoint_is_passed_over_and_removed(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-9"]
 
 
+def test_a_checkpoint_of_another_training_is_refused_and_kept(
+    ragged: PairStore, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = {"save_strategy": "steps", "save_steps": 1}
+    plain = MIPOTrainer.__init__
+
+    def killed(self: Any, *args: Any, **options: Any) -> None:
+        plain(self, *args, **options, callbacks=[Kill(2)])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MIPOTrainer, "__init__", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(ragged, DEMO, tokenizer, tmp_path / "model", args=arguments(tmp_path / "c", **fields))
+    kept = sorted(path.name for path in (tmp_path / "c").iterdir())
+    fewer, args = tokenize(preferences(12, (3, 1, 2)), tokenizer)[0], arguments(tmp_path / "c", **fields)
+    others: list[tuple[str, PairStore, dict[str, Any]]] = [
+        (r"learning_rate: 0\.0002 there, 0\.0003 now", ragged, {"args": dataclasses.replace(args, learning_rate=3e-4)}),
+        (r"lora: None there, \{'r': 4\} now", ragged, {"args": args, "lora": {"r": 4}}),
+        (r"tokens: '\w+' there, '\w+' now", fewer, {"args": args}),
+    ]
+    for message, groups, options in others:
+        with pytest.raises(ValueError, match=rf"holds the checkpoints of another training:\s+{message}"):
+            train(groups, DEMO, tokenizer, tmp_path / "model", **options)
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == kept
+
+
 def test_tokens_of_another_tokenizer_are_refused(store: PairStore, tmp_path: Path) -> None:
     other = load_tokenizer(DEMO)
     other.chat_template += "{# other #}"

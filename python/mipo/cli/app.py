@@ -4,6 +4,7 @@ Knows argument parsing and exit codes. Loads a command, and with it the stage th
 """
 
 import os
+import signal
 import sys
 
 from cyclopts import App, Parameter
@@ -53,20 +54,22 @@ for place, (name, summary) in enumerate(COMMANDS.items()):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command. Returns 0, 2 after an error in one line on standard error, or 130 after Ctrl-C."""
+    """Runs one command. Returns 0, 2 after an error in one line, 130 after Ctrl-C, or 143 after SIGTERM."""
     words = sys.argv[1:] if arguments is None else arguments
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     if not words:
         app.help_print([])
         return 2
+    if arguments is None:  # this process is mipo's own
+        signal.signal(signal.SIGTERM, _terminate)
     called = f"mipo {words[0]}" if words[0] in COMMANDS else "mipo"
     try:
         command, bound, of_process = app.parse_args(words, exit_on_error=False, print_error=False)
         command(*bound.args, **bound.kwargs, **dict.fromkeys(of_process, arguments is None))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print(f"\n{called}: stopped; run the same command again to continue", file=sys.stderr)
-        return 130
+        return 143 if isinstance(interrupt, _Terminated) else 130
     except Exception as error:
         line = one_line(error)
         if line is None or os.environ.get("MIPO_TRACEBACK"):
@@ -74,3 +77,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{called}: error: {line}", file=sys.stderr)
         return 2
     return 0
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as a scheduler sends it: a command ends as after Ctrl-C."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated

@@ -63,6 +63,11 @@ def evaluate(
     margin if every group of `held_out` belongs to another one of these prompts, by prompt_id.
     """
     _check_rule(rule, prompts)
+    if held_out is not None and held_out.fingerprint != model.tokenizer_fingerprint:
+        raise InputError(
+            f"held_out: expected token ids of {model.name}'s tokenizer and chat template, got those of another; make "
+            "them again with `mipo tokens`"
+        )
     requests = compose_requests(prompts, chat=model.is_chat)
     settings: dict[str, Any] = {"top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
     settings |= {"batch_size": batch_size, "progress": f"{progress} responses".strip()}

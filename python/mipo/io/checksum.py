@@ -13,7 +13,7 @@ from typing import Any
 from mipo.io.lazy import _native, np
 
 
-def of_bytes(data: bytes) -> str:
+def of_bytes(data: bytes | memoryview) -> str:
     """The checksum of bytes."""
     return _native.checksum([np.frombuffer(data, np.uint8)])
 

@@ -55,3 +55,11 @@ def read_json(path: Path) -> Any:
         raise NotThereError(f"{path}: no such file") from None
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error}); delete it and run again") from None
+
+
+def inside(folder: Path, name: object) -> Path:
+    """The path of a name that a file of mipo's states; InputError for one that leads out of `folder`."""
+    path = folder / str(name)
+    if not isinstance(name, str) or not name or not path.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{folder}: a file in it names {name!r}, which is not inside it; it was not written by mipo")
+    return path

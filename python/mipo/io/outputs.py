@@ -131,6 +131,21 @@ def mark(folder: Path, kind: str) -> None:
     (folder / MARK).write_text(json.dumps({"mipo": kind}) + "\n", encoding="utf-8")
 
 
+def check_origin(folder: Path, origin: dict[str, Any]) -> None:
+    """Notes in the mark of a claimed folder what its files are made from; InputError if it says something else."""
+    known = _mark(folder)
+    earlier = known.setdefault("made_from", origin)
+    differing = [name for name in sorted({*earlier, *origin}) if earlier.get(name) != origin.get(name)]
+    lines = [f"{name}: {earlier.get(name)!r} there, {origin.get(name)!r} now" for name in differing]
+    if lines:
+        raise InputError(
+            f"{folder}: holds the {known.get('mipo')} of another training:\n  "
+            + "\n  ".join(lines)
+            + "\nName another folder, or delete this one."
+        )
+    (folder / MARK).write_text(json.dumps(known) + "\n", encoding="utf-8")
+
+
 def mark_model(folder: Path, *more: str) -> None:
     """Marks a folder as a model of mipo's, with the files in it and `more` that will follow as its own."""
     names = sorted({path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} | {*more})

@@ -96,11 +96,24 @@ def write(frames: Iterable[pl.DataFrame], path: Path) -> None:
         try:
             for frame in frames:
                 table = to_arrow(frame).replace_schema_metadata(outputs.PARQUET_MARK)
-                writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
+                writer = writer or pq.ParquetWriter(
+                    temporary, table.schema, compression="zstd", write_page_checksum=True
+                )
                 writer.write_table(table, row_group_size=ROW_GROUP)
         finally:
             if writer:
                 writer.close()
+
+
+def read_own(path: Path) -> pl.DataFrame | None:
+    """The table in a Parquet file of `write`, with its pages' checksums compared; None for any other file."""
+    try:
+        table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
+    except (pa.ArrowException, OSError):
+        return None
+    metadata = table.schema.metadata or {}
+    own = all(metadata.get(name.encode()) == value.encode() for name, value in outputs.PARQUET_MARK.items())
+    return from_arrow(table) if own else None
 
 
 def to_arrow(frame: pl.DataFrame) -> pa.Table:

@@ -33,8 +33,13 @@ class Model:
     def of(cls, weights: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Model:
         """A model that is in memory already."""
         model = cls(weights.name_or_path)
-        model.__dict__.update(weights=weights, tokenizer=tokenizer, config=weights.config)
+        model.__dict__.update(weights=weights, tokenizer=tokenizer, config=weights.config, in_memory=True)
         return model
+
+    @cached_property
+    def in_memory(self) -> bool:
+        """Whether the weights were given by `of`, so that they need not be those under the name."""
+        return False
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -74,7 +79,9 @@ class Model:
 
     @cached_property
     def content(self) -> dict[str, str | None]:
-        """What identifies the model's files: the checksum of a folder, or the revision on the hub."""
+        """What identifies the weights: a checksum of the folder or of those in memory, or the revision on the hub."""
+        if self.in_memory:
+            return {"weights": checksum.of_value(_checksums(self.weights))}
         if Path(self.name).is_dir():
             return {"checksum": checksum.of_folder(Path(self.name))}
         return {"revision": getattr(self.config, "_commit_hash", None)}
@@ -89,3 +96,12 @@ class Model:
         """The dtype of the saved weights on an accelerator, `auto` elsewhere."""
         usable = torch.accelerator.is_available() and self.config.dtype is not None
         return str(self.config.dtype).removeprefix("torch.") if usable else "auto"
+
+
+def _checksums(weights: PreTrainedModel) -> dict[str, str]:
+    """The checksum of each parameter and buffer."""
+    tensors = weights.state_dict().items()
+    return {
+        name: checksum.of_bytes(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        for name, tensor in tensors
+    }

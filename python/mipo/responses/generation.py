@@ -18,6 +18,7 @@ from mipo.responses.sampling import Sampling
 from mipo.tokenizer.chat import encode_prompts
 from mipo.tokenizer.messages import key
 
+RESPONSE = ("response", "response_tokens", "truncated")  # what a part holds beside the prompts
 PART_ROWS = 512  # a kill costs at most one part; each has its own seed, so generating it again gives the same rows
 
 
@@ -52,7 +53,8 @@ def generate(
     records.read(Sampling, {**sampling, "batch_size": batch_size})
     with outputs.claim(folder, "responses") if folder else nullcontext():
         if folder:
-            _check(folder, prompts, {"model": model.name, **sampling, "seed": seed, "batch_size": batch_size})
+            of_model = {"model": model.name, **model.content, "tokenizer": model.tokenizer_fingerprint}
+            _check(folder, prompts, {**of_model, **sampling, "seed": seed, "batch_size": batch_size})
         return _answered(prompts, model, folder, sampling, seed, batch_size, progress)
 
 
@@ -73,9 +75,12 @@ def _answered(
         for number, start in enumerate(range(0, prompts.height, PART_ROWS)):
             rows, path = slice(start, start + PART_ROWS), folder / f"part-{number:05d}.parquet" if folder else None
             if path and path.exists():
-                parts.append(pl.read_parquet(path, glob=False))
-                bar.update(parts[-1].height)
-                continue
+                part = tables.read_own(path)
+                if part is not None and part.columns == [*prompts.columns, *RESPONSE] and _same(part, prompts[rows]):
+                    parts.append(part)
+                    bar.update(part.height)
+                    continue
+                print(f"{path}: damaged, or not the responses to these prompts; made again")
             # All prompts at once, so that one that is too long is refused before any generation.
             ids = ids or _encode_fitting(prompts, model, new)
             torch.manual_seed(_part_seed(seed, number))
@@ -84,6 +89,12 @@ def _answered(
             if path:
                 tables.write([parts[-1]], path)
     return pl.concat(parts)
+
+
+def _same(part: pl.DataFrame, prompts: pl.DataFrame) -> bool:
+    """Whether a part holds a response to each of these prompts."""
+    complete = not sum(part.select(RESPONSE).null_count().row(0))
+    return complete and part.select(prompts.columns).equals(prompts)
 
 
 def _part_seed(seed: int, number: int) -> int:

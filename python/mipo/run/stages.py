@@ -53,6 +53,8 @@ class RunFolder:
         self.max_dropped = recipe.max_dropped
         self.path = folder / "manifest.json"
         self.reuse = reuse
+        if reuse:
+            outputs.check_folder(reuse, "run")
         self.reusable = files.read_json(reuse / "manifest.json").get("stages", {}) if reuse else {}
         earlier = files.read_json(self.path) if self.path.exists() else {}
         stages = earlier.get("stages", {})
@@ -132,9 +134,8 @@ class RunFolder:
             return False
         self._clear(outputs)
         for file in record["files"]:
-            (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
-            with files.whole(self.folder / file) as temporary:
-                shutil.copyfile(self.reuse / file, temporary)
+            with files.whole(files.inside(self.folder, file)) as temporary:
+                shutil.copyfile(files.inside(self.reuse, file), temporary)
         self._record(stage, {**record, "taken_over_from": str(self.reuse)})
         return True
 
@@ -149,7 +150,7 @@ class RunFolder:
 def _is_intact(folder: Path, record: dict[str, Any]) -> bool:
     """Whether all files of a stage are in the folder as it wrote them."""
     return all(
-        (folder / name).is_file() and checksum.of_file(folder / name) == digest
+        (path := files.inside(folder, name)).is_file() and checksum.of_file(path) == digest
         for name, digest in record["files"].items()
     )
 

@@ -180,6 +180,8 @@ class _Writer:
         """An expression; `once`: its result is read from start to end, here and nowhere else."""
         if isinstance(node, nodes.Filter) and node.name in ONCE and not once:
             return _left(f"the filter {node.name!r} whose result is kept", node)
+        if _calls(node, "range") and not once:
+            return _left("a range that is kept", node)  # it is no list, though it is one in minijinja
         if isinstance(node, nodes.BinExpr) and node.operator in ("+", "-", "*", "//", "%"):
             return f"({self.term(node.left)} {node.operator} {self.term(node.right)})"
         write = getattr(self, f"_{type(node).__name__.lower()}", None)

@@ -137,7 +137,7 @@ def read(folder: Path, record: dict[str, Any], name: str, *, trusted: bool = Fal
 
     `trusted` compares the checksum that the file states, without reading the bytes again.
     """
-    path = folder / record["folder"] / f"{name}.arrow"
+    path = files.inside(folder, f"{record['folder']}/{name}.arrow")
     batches, digits = arrow.read(path, _schema(name), trusted=trusted)
     if digits != record["checksums"][name]:
         raise InputError(f"{path}: is not the file that {folder / MANIFEST} describes; make the store again")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError
-from mipo.io import arrow, outputs
+from mipo.io import arrow, checksum, outputs
 from mipo.io.lazy import np, pa, pl
 from mipo.tokenizer.table import TokenTable
 from mipo.tokens import shards
@@ -105,6 +105,15 @@ class PairStore:
         return PairStore, (self.prompts, self.responses, self.pieces, self.merged, self.fingerprint)
 
     @cached_property
+    def content(self) -> str:
+        """Equal for stores that were read from the same manifest, and for equal ids in memory."""
+        if self.checksum is not None:
+            return self.checksum
+        tables = [array for table in (self.prompts, self.responses) for piece in table.pieces for array in piece]
+        groups = [getattr(piece, name) for piece in self.pieces for name in ("prompt", "chosen", "offsets", "rejected")]
+        return checksum.of_value([checksum.of_bytes(np.ascontiguousarray(array).data) for array in (*tables, *groups)])
+
+    @cached_property
     def _starts(self) -> list[int]:
         """The group at which each piece starts, and the number of groups."""
         return [0, *accumulate(len(piece.prompt) for piece in self.pieces)]
@@ -186,11 +195,11 @@ class PairStore:
         return _read(Path(folder))
 
 
-def _read(folder: Path, checksum: str | None = None) -> PairStore:
-    """The store in a folder. With `checksum` its manifest must have that one, and its bytes are not read again."""
+def _read(folder: Path, digits: str | None = None) -> PairStore:
+    """The store in a folder. With the checksum `digits` of its manifest, its bytes are not read again."""
     manifest = shards.manifest(folder)
-    trusted = checksum is not None
-    if trusted and manifest["checksum"] != checksum:
+    trusted = digits is not None
+    if trusted and manifest["checksum"] != digits:
         raise InputError(f"{folder}: holds another store than before; open it again")
     prompts, responses = list[pa.RecordBatch](), list[pa.RecordBatch]()
     pieces, before = [], (0, 0)

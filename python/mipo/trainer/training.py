@@ -15,10 +15,15 @@ from transformers import PrinterCallback, ProgressCallback
 from mipo.errors import InputError
 from mipo.io import outputs
 from mipo.models.loading import without_bars
+from mipo.models.model import Model
 from mipo.tokenizer.encoder import fingerprint
 from mipo.tokens.store import PairStore
 from mipo.trainer.config import MIPOConfig, lora_config
 from mipo.trainer.trainer import MIPOTrainer
+
+# Settings, by the beginnings of their names, that do not change what is trained: where it goes, what is told of it.
+ELSEWHERE = ("output_dir", "logging_", "log_", "report_to", "run_name", "project", "trackio_", "disable_tqdm", "save_",
+             "hub_", "push_to_hub", "dataloader_", "dataset_num_proc", "resume_from_checkpoint")  # fmt: skip
 
 
 def train(
@@ -46,7 +51,9 @@ def train(
         if main:
             # Before the model is loaded; its folder keeps nothing else, since it is replaced as a whole.
             stack.enter_context(outputs.claim(output, "model"))
-            stack.enter_context(outputs.claim(Path(str(args.output_dir)), "checkpoints"))
+            checkpoints = Path(str(args.output_dir))
+            stack.enter_context(outputs.claim(checkpoints, "checkpoints"))
+            outputs.check_origin(checkpoints, _origin(store, model, args, lora))
             outputs.check_folder(_temporary(output), "unfinished model", "model")
         adapter = None if lora is None else lora_config(lora)
         trainer = MIPOTrainer(
@@ -63,6 +70,14 @@ def train(
     del trainer
     gc.collect()
     return log
+
+
+def _origin(store: PairStore, model: str, args: MIPOConfig, lora: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a training is made from; a checkpoint of another one is no place to go on from."""
+    settings = {name: value for name, value in args.to_dict().items() if not name.startswith(ELSEWHERE)}
+    content = Model(model, trust_remote_code=args.trust_remote_code).content
+    whole = {"tokens": store.content, "model": model, **content, "lora": None if lora is None else dict(lora)}
+    return json.loads(json.dumps(whole | settings, default=str))  # type: ignore[no-any-return]
 
 
 def last_checkpoint(folder: Path) -> Path | None:
