@@ -114,17 +114,9 @@ def _check(folder: Path, prompts: pl.DataFrame, settings: dict[str, Any]) -> Non
             )
         files.write_json(path, settings)
         return
-    stored = files.read_json(path)
-    differences = [
-        f"{name}: {stored.get(name)!r} there, {value!r} now"
-        for name, value in settings.items()
-        if stored.get(name) != value
-    ]
-    if differences:
+    if lines := records.differences(files.read_json(path), settings):
         raise InputError(
-            f"{folder}: holds responses of other prompts or settings:\n  "
-            + "\n  ".join(differences)
-            + "\nName another "
+            f"{folder}: holds responses of other prompts or settings:\n  " + "\n  ".join(lines) + "\nName another "
             "folder, or delete this one."
         )
 
