@@ -60,12 +60,15 @@ def draw_polars() -> None:
 
 
 def pairs(batch_rows: int | None) -> None:
-    """`mipo.pairing.join.judge_tables`, from files to a file: pairs as row numbers, and reasons for the other rows."""
+    """`mipo.pairing.join.links_of`, from files to a file: pairs as row numbers, and reasons for the other rows."""
     from mipo.io import tables
-    from mipo.pairing.join import judge_tables
+    from mipo.pairing.filter import BATCH_ROWS, ResponseStates
+    from mipo.pairing.join import links_of
 
-    judged = judge_tables(*_tables(), **({"batch_rows": batch_rows} if batch_rows else {}))
-    tables.write(judged, Path("pairs.parquet"))
+    *others, responses = _tables()
+    rows = batch_rows or BATCH_ROWS
+    links = links_of(*others, responses, ResponseStates.of(responses, rows), batch_rows=rows)
+    tables.write(links, Path("pairs.parquet"))
 
 
 def pairs_text(batch_rows: int | None) -> None:

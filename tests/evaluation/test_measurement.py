@@ -28,8 +28,8 @@ from mipo.models.model import Model
 from mipo.negatives.draw import contrast
 from mipo.pairing.join import pairs
 from mipo.prompts.compose import compose
-from mipo.responses.ask import ask
 from mipo.responses.generation import generate
+from mipo.responses.requests import compose_requests
 from mipo.tokens.groups import tokenize
 from mipo.tokens.store import PairStore
 
@@ -62,13 +62,13 @@ def whole(model: Any, tokenizer: Any) -> Model:
 
 @pytest.fixture(scope="module")
 def responses(prompts: pl.DataFrame, whole: Model) -> pl.DataFrame:
-    return generate(ask(prompts, chat=True).prompts, whole, **SAMPLED)
+    return generate(compose_requests(prompts, chat=True).prompts, whole, **SAMPLED)
 
 
 @pytest.fixture(scope="module")
 def held_out(prompts: pl.DataFrame, whole: Model, tokenizer: Any) -> PairStore:
     drawn = contrast(prompts, kind="context", negatives=2)
-    answers = generate(ask(prompts, drawn, chat=True).prompts, whole, **SAMPLED)
+    answers = generate(compose_requests(prompts, drawn, chat=True).prompts, whole, **SAMPLED)
     return tokenize(pairs(prompts, drawn, answers), tokenizer)[0]
 
 
@@ -462,7 +462,7 @@ def test_merged_borders_are_scored_as_training_would(tmp_path: Path) -> None:
     tokenizer, model = load_tokenizer(str(stories)), load_model(str(stories))
     prompts = pl.DataFrame({"prompt": ["Once upon a ti", "One day, Tom", "Lily had a big red ba"]})
     endings = ["me, there was a cat.", " went home.", "ll and a doll."]
-    responses = ask(prompts, chat=False).prompts.with_columns(
+    responses = compose_requests(prompts, chat=False).prompts.with_columns(
         pl.Series("response", endings), response_tokens=pl.lit(9, pl.UInt32), truncated=pl.lit(False)
     )
     options: dict[str, Any] = {"negatives": 1, "responses": responses, "max_new_tokens": 16}

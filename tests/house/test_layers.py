@@ -70,7 +70,7 @@ def test_no_file_imports_in_a_circle():
 
 def test_the_checks_see_a_wrong_import(tmp_path):
     wrong = tmp_path / "rows.py"
-    wrong.write_text("def f():\n    from mipo.run.walk import run_recipe\n    import mipo.cli\n")
+    wrong.write_text("def f():\n    from mipo.run.pipeline import run_recipe\n    import mipo.cli\n")
     assert folders_of(wrong) == {"run", "cli"}
 
 

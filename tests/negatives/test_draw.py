@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from mipo import contrast, counterparts
 from mipo.negatives.partial import part
-from mipo.prompts.normalise import normalised
-from mipo.responses.ask import counter_prompts
+from mipo.prompts.equality import normalised
+from mipo.responses.requests import counter_prompts
 
 seeds = st.integers(0, 2**64 - 1)
 # The same few words again and again, as people write them: other case, width, spaces, composition, ligatures.

@@ -11,15 +11,14 @@ from hypothesis import strategies as st
 
 from mipo import contrast, pairs
 from mipo.io import tables
-from mipo.pairing.answers import Answers
 from mipo.pairing.controls import shuffle
 from mipo.pairing.export import export
-from mipo.pairing.join import join, judge_tables
-from mipo.pairing.judge import dropped, judge, keep, write_judged
+from mipo.pairing.filter import ResponseStates, add_reasons, dropped, keep, write_with_reasons
+from mipo.pairing.join import join, links_of
 from mipo.pairing.stored import StoredPairs
 from mipo.pairing.texts import COLUMNS
 from mipo.prompts.compose import compose
-from mipo.responses.ask import ask, counter_prompts, link
+from mipo.responses.requests import compose_requests, counter_prompts, link
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 prompts_ = st.lists(texts.filter(lambda text: text.strip()), min_size=2, max_size=7)
@@ -40,9 +39,9 @@ def answered(frame: pl.DataFrame, drawn: pl.DataFrame, chat: bool) -> pl.DataFra
     return pl.DataFrame({"prompt": every, "response": [f"answer {i}" for i in range(len(every))]})
 
 
-def judged_rows(frame: pl.DataFrame, drawn: pl.DataFrame, responses: pl.DataFrame, **how: Any) -> pl.DataFrame:
+def linked_rows(frame: pl.DataFrame, drawn: pl.DataFrame, responses: pl.DataFrame, **how: Any) -> pl.DataFrame:
     """All rows as pairs of row numbers, with a reason where a row is none."""
-    return pl.concat(judge_tables(frame, drawn, responses, **how))
+    return pl.concat(links_of(frame, drawn, responses, ResponseStates.of(responses, 7), **how))
 
 
 def content(turn: Any) -> Any:
@@ -68,19 +67,19 @@ def test_each_counterpart_is_a_pair_of_the_right_answers_or_dropped_by_name(
     responses = pl.DataFrame(
         {"prompt": [every[i] for i in there], "response": pl.Series([answers[i] for i in there], dtype=pl.String)}
     )
-    judged = judged_rows(frame, drawn, responses)
+    linked = linked_rows(frame, drawn, responses)
     table = pairs(frame, drawn, responses)
-    assert judged.height == drawn.height == table.height + sum(dropped(judged).values())
+    assert linked.height == drawn.height == table.height + sum(dropped(linked).values())
     assert table.columns == list(COLUMNS)
     ids = ["prompt_id", "negative", "kind", "chosen_id", "rejected_id"]
-    assert keep(judged).select(ids).equals(table.select(ids))
-    batches = judged_rows(frame, drawn, responses, batch_rows=data.draw(st.integers(1, 5)))
-    assert batches.equals(judged)
+    assert keep(linked).select(ids).equals(table.select(ids))
+    batches = linked_rows(frame, drawn, responses, batch_rows=data.draw(st.integers(1, 5)))
+    assert batches.equals(linked)
     counter = counter_prompts(frame, drawn, chat=chat).to_list()
     own = compose(frame["prompt"], frame["context"], chat=chat).to_list()
     answer = {json.dumps(every[i]): answers[i] for i in there}
     rest = iter(table.iter_rows(named=True))
-    for row, one in enumerate(judged.iter_rows(named=True)):
+    for row, one in enumerate(linked.iter_rows(named=True)):
         prompt, other = own[row // negatives], counter[row]
         chosen, rejected = answer.get(json.dumps(prompt)), answer.get(json.dumps(other))
         assert one["reason"] == expected_reason(drawn["reason"][row], chosen, rejected)
@@ -141,18 +140,18 @@ def test_both_formats_are_trls(chat: bool) -> None:
 def test_drops_by_name(responses: list[str | None], reason: str) -> None:
     frame = pl.DataFrame({"prompt": ["p", "q"]})
     table = pl.DataFrame({"prompt": ["p", "q", "r"], "response": responses})
-    judged = judged_rows(frame, contrast(frame), table)
-    assert dropped(judged) == {reason: 2}
-    assert keep(judged).height == 0
+    linked = linked_rows(frame, contrast(frame), table)
+    assert dropped(linked) == {reason: 2}
+    assert keep(linked).height == 0
 
 
 def test_what_was_not_drawn_keeps_its_reason_and_the_rest_is_paired() -> None:
     frame = pl.DataFrame({"prompt": ["a", "A", "b"]})
     drawn = contrast(frame, negatives=2)
-    judged = judged_rows(frame, drawn, answered(frame, drawn, False))
-    assert dropped(judged) == {"fewer than 2 rows with another prompt": 4}
+    linked = linked_rows(frame, drawn, answered(frame, drawn, False))
+    assert dropped(linked) == {"fewer than 2 rows with another prompt": 4}
     table = pairs(frame, drawn, answered(frame, drawn, False))
-    assert table["prompt_id"].to_list() == keep(judged)["prompt_id"].to_list() == [2, 2]
+    assert table["prompt_id"].to_list() == keep(linked)["prompt_id"].to_list() == [2, 2]
     assert set(table["rejected"]) == {"answer 0", "answer 1"}
 
 
@@ -212,16 +211,16 @@ def test_a_join_in_batches_writes_the_pairs_and_accounts_for_every_row(
     for name, table in zip("abc", whole, strict=True):
         table.write_parquet(tmp_path / f"{name}.parquet", row_group_size=6)
     scanned = [pl.scan_parquet(tmp_path / f"{name}.parquet") for name in "abc"]
-    judged, expected = judged_rows(*whole), pairs(*whole)
+    linked, expected = linked_rows(*whole), pairs(*whole)
     counts = join(*scanned, tmp_path / "out" / "pairs.parquet", batch_rows=batch_rows)
-    assert counts == (judged.height, expected.height, dropped(judged))
-    assert list(counts[2].items()) == list(dropped(judged).items())
+    assert counts == (linked.height, expected.height, dropped(linked))
+    assert list(counts[2].items()) == list(dropped(linked).items())
     assert len(counts[2]) > 1
     assert pl.read_parquet(tmp_path / "out" / "pairs.parquet").equals(expected)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["pairs.parquet"]
     assert pairs(*scanned).equals(expected)
-    batches = list(judge_tables(*scanned, batch_rows=batch_rows))
-    assert pl.concat(batches).equals(judged)
+    batches = list(links_of(*scanned, ResponseStates.of(scanned[2], batch_rows), batch_rows=batch_rows))
+    assert pl.concat(batches).equals(linked)
     assert all(batch.height <= batch_rows for batch in batches)
 
 
@@ -235,7 +234,7 @@ def test_counterparts_in_any_order_and_prompts_with_other_ids() -> None:
         drawn.with_columns(pl.col("counterpart_id").fill_null(0)).with_columns(named).sample(fraction=1, shuffle=True)
     )
     frame = frame.with_columns(prompt_id=other).sample(fraction=1, shuffle=True)
-    assert judged_rows(frame, drawn, answers, batch_rows=4).equals(judged_rows(frame, drawn, answers))
+    assert linked_rows(frame, drawn, answers, batch_rows=4).equals(linked_rows(frame, drawn, answers))
 
 
 def test_a_join_in_batches_refuses_what_a_join_at_once_refuses(tmp_path: Path) -> None:
@@ -265,13 +264,13 @@ def test_a_join_in_batches_refuses_what_a_join_at_once_refuses(tmp_path: Path) -
 def test_what_was_linked_when_asked_is_what_a_join_of_texts_finds(tmp_path: Path, kind: Any, chat: bool) -> None:
     frame = pl.DataFrame({"prompt": [f"p{i % 35}. q" for i in range(40)], "context": [f"c{i}" for i in range(40)]})
     drawn = contrast(frame, kind=kind, negatives=1 if kind in ("partial", "dropped") else 2, seed=3)
-    requests = ask(frame, drawn, chat=chat)
+    requests = compose_requests(frame, drawn, chat=chat)
     values = [["", "same", f"answer {i}", None][i % 4] for i in range(requests.prompts.height)]
     cut = pl.Series([i % 3 == 0 for i in range(len(values))])
     responses = requests.prompts.with_columns(response=pl.Series(values), truncated=cut)[: len(values) - 3]
-    judged = judge(link(frame, drawn, requests), Answers.of(responses, 7))
-    assert judged.drop("asked_id", "chosen_id", "rejected_id").equals(
-        judged_rows(frame, drawn, responses).drop("asked_id", "chosen_id", "rejected_id")
+    linked = add_reasons(link(frame, drawn, requests), ResponseStates.of(responses, 7))
+    assert linked.drop("asked_id", "chosen_id", "rejected_id").equals(
+        linked_rows(frame, drawn, responses).drop("asked_id", "chosen_id", "rejected_id")
     )
     expected = pairs(frame, drawn, responses)
     assert expected.height
@@ -279,9 +278,9 @@ def test_what_was_linked_when_asked_is_what_a_join_of_texts_finds(tmp_path: Path
     (tmp_path / "responses").mkdir()
     for number in range(3):
         tables.write_frame(responses[number::3], tmp_path / "responses" / f"part-{number}.parquet")
-    links, answers = link(frame, drawn, requests), Answers.of(responses, 7)
-    rows = write_judged(links, answers, tmp_path / "pairs.parquet", batch_rows=9)
-    assert rows == (drawn.height, expected.height, dropped(judged))
+    links, states = link(frame, drawn, requests), ResponseStates.of(responses, 7)
+    rows = write_with_reasons(links, states, tmp_path / "pairs.parquet", batch_rows=9)
+    assert rows == (drawn.height, expected.height, dropped(linked))
     for name in ("", "pairs.parquet"):
         stored = StoredPairs.find(tmp_path / name)
         assert stored is not None
@@ -306,10 +305,10 @@ def test_rows_that_are_no_pairs_stay_as_they_are_in_the_control(valid: list[bool
     n = len(valid)
     rows = pl.DataFrame({"prompt_id": range(n), "chosen_id": range(n), "rejected_id": range(n, 2 * n)})
     reason = pl.Series("reason", [None if one else "no response" for one in valid], dtype=pl.String)
-    judged = rows.with_columns(reason)
-    shuffled = shuffle(judged, seed=seed)
-    assert shuffled.filter(reason.is_not_null()).equals(judged.filter(reason.is_not_null()))
-    assert keep(shuffled).equals(shuffle(keep(judged), seed=seed))
+    linked = rows.with_columns(reason)
+    shuffled = shuffle(linked, seed=seed)
+    assert shuffled.filter(reason.is_not_null()).equals(linked.filter(reason.is_not_null()))
+    assert keep(shuffled).equals(shuffle(keep(linked), seed=seed))
 
 
 # The control

@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 
 from mipo import _native, cli, contrast, demo
 from mipo.demo import world
-from mipo.prompts.normalise import normalised
+from mipo.prompts.equality import normalised
 from mipo.prompts.overlap import NGRAM, clusters, overlaps
 from mipo.reasons import EQUALS_HELD_OUT as EQUAL
 from mipo.reasons import OVERLAPS_HELD_OUT as OVERLAPS
-from mipo.responses.ask import counter_prompts
-from mipo.run import walk
+from mipo.responses.requests import counter_prompts
+from mipo.run import pipeline
 from mipo.run.preview import dry_run
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "prompts" / "clinc150.jsonl.xz"
@@ -360,7 +360,7 @@ def test_a_run_drops_what_its_held_out_rows_hold(tmp_path: Path) -> None:
     settings["max_dropped"] = {EQUAL: 0.1}
     settings["evaluation"]["negatives"] = 3
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
-    out = walk.run_recipe(tmp_path / "recipe.yaml", output=tmp_path / "out", until="contrast")
+    out = pipeline.run_recipe(tmp_path / "recipe.yaml", output=tmp_path / "out", until="contrast")
     stage = json.loads((out / "manifest.json").read_text())["stages"]["prompts"]
     assert stage["dropped"] == {EQUAL: 3}
     assert stage["rows_in"] == stage["rows_out"] + 3 == 55

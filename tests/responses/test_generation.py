@@ -24,10 +24,10 @@ from mipo.models import model as record
 from mipo.models.loading import load_model, load_tokenizer
 from mipo.models.model import Model
 from mipo.responses import generation
-from mipo.responses.ask import ask, distinct
 from mipo.responses.engines import local
 from mipo.responses.engines.local import end_ids
 from mipo.responses.generation import generate
+from mipo.responses.requests import compose_requests, distinct
 from mipo.tokenizer.chat import encode_prompts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -49,7 +49,7 @@ needs_stories = pytest.mark.skipif(
 def prompts() -> pl.DataFrame:
     rows = [(question, context) for context in CONTEXTS for question in QUESTIONS]
     frame = pl.DataFrame(rows, schema=["prompt", "context"], orient="row")
-    return ask(frame, chat=True).prompts
+    return compose_requests(frame, chat=True).prompts
 
 
 @pytest.fixture
@@ -272,7 +272,7 @@ def test_chat_answers_hold_no_special_token(prompts: pl.DataFrame, model: Any, t
 @needs_stories
 def test_a_plain_text_answer_keeps_its_leading_space() -> None:
     tokenizer, story = load_tokenizer(str(STORIES)), load_model(str(STORIES))
-    prompts = ask(
+    prompts = compose_requests(
         pl.DataFrame({"prompt": ["Once upon a time", "Lily and Tom went to the", "One day, a cat"]}), chat=False
     ).prompts
     responses = generate(prompts, Model.of(story, tokenizer), **{**GREEDY, "max_new_tokens": 20})
@@ -289,7 +289,7 @@ def test_a_prompt_with_no_room_is_named_before_anything_is_generated(
     prompts: pl.DataFrame, model: Any, tokenizer: Any, generations: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generation, "PART_ROWS", 2)
-    longest = ask(pl.DataFrame({"prompt": ["i " * 120]}), chat=True).prompts.with_columns(
+    longest = compose_requests(pl.DataFrame({"prompt": ["i " * 120]}), chat=True).prompts.with_columns(
         response_id=pl.lit(77, pl.UInt64)
     )
     long = pl.concat([prompts, longest])

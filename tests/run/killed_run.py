@@ -1,4 +1,4 @@
-"""A program for test_walk.py: a run that kills itself at a named point (`killed_run.py RECIPE OUTPUT POINT`)."""
+"""A program for test_pipeline.py: a run that kills itself at a named point (`killed_run.py RECIPE OUTPUT POINT`)."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 
 from mipo.io import files
 from mipo.responses import generation
-from mipo.run import walk
+from mipo.run import pipeline
 from mipo.trainer import training
 
 
@@ -43,4 +43,4 @@ if __name__ == "__main__":
     recipe, output, point = sys.argv[1:]
     generation.PART_ROWS = 16
     arm(point)
-    walk.run_recipe(recipe, output=output)
+    pipeline.run_recipe(recipe, output=output)

@@ -9,7 +9,7 @@ import yaml
 
 from mipo import cli, demo
 from mipo.errors import InputError, NotThereError
-from mipo.run import training_settings, walk
+from mipo.run import pipeline, training_settings
 from mipo.run.preview import dry_run
 from mipo.run.recipe import load
 
@@ -45,7 +45,7 @@ REFUSED = [
 @pytest.mark.parametrize(("text", "message"), REFUSED, ids=[case[0] for case in REFUSED])
 def test_what_could_not_train_is_refused_before_a_prompt_is_read(tmp_path: Path, text: str, message: str) -> None:
     path = write(tmp_path, text)
-    for refused in (lambda: walk.run_recipe(path, output=tmp_path / "out"), lambda: dry_run(path)):
+    for refused in (lambda: pipeline.run_recipe(path, output=tmp_path / "out"), lambda: dry_run(path)):
         with pytest.raises(InputError) as error:
             refused()
         assert str(error.value).startswith(f"{path}: {message}")
@@ -102,7 +102,7 @@ def test_bf16_on_a_cpu_just_works(tmp_path: Path) -> None:
     settings["evaluation"] |= {"negatives": 3}
     settings["trainer"] |= {"bf16": True, "max_steps": 1, "save_strategy": "no"}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
-    walk.run_recipe(tmp_path / "recipe.yaml", output=tmp_path / "out", until="train")
+    pipeline.run_recipe(tmp_path / "recipe.yaml", output=tmp_path / "out", until="train")
     log = json.loads((tmp_path / "out" / "training.json").read_text())
     assert log[-1]["step"] == 1
     with pytest.raises(InputError, match="fp16: expected false on a CPU"):

@@ -10,11 +10,10 @@ import mipo.demo
 from mipo import contrast
 from mipo.io.rowfile import open_rows
 from mipo.models.model import Model
-from mipo.pairing.answers import Answers
-from mipo.pairing.judge import judge, keep
+from mipo.pairing.filter import ResponseStates, add_reasons, keep
 from mipo.pairing.texts import texts_of, with_texts
 from mipo.responses import generation
-from mipo.responses.ask import ask, link
+from mipo.responses.requests import compose_requests, link
 from mipo.tokenizer import chat
 from mipo.tokens.groups import tokenize
 
@@ -31,7 +30,7 @@ def test_generation_and_training_give_the_same_ids_for_the_same_prompt(
     contexts = {"context": [f"I like {i}." for i in range(len(PROMPTS))]} if with_context else {}
     prompts = pl.DataFrame({"prompt": PROMPTS, **contexts})
     model = Model.of(Model(str(mipo.demo.HERE / "model")).weights, tokenizer)
-    asked = ask(prompts, drawn := contrast(prompts), chat=model.is_chat)
+    requests = compose_requests(prompts, drawn := contrast(prompts), chat=model.is_chat)
 
     seen: list[list[int]] = []
 
@@ -42,10 +41,10 @@ def test_generation_and_training_give_the_same_ids_for_the_same_prompt(
 
     monkeypatch.setattr(generation, "sample", answer)
     monkeypatch.setitem(model.__dict__, "config", _Endless())
-    responses = generation.generate(asked.prompts, model)
-    pairs = keep(judge(link(prompts, drawn, asked), answers := Answers.of(responses, 99)))
+    responses = generation.generate(requests.prompts, model)
+    pairs = keep(add_reasons(link(prompts, drawn, requests), states := ResponseStates.of(responses, 99)))
     with open_rows(texts_of(responses), 99) as texts:
-        store, dropped = tokenize(with_texts(pairs, answers.ids, texts), tokenizer)
+        store, dropped = tokenize(with_texts(pairs, states.ids, texts), tokenizer)
     assert not dropped
     for row in range(len(store)):
         assert store[row]["prompt_ids"] == seen[int(pairs["asked_id"][row])]

@@ -192,7 +192,7 @@ def test_single_responses_are_separated_as_in_pairs(demo_tokenizer: Any, is_text
         pl.Series([row["prompt"] for row in rows]),
         pl.Series([" pizza .", " it ."]),
         demo_tokenizer,
-        unfinished=pl.Series([False, None]),
+        truncated=pl.Series([False, None]),
     )
     assert [ids.tolist() for ids in prompts] == [ids[0] for ids in mipo_ids(store)]
     assert [ids.tolist() for ids in responses] == [ids[1] for ids in mipo_ids(store)]

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 from mipo.cli.options import keywords
 from mipo.errors import NotThereError
 from mipo.io import sources
+from mipo.io.lazy import pl
 from mipo.prompts.rows import read
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from mipo.io.tables import Table
 
 

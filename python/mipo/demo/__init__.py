@@ -14,7 +14,7 @@ def run_demo(*, seed: int = 0, output: str | Path = "runs/demo", control: str | 
     """
     from mipo.demo import world
     from mipo.io import outputs
-    from mipo.run import walk
+    from mipo.run import pipeline
 
     output = Path(output)
     inputs = output / "inputs"
@@ -24,7 +24,9 @@ def run_demo(*, seed: int = 0, output: str | Path = "runs/demo", control: str | 
         shutil.copyfile(HERE / "recipe.yaml", inputs / "recipe.yaml")
     recipe = inputs / "recipe.yaml"
     if control:
-        return walk.run_recipe(recipe, output=output, seed=seed, control=control)
-    walk.run_recipe(recipe, output=output, seed=seed, until="evaluate")
-    beside = walk.run_recipe(recipe, output=output / "control-shuffled", seed=seed, control="shuffled", reuse=output)
-    return walk.run_recipe(recipe, output=output, seed=seed, beside={"shuffled": beside})
+        return pipeline.run_recipe(recipe, output=output, seed=seed, control=control)
+    pipeline.run_recipe(recipe, output=output, seed=seed, until="evaluate")
+    beside = pipeline.run_recipe(
+        recipe, output=output / "control-shuffled", seed=seed, control="shuffled", reuse=output
+    )
+    return pipeline.run_recipe(recipe, output=output, seed=seed, beside={"shuffled": beside})

@@ -7,13 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError
 from mipo.evaluation.figures import Figure, mean
-from mipo.io.lazy import lazy
+from mipo.io.lazy import np
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
-else:
-    np = lazy("numpy")
 
 
 @dataclass(frozen=True)

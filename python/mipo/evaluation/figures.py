@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mipo.errors import InputError
-from mipo.io.lazy import lazy
+from mipo.io.lazy import np, pl
 from mipo.tokenizer.messages import key
-
-if TYPE_CHECKING:
-    import numpy as np
-    import polars as pl
-else:
-    np = lazy("numpy")
-    pl = lazy("polars")
 
 RESAMPLES = 2000
 BOOTSTRAP = f"95 %, percentile bootstrap over rows, {RESAMPLES} resamples"

@@ -19,8 +19,8 @@ from mipo.evaluation.scoring import sequence_logps
 from mipo.models.model import Model
 from mipo.negatives.draw import Kind, contrast
 from mipo.prompts.rows import numbered
-from mipo.responses.ask import Requests, ask, counter_prompts
 from mipo.responses.generation import generate
+from mipo.responses.requests import Requests, compose_requests, counter_prompts
 from mipo.tokenizer.chat import encode_prompts
 from mipo.tokenizer.messages import key
 from mipo.tokens.groups import encode_responses
@@ -50,8 +50,8 @@ def evaluate(
 ) -> tuple[dict[str, Any], pl.DataFrame]:
     """The figures of one side of `evaluation.json` (before or after), by name, and their table, a row a prompt.
 
-    The model answers every prompt as in training, or `responses` are its responses to what `mipo.responses.ask.ask`
-    makes of these prompts (or of these and more).
+    The model answers every prompt as in training, or `responses` are its responses to the requests of these prompts
+    (`mipo.responses.requests`), or of these and more.
 
     Information: the responses to the first `rows` prompts are scored under `negatives` other prompts of the `kind`.
     Empty responses, and those that do not fit the model's context with every one of these prompts, are passed over;
@@ -68,12 +68,12 @@ def evaluate(
             f"held_out: expected token ids of {model.name}'s tokenizer and chat template, got those of another; make "
             "them again with `mipo tokens`"
         )
-    asked = ask(prompts, chat=model.is_chat)
+    requests = compose_requests(prompts, chat=model.is_chat)
     settings: dict[str, Any] = {"top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
     settings |= {"batch_size": batch_size, "progress": f"{progress} responses".strip()}
     if responses is None:
-        responses = generate(asked.prompts, model, temperature=temperature, **settings)
-    table = _responses_of(asked, responses)
+        responses = generate(requests.prompts, model, temperature=temperature, **settings)
+    table = _responses_of(requests, responses)
     scored, logps = _candidate_logps(model, prompts, table, kind, negatives, rows, seed, progress)
     bounds = information(logps, seed=seed)
     figures = {"infonce": bounds.infonce, "leave_one_out": bounds.leave_one_out}
@@ -87,24 +87,24 @@ def evaluate(
     figures["truncated"] = share(table["truncated"])
     if rule:
         right, malformed = _judge(table, prompts, rule)
-        greedy = _responses_of(asked, generate(asked.prompts, model, temperature=0.0, **settings))
+        greedy = _responses_of(requests, generate(requests.prompts, model, temperature=0.0, **settings))
         flags = {"accuracy": right, "malformed": malformed, "accuracy_greedy": _judge(greedy, prompts, rule)[0]}
         table = table.with_columns(pl.Series(name, values) for name, values in flags.items())
         figures |= {name: share(values) for name, values in flags.items()}
     return {name: asdict(figure) for name, figure in figures.items()}, table
 
 
-def _responses_of(asked: Requests, responses: pl.DataFrame) -> pl.DataFrame:
+def _responses_of(requests: Requests, responses: pl.DataFrame) -> pl.DataFrame:
     """The response to each prompt: prompt, response, response_tokens, truncated."""
     columns = ["response_id", "prompt", "response", "response_tokens", "truncated"]
-    own = asked.own.alias("response_id").to_frame()
+    own = requests.own.alias("response_id").to_frame()
     table = own.join(responses.select(columns), on="response_id", how="left", maintain_order="left")
     if missing := table["response"].null_count():
         first = table["response"].is_null().arg_true()[0] + 1
         raise InputError(
             f"responses: expected one to each of {table.height} prompts, {missing} have none, first in row {first}"
         )
-    prompts = own.join(asked.prompts, on="response_id", how="left", maintain_order="left")["prompt"]
+    prompts = own.join(requests.prompts, on="response_id", how="left", maintain_order="left")["prompt"]
     if not key(prompts).equals(key(table["prompt"])):
         raise InputError("responses: expected responses to these prompts, got responses to others")
     return table.drop("response_id")
@@ -174,12 +174,12 @@ def _encode_candidates(
     """Ids of prompts and responses, separated as in training; of `candidates` prompts the first is the response's."""
     own, first = asked.gather_every(candidates), responses.gather_every(candidates)
     whole = encode_prompts(asked, tokenizer)
-    prompt_ids, response_ids = encode_responses(own, first["response"], tokenizer, unfinished=first["truncated"])
+    prompt_ids, response_ids = encode_responses(own, first["response"], tokenizer, truncated=first["truncated"])
     if (prompt_ids.lengths() == whole.lengths()[::candidates]).all():
         # Prompts end where responses begin, so the response has the same ids after every prompt.
         return list(whole), [ids for ids in response_ids for _ in range(candidates)]
     prompt_ids, response_ids = encode_responses(
-        asked, responses["response"], tokenizer, unfinished=responses["truncated"]
+        asked, responses["response"], tokenizer, truncated=responses["truncated"]
     )
     return list(prompt_ids), list(response_ids)
 

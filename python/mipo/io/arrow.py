@@ -10,17 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError, NotThereError
-from mipo.io.lazy import lazy
+from mipo.io.lazy import _native, np, pa
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
     from numpy.typing import NDArray
-
-    from mipo import _native
-else:
-    _native = lazy("mipo._native")
-    pa = lazy("pyarrow")
 
 # The mark and its digits are metadata of the schema, which a file has in its head and again in its footer. The digits
 # in the head become the checksum of all bytes of the file, with these digits read as NUL. So no byte of a broken file

@@ -8,17 +8,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mipo.io.lazy import lazy
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from mipo import _native
-else:
-    _native = lazy("mipo._native")
-    np = lazy("numpy")
+from mipo.io.lazy import _native, np
 
 
 def of_bytes(data: bytes | memoryview) -> str:

@@ -5,17 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-from mipo.io.lazy import lazy
+from mipo.io.lazy import pl, ray
 from mipo.io.tables import from_arrow, to_arrow
-
-if TYPE_CHECKING:
-    import polars as pl
-    import ray
-else:
-    pl = lazy("polars")
-    ray = lazy("ray")
 
 Result = TypeVar("Result")
 

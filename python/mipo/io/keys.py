@@ -9,18 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mipo.errors import InputError
-from mipo.io.lazy import lazy
+from mipo.io.lazy import np, pl
 from mipo.io.tables import height
 
 if TYPE_CHECKING:
-    import numpy as np
-    import polars as pl
     from numpy.typing import NDArray
 
     from mipo.io.tables import Table
-else:
-    np = lazy("numpy")
-    pl = lazy("polars")
 
 NOWHERE = -1  # the row of a missing id or key
 

@@ -15,22 +15,15 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mipo.errors import InputError, WriteError
-from mipo.io.lazy import lazy
+from mipo.io.lazy import pa, pq
 
 try:
     import fcntl
 except ImportError:  # Windows: folders are not locked there
     fcntl = None  # type: ignore[assignment]
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-else:
-    pa = lazy("pyarrow")
-    pq = lazy("pyarrow.parquet")
 
 MARK = ".mipo.json"
 PARQUET_MARK = {"mipo": "table"}  # metadata of a Parquet file that mipo wrote

@@ -14,19 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mipo.io import tables
-from mipo.io.lazy import lazy
+from mipo.io.lazy import np, pa, pl
 
 if TYPE_CHECKING:
-    import numpy as np
-    import polars as pl
-    import pyarrow as pa
     from numpy.typing import NDArray
 
     from mipo.io.tables import Table
-else:
-    np = lazy("numpy")
-    pa = lazy("pyarrow")
-    pl = lazy("polars")
 
 
 class Rows(Protocol):

@@ -15,20 +15,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from mipo.errors import InputError, LibraryError, NotThereError
 from mipo.io import tables
-from mipo.io.lazy import lazy
-
-if TYPE_CHECKING:
-    import polars as pl
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-else:
-    pa = lazy("pyarrow")
-    pl = lazy("polars")
-    pq = lazy("pyarrow.parquet")
+from mipo.io.lazy import pa, pl, pq
 
 SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".csv")
 _BUFFER = 1 << 20  # bytes of a Parquet column that are read at once

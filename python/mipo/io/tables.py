@@ -12,18 +12,10 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
 from mipo.errors import InputError
 from mipo.io import files, outputs
-from mipo.io.lazy import lazy
+from mipo.io.lazy import pa, pl, pq
 
 if TYPE_CHECKING:
-    import polars as pl
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     Table: TypeAlias = pl.DataFrame | pl.LazyFrame
-else:
-    pa = lazy("pyarrow")
-    pl = lazy("polars")
-    pq = lazy("pyarrow.parquet")
 
 T = TypeVar("T")
 ROW_GROUP = 65_536  # rows of a row group in a written file: readers hold several row groups at once

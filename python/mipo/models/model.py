@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError
 from mipo.io import checksum
-from mipo.io.lazy import lazy
+from mipo.io.lazy import torch
 from mipo.models.loading import load_config, load_model, load_tokenizer
 from mipo.tokenizer.chat import is_chat
 from mipo.tokenizer.encoder import fingerprint
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-else:
-    torch = lazy("torch")
 
 
 @dataclass(frozen=True)

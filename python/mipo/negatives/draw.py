@@ -11,23 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mipo import reasons
 from mipo.errors import InputError
-from mipo.io.lazy import lazy
+from mipo.io.lazy import _native, np, pl
 from mipo.negatives.partial import with_parts
-from mipo.prompts.normalise import first_equal, normalised
+from mipo.prompts.equality import first_equal, normalised
 from mipo.prompts.overlap import clusters, overlap_reasons, overlaps
 from mipo.prompts.rows import numbered
 from mipo.tokenizer.messages import contents, is_messages
 
 if TYPE_CHECKING:
-    import numpy as np
-    import polars as pl
     from numpy.typing import NDArray
-
-    from mipo import _native
-else:
-    _native = lazy("mipo._native")
-    np = lazy("numpy")
-    pl = lazy("polars")
 
 Kind = Literal["random", "partial", "context", "dropped"]
 NOBODY = 2**64 - 1  # the native draw's answer for a row without a counterpart

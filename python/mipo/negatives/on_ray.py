@@ -10,24 +10,16 @@ drawn.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mipo.io.cluster import blocks_of
-from mipo.io.lazy import lazy
+from mipo.io.lazy import pa, pl, ray
 from mipo.io.tables import digests, from_arrow, to_arrow
 from mipo.negatives.draw import Kind, check, draw, listed, sizes_of
 from mipo.negatives.partial import with_parts
-from mipo.prompts.normalise import normalised
+from mipo.prompts.equality import normalised
 from mipo.prompts.rows import numbered
 from mipo.tokenizer.messages import contents
-
-if TYPE_CHECKING:
-    import polars as pl
-    import pyarrow as pa
-    import ray
-else:
-    pl = lazy("polars")
-    ray = lazy("ray")
 
 
 def contrast(

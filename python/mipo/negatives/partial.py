@@ -7,16 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mipo.io.lazy import lazy
+from mipo.io.lazy import pl
 from mipo.reasons import ONE_SENTENCE
 from mipo.tokenizer.messages import is_messages
-
-if TYPE_CHECKING:
-    import polars as pl
-else:
-    pl = lazy("polars")
 
 # A sentence may end at a stop (with closing quotes and brackets) before white space and another word; at a stop that
 # needs no white space (full-width, Khmer, Burmese, Tibetan), unless a quotation closes there; and at a new line.

@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from mipo.io.lazy import lazy
-
-if TYPE_CHECKING:
-    import numpy as np
-    import polars as pl
-else:
-    np = lazy("numpy")
-    pl = lazy("polars")
+from mipo.io.lazy import np, pl
 
 
 def shuffle(pairs: pl.DataFrame, *, seed: int) -> pl.DataFrame:

@@ -8,18 +8,14 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from mipo.errors import InputError
 from mipo.io import tables
-from mipo.io.lazy import lazy
-from mipo.pairing.judge import BATCH_ROWS
+from mipo.io.lazy import pl
+from mipo.pairing.filter import BATCH_ROWS
 from mipo.pairing.stored import StoredPairs
 from mipo.prompts.compose import message
 from mipo.tokenizer.messages import is_messages
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from mipo.io.tables import Table
-else:
-    pl = lazy("polars")
 
 SIDES = ("prompt", "chosen", "rejected")
 Format = Literal["trl", "openrlhf", "nemo-rl"]

@@ -1,7 +1,7 @@
 """The join: makes pairs of tables of prompts, counterparts and responses that did not come from one run.
 
 In such tables only the text of its prompt tells what a response answers. Within a run no join is needed:
-`mipo.responses.ask.link` has the row numbers. Knows tables, also larger than memory. Knows nothing of token ids.
+`mipo.responses.requests.link` has the row numbers. Knows tables, also larger than memory. Knows nothing of token ids.
 """
 
 from __future__ import annotations
@@ -14,23 +14,17 @@ from typing import TYPE_CHECKING, Any
 from mipo.errors import InputError
 from mipo.io import tables
 from mipo.io.keys import NOWHERE, Ids, Index, keys_of
-from mipo.io.lazy import lazy
+from mipo.io.lazy import np, pl
 from mipo.io.rowfile import open_rows
-from mipo.pairing.answers import Answers
-from mipo.pairing.judge import BATCH_ROWS, by_frequency, dropped, judge, keep
+from mipo.pairing.filter import BATCH_ROWS, ResponseStates, add_reasons, by_frequency, dropped, keep
 from mipo.pairing.texts import texts_of, with_texts
-from mipo.responses.ask import check_known, compose_counter, compose_own
+from mipo.responses.requests import check_known, compose_counter, compose_own
 from mipo.tokenizer.messages import is_messages, key
 
 if TYPE_CHECKING:
-    import numpy as np
-    import polars as pl
     from numpy.typing import NDArray
 
     from mipo.io.tables import Table
-else:
-    np = lazy("numpy")
-    pl = lazy("polars")
 
 
 def pairs(prompts: Table, counterparts: Table, responses: Table) -> pl.DataFrame:
@@ -59,9 +53,9 @@ def join(
 
     def batches() -> Iterator[pl.DataFrame]:
         nonlocal rows_in, rows_out
-        for judged, texts in _stream(prompts, counterparts, responses, batch_rows, path.parent):
-            reasons.update(dropped(judged))
-            rows_in, rows_out = rows_in + judged.height, rows_out + texts.height
+        for links, texts in _stream(prompts, counterparts, responses, batch_rows, path.parent):
+            reasons.update(dropped(links))
+            rows_in, rows_out = rows_in + links.height, rows_out + texts.height
             yield texts
 
     tables.write(batches(), path)
@@ -69,32 +63,21 @@ def join(
     return rows_in, rows_out, by_frequency(reasons)
 
 
-def judge_tables(
+def links_of(
     prompts: Table,
     counterparts: Table,
     responses: Table,
+    states: ResponseStates,
     *,
     batch_rows: int = BATCH_ROWS,
     folder: Path | None = None,
 ) -> Iterator[pl.DataFrame]:
-    """All rows of `counterparts`, in batches, as pairs of row numbers with `reason`: see `mipo.pairing.judge.judge`.
+    """All rows of `counterparts`, in batches, as links with `reason`: see `mipo.pairing.filter.add_reasons`.
 
-    Responses are looked up by 128 bits of their prompts. For kinds other than `random`, which need counter-prompts to
-    be composed, the prompts of a large table are kept in a temporary file in `folder` (default: the system's temporary
-    folder).
+    `states` are those of the `responses`, which are looked up by 128 bits of their prompts. For kinds other than
+    `random`, which need counter-prompts to be composed, the prompts of a large table are kept in a temporary file in
+    `folder` (default: the system's temporary folder).
     """
-    yield from _judged(prompts, counterparts, responses, _answers(responses, batch_rows), batch_rows, folder)
-
-
-def _answers(responses: Table, batch_rows: int) -> Answers:
-    if batch_rows < 1:
-        raise InputError(f"batch_rows: expected at least 1, got {batch_rows}")
-    return Answers.of(responses, batch_rows)
-
-
-def _judged(
-    prompts: Table, counterparts: Table, responses: Table, answers: Answers, batch_rows: int, folder: Path | None
-) -> Iterator[pl.DataFrame]:
     chat = isinstance(responses.lazy().collect_schema()["prompt"], pl.List)
     ids = Ids.of(prompts, "prompt_id")
     prompts = prompts.select(name for name in prompts.lazy().collect_schema() if name in ("prompt", "context"))
@@ -109,17 +92,20 @@ def _judged(
                 own_texts, other_texts = texts.take(rows[composed]), texts.take(others[composed])
                 counter = compose_counter(own_texts, other_texts, batch.filter(composed), chat=chat)
                 rejected[composed] = index.find(counter)
-            yield judge(_linked(batch, own[rows], rejected, answers.ids), answers)
+            yield add_reasons(_linked(batch, own[rows], rejected, states.ids), states)
 
 
 def _stream(
     prompts: Table, counterparts: Table, responses: Table, batch_rows: int, folder: Path | None
 ) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
-    """The judged rows, and the pairs among them with their texts, batch by batch."""
-    answers = _answers(responses, batch_rows)
+    """The links, and the pairs among them with their texts, batch by batch."""
+    if batch_rows < 1:
+        raise InputError(f"batch_rows: expected at least 1, got {batch_rows}")
+    states = ResponseStates.of(responses, batch_rows)
+    links = links_of(prompts, counterparts, responses, states, batch_rows=batch_rows, folder=folder)
     with open_rows(texts_of(responses), batch_rows, folder=folder) as texts:
-        for judged in _judged(prompts, counterparts, responses, answers, batch_rows, folder):
-            yield judged, with_texts(keep(judged), answers.ids, texts)
+        for batch in links:
+            yield batch, with_texts(keep(batch), states.ids, texts)
 
 
 def _prompt_rows(ids: Ids, wanted: pl.Series) -> NDArray[np.int64]:
@@ -169,7 +155,7 @@ class _ResponseIndex:
 def _linked(
     counterparts: pl.DataFrame, chosen: NDArray[np.int64], rejected: NDArray[np.int64], ids: Ids
 ) -> pl.DataFrame:
-    """Rows of responses as links (see `mipo.responses.ask.link`)."""
+    """Rows of responses as links (see `mipo.responses.requests.link`)."""
     chosen_id, rejected_id = (ids.of_rows(rows) for rows in (chosen, rejected))
     return counterparts.select(
         pl.col("prompt_id").cast(pl.UInt64), "negative", "kind",

@@ -6,26 +6,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mipo.io import sources, tables
 from mipo.io.keys import Ids
-from mipo.io.lazy import lazy
+from mipo.io.lazy import pl
 from mipo.io.rowfile import Rows, open_rows
-from mipo.pairing.judge import BATCH_ROWS
+from mipo.pairing.filter import BATCH_ROWS
 from mipo.pairing.texts import texts_of, with_texts
-
-if TYPE_CHECKING:
-    import polars as pl
-else:
-    pl = lazy("polars")
 
 PAIRS, RESPONSES = "pairs.parquet", "responses"
 
 
 @dataclass(frozen=True)
 class StoredPairs:
-    """The pairs of a run: `folder` holds `pairs.parquet` (`mipo.pairing.judge.judge`) and the folder `responses`."""
+    """The pairs of a run: `folder` holds `pairs.parquet` (see `mipo.pairing.filter`) and the folder `responses`."""
 
     folder: Path
     texts: tuple[Ids, Rows] | None = None

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mipo.io.lazy import lazy
+from mipo.io.lazy import pl
 from mipo.prompts.compose import message
 from mipo.tokenizer.messages import is_messages
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from mipo.io.keys import Ids
     from mipo.io.rowfile import Rows
     from mipo.io.tables import Table
-else:
-    pl = lazy("polars")
 
 COLUMNS = (
     *("prompt_id", "negative", "kind", "chosen_id", "rejected_id", "prompt", "chosen", "rejected"),

@@ -5,16 +5,9 @@ Knows chat messages. Knows nothing of counter-prompts or responses.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mipo.errors import InputError
-from mipo.io.lazy import lazy
+from mipo.io.lazy import pl
 from mipo.tokenizer.messages import fields_of, is_messages
-
-if TYPE_CHECKING:
-    import polars as pl
-else:
-    pl = lazy("polars")
 
 CONTEXT_BORDER = "\n\n"  # between a user's context and a plain-text prompt
 

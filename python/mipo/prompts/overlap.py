@@ -9,22 +9,14 @@ from typing import TYPE_CHECKING
 
 from mipo.errors import InputError
 from mipo.io import tables
-from mipo.io.lazy import lazy
-from mipo.prompts.normalise import first_equal, normalised
+from mipo.io.lazy import _native, np, pl
+from mipo.prompts.equality import first_equal, normalised
 from mipo.prompts.rows import numbered
 from mipo.reasons import EQUALS_HELD_OUT, OVERLAPS_HELD_OUT
 from mipo.tokenizer.messages import contents
 
 if TYPE_CHECKING:
-    import numpy as np
-    import polars as pl
     from numpy.typing import NDArray
-
-    from mipo import _native
-else:
-    _native = lazy("mipo._native")
-    np = lazy("numpy")
-    pl = lazy("polars")
 
 NGRAM = 5  # characters; another word in a short prompt changes about ten of these runs
 NOWHERE = 2**64 - 1  # the native search's answer for a text that has nothing in common with any held-out text

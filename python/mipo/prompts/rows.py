@@ -9,19 +9,13 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mipo.errors import InputError
 from mipo.io import sources, tables
 from mipo.io.keys import check_ids
-from mipo.io.lazy import lazy
+from mipo.io.lazy import pl
 from mipo.reasons import EMPTY_CONTEXT, EMPTY_PROMPT, NULL_CONTEXT
 from mipo.tokenizer.messages import fields_of, is_messages
-
-if TYPE_CHECKING:
-    import polars as pl
-else:
-    pl = lazy("polars")
 
 MESSAGES = 'chat messages [{"role": …, "content": …}, …], both text'
 RESERVED = ("prompt_id", "prompt", "context")

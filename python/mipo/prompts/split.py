@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mipo.errors import InputError
-from mipo.io.lazy import lazy
-from mipo.prompts.normalise import first_equal
+from mipo.io.lazy import np, pl
+from mipo.prompts.equality import first_equal
 from mipo.prompts.rows import renumbered
-
-if TYPE_CHECKING:
-    import numpy as np
-    import polars as pl
-else:
-    np = lazy("numpy")
-    pl = lazy("polars")
 
 
 def hold_out(frame: pl.DataFrame, rows: int, *, seed: int, by: str | None = None) -> tuple[pl.DataFrame, pl.DataFrame]:

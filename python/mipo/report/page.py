@@ -12,11 +12,11 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mipo.errors import InputError
 from mipo.io.files import read_json, write_text
-from mipo.io.lazy import lazy
+from mipo.io.lazy import pl
 from mipo.pairing.stored import StoredPairs
 from mipo.report import paths, plots
 from mipo.report.findings import (
@@ -33,11 +33,6 @@ from mipo.report.findings import (
 )
 from mipo.report.results import Results, read, refuse
 from mipo.report.watch import watch
-
-if TYPE_CHECKING:
-    import polars as pl
-else:
-    pl = lazy("polars")
 
 # Longest text shown of one turn in the sample, in characters: 200 pairs of long chains of thought would weigh 20 MB.
 _SHOWN_CHARACTERS = 10_000

@@ -7,25 +7,16 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mipo.errors import InputError
 from mipo.io import checksum, files, outputs, records, tables
-from mipo.io.lazy import lazy
+from mipo.io.lazy import np, pl, torch
 from mipo.models.model import Model
 from mipo.responses.engines.local import sample
 from mipo.responses.sampling import Sampling
 from mipo.tokenizer.chat import encode_prompts
 from mipo.tokenizer.messages import key
-
-if TYPE_CHECKING:
-    import numpy as np
-    import polars as pl
-    import torch
-else:
-    np = lazy("numpy")
-    pl = lazy("polars")
-    torch = lazy("torch")
 
 ANSWER = ("response", "response_tokens", "truncated")  # what a part holds beside the prompts
 PART_ROWS = 512  # a kill costs at most one part; each has its own seed, so generating it again gives the same rows

@@ -10,7 +10,7 @@ from mipo.evaluation import measurement
 from mipo.io import records
 from mipo.models.model import Model
 from mipo.negatives.draw import contrast
-from mipo.responses.ask import ask, link
+from mipo.responses.requests import compose_requests, link
 from mipo.run.prompts import read_prompts
 from mipo.run.training_settings import load_checked
 from mipo.tokenizer.chat import render
@@ -23,11 +23,11 @@ def dry_run(path: str | Path, *, seed: int | None = None, rows: int = 3) -> str:
     train, test, _, counts = read_prompts(recipe, model)
     measurement.check(test, negatives=recipe.evaluation.negatives, rule=recipe.evaluation.rule)
     drawn = contrast(train, seed=recipe.seed, **records.settings(recipe.contrast))
-    asked = ask(train, drawn, chat=model.is_chat)
-    links = link(train, drawn, asked).with_row_index("row", offset=1)
+    requests = compose_requests(train, drawn, chat=model.is_chat)
+    links = link(train, drawn, requests).with_row_index("row", offset=1)
     shown = links.filter(pl.col("rejected_id").is_not_null()).head(rows)
     own, counter = (
-        render(asked.prompts["prompt"].gather(shown[side]), model.tokenizer) for side in ("asked_id", "rejected_id")
+        render(requests.prompts["prompt"].gather(shown[side]), model.tokenizer) for side in ("asked_id", "rejected_id")
     )
     lines = []
     for row, chosen_prompt, rejected_prompt in zip(shown["row"], own, counter, strict=True):
@@ -41,7 +41,7 @@ def dry_run(path: str | Path, *, seed: int | None = None, rows: int = 3) -> str:
     lines += [
         f"prompts: {counts.describe()}",
         f"{train.height:,} prompts, {drawn['reason'].null_count():,} pairs of kind {recipe.contrast.kind}, "
-        f"{asked.prompts.height:,} responses to generate of at most {recipe.responses.max_new_tokens:,} tokens each; "
-        f"{test.height:,} held-out prompts",
+        f"{requests.prompts.height:,} responses to generate of at most {recipe.responses.max_new_tokens:,} tokens "
+        f"each; {test.height:,} held-out prompts",
     ]
     return "\n".join(lines)

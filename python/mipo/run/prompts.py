@@ -7,11 +7,11 @@ import polars as pl
 from mipo import reasons
 from mipo.errors import InputError
 from mipo.models.model import Model
-from mipo.pairing.judge import dropped
+from mipo.pairing.filter import dropped
 from mipo.prompts import rows as prompt_rows
 from mipo.prompts.overlap import overlap_reasons, overlaps
 from mipo.prompts.split import hold_out
-from mipo.responses.ask import compose_own
+from mipo.responses.requests import compose_own
 from mipo.run.recipe import Recipe
 from mipo.run.stages import Rows
 from mipo.tokenizer.chat import encode_prompts

@@ -7,18 +7,13 @@ encoder; a test holds that both give a prompt the same ids.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mipo.io.lazy import lazy
+from mipo.io.lazy import pl
 from mipo.tokenizer.encoder import encode
 from mipo.tokenizer.messages import is_messages
 from mipo.tokenizer.table import TokenTable
 from mipo.tokenizer.template import Renderer, open_template
-
-if TYPE_CHECKING:
-    import polars as pl
-else:
-    pl = lazy("polars")
 
 _opened: dict[tuple[str, str], Renderer] = {}  # by template and special tokens: opening one takes up to a second
 MOST_OPENED = 8

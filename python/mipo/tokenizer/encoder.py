@@ -7,20 +7,12 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from mipo.errors import InputError, InputTypeError, NotThereError
 from mipo.io import checksum
-from mipo.io.lazy import lazy
+from mipo.io.lazy import _native, pa
 from mipo.tokenizer.table import TokenTable
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from mipo import _native
-else:
-    _native = lazy("mipo._native")
-    pa = lazy("pyarrow")
 
 SPOTS = 64  # entries by which a changed vocabulary is noticed
 # A text whose ids change with merges and scores: long and short words in several languages, and code.

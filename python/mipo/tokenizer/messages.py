@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mipo.io.lazy import lazy
-
-if TYPE_CHECKING:
-    import polars as pl
-else:
-    pl = lazy("polars")
+from mipo.io.lazy import pl
 
 
 def contents(prompts: pl.Series, *, role: str | None = None) -> pl.Series:

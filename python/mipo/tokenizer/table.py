@@ -11,15 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mipo.io import arrow, files
-from mipo.io.lazy import lazy
+from mipo.io.lazy import np, pa
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
     from numpy.typing import NDArray
-else:
-    np = lazy("numpy")
-    pa = lazy("pyarrow")
 
 
 @dataclass(frozen=True, eq=False)

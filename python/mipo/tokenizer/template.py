@@ -18,20 +18,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError, InputTypeError
-from mipo.io.lazy import lazy
+from mipo.io.lazy import _native, np, pa, pl
 
 if TYPE_CHECKING:
-    import numpy as np
-    import polars as pl
-    import pyarrow as pa
     from numpy.typing import NDArray
-
-    from mipo import _native
-else:
-    _native = lazy("mipo._native")
-    np = lazy("numpy")
-    pl = lazy("polars")
-    pa = lazy("pyarrow")
 
 EVERY = 1_000  # conversations of which one is rendered by transformers as well
 # Contents for the probe: white space as Python has it, what looks like a template's own marks, what templates cut.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mipo import reasons
 from mipo.errors import InputError
-from mipo.io.lazy import lazy
+from mipo.io.lazy import _native, np, pl
 from mipo.tokenizer.chat import renderer
 from mipo.tokenizer.encoder import Choice, fingerprint, open_encoder
 from mipo.tokenizer.messages import fields_of, is_messages, key
@@ -23,15 +23,7 @@ from mipo.tokens.store import Groups, PairStore
 from mipo.tokens.trl_reference import SIDES, arguments_in, template_arguments, trl_ids, with_prompts
 
 if TYPE_CHECKING:
-    import numpy as np
-    import polars as pl
     from numpy.typing import NDArray
-
-    from mipo import _native
-else:
-    _native = lazy("mipo._native")
-    np = lazy("numpy")
-    pl = lazy("polars")
 
 BATCH_ROWS = 16_384
 # Groups of each batch that transformers tokenizes as well: one row in four thousand, for a few percent of the time.
@@ -211,14 +203,14 @@ def tokenize(
 
 
 def encode_responses(
-    composed: pl.Series, responses: pl.Series, tokenizer: Any, *, unfinished: pl.Series
+    composed: pl.Series, responses: pl.Series, tokenizer: Any, *, truncated: pl.Series
 ) -> tuple[TokenTable, TokenTable]:
     """Token ids of each prompt and of its response (text), split as in training; one row each, in order."""
     if is_messages(composed):
         turn = pl.struct(pl.lit("assistant").alias("role"), pl.col("content"))
         responses = responses.alias("content").to_frame().select(pl.concat_list(turn)).to_series()
     pairs = pl.DataFrame({"prompt": composed, "chosen": responses, "rejected": responses, "_row": range(len(composed))})
-    truncated = unfinished.fill_null(False)
+    truncated = truncated.fill_null(False)
     pairs = pairs.with_columns(truncated.alias("chosen_truncated"), truncated.alias("rejected_truncated"))
     builder = GroupBuilder(tokenizer)
     _, prompt, chosen, *_ = builder._push(builder._builder, pairs, np.arange(pairs.height), None)

@@ -11,15 +11,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from mipo.errors import InputError
 from mipo.io import checksum, sources
+from mipo.io.lazy import pl
 from mipo.pairing.stored import PAIRS, RESPONSES, StoredPairs
 from mipo.tokens.trl_reference import SIDES
-
-if TYPE_CHECKING:
-    import polars as pl
 
 BATCH_ROWS = 16_384
 

@@ -11,27 +11,17 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mipo.errors import InputError
 from mipo.io import checksum, outputs, tables
-from mipo.io.lazy import lazy
+from mipo.io.lazy import pl
 from mipo.tokenizer.encoder import Choice, fingerprint
 from mipo.tokenizer.table import TokenTable
 from mipo.tokens import shards
 from mipo.tokens.groups import GroupBuilder, aligned
 from mipo.tokens.parts import Part, parts_of
 from mipo.tokens.store import Groups
-
-if TYPE_CHECKING:
-    import numpy as np
-    import polars as pl
-
-    from mipo import _native
-else:
-    _native = lazy("mipo._native")
-    np = lazy("numpy")
-    pl = lazy("polars")
 
 PENDING = 1 << 25  # bytes of ids to hold before they are written
 

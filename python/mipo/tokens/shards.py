@@ -18,19 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError, NotThereError
 from mipo.io import arrow, checksum, files
-from mipo.io.lazy import lazy
+from mipo.io.lazy import np, pa
 from mipo.tokenizer import table
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
     from numpy.typing import NDArray
-
-    from mipo import _native
-else:
-    _native = lazy("mipo._native")
-    np = lazy("numpy")
-    pa = lazy("pyarrow")
 
 FORMAT = "mipo tokens 1"
 MANIFEST, RECORD = "manifest.json", "shard.json"

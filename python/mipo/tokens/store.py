@@ -15,20 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError
 from mipo.io import arrow, checksum, outputs
-from mipo.io.lazy import lazy
+from mipo.io.lazy import np, pa, pl
 from mipo.tokenizer.table import TokenTable
 from mipo.tokens import shards
 
 if TYPE_CHECKING:
     import datasets
-    import numpy as np
-    import polars as pl
-    import pyarrow as pa
     from numpy.typing import NDArray
-else:
-    np = lazy("numpy")
-    pl = lazy("polars")
-    pa = lazy("pyarrow")
 
 ROW_OF_PROMPTS, ROW_OF_RESPONSES = "row_of_prompts", "row_of_responses"
 

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mipo.io.lazy import lazy
+from mipo.io.lazy import pl
 from mipo.tokenizer.messages import plain
-
-if TYPE_CHECKING:
-    import polars as pl
-else:
-    pl = lazy("polars")
 
 SIDES = ("prompt", "chosen", "rejected")
 ARGUMENTS = ("tools", "chat_template_kwargs")

@@ -9,7 +9,7 @@ from mipo.cli.ray import check_engine, connected
 from mipo.errors import InputError
 from mipo.io import cluster, outputs, tables
 from mipo.negatives import draw, on_ray
-from mipo.pairing.judge import dropped
+from mipo.pairing.filter import dropped
 from mipo.prompts.rows import read
 
 

@@ -6,8 +6,8 @@ from mipo.cli.console import read_prompts, read_table
 from mipo.cli.options import Counterparts, ModelName, Output, Prompts, TrustRemoteCode, keywords, mirrors
 from mipo.models.model import Model
 from mipo.prompts.rows import read
-from mipo.responses.ask import ask
 from mipo.responses.generation import generate
+from mipo.responses.requests import compose_requests
 
 
 @mirrors(read, generate, without=("folder", "progress"))
@@ -24,6 +24,6 @@ def command(
     """Writes one response to each distinct prompt, in parts from which a later call continues."""
     opened = Model(str(model), trust_remote_code=trust_remote_code)
     drawn = read_table(counterparts) if counterparts is not None else None
-    asked = ask(read_prompts(prompts, options), drawn, chat=opened.is_chat)
-    generate(asked.prompts, opened, folder=output, **keywords(generate, options))
+    requests = compose_requests(read_prompts(prompts, options), drawn, chat=opened.is_chat)
+    generate(requests.prompts, opened, folder=output, **keywords(generate, options))
     print(f"responses in {output}")

@@ -5,7 +5,7 @@ from typing import Any
 from mipo.cli.console import print_rows, read_prompts
 from mipo.cli.options import HeldOut, Output, Prompts, keywords, mirrors
 from mipo.io import outputs, tables
-from mipo.pairing.judge import dropped
+from mipo.pairing.filter import dropped
 from mipo.prompts.overlap import overlaps
 from mipo.prompts.rows import read
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -15,15 +15,10 @@ from mipo.cli.console import print_rows, scan_table
 from mipo.cli.options import HELP, Counterparts, Output, Prompts, keywords, mirrors
 from mipo.cli.values import WholeNumber
 from mipo.io import outputs, tables
-from mipo.io.lazy import lazy
+from mipo.io.lazy import pl
+from mipo.pairing.filter import BATCH_ROWS
 from mipo.pairing.join import join
-from mipo.pairing.judge import BATCH_ROWS
 from mipo.prompts.rows import read, read_batches
-
-if TYPE_CHECKING:
-    import polars as pl
-else:
-    pl = lazy("polars")
 
 
 @mirrors(read)

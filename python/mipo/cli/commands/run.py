@@ -7,8 +7,8 @@ from cyclopts import Parameter
 
 from mipo.cli.options import keywords, mirrors
 from mipo.cli.values import paths_by_name
+from mipo.run.pipeline import run_recipe
 from mipo.run.preview import dry_run as preview
-from mipo.run.walk import run_recipe
 
 
 @mirrors(run_recipe)

@@ -9,16 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from mipo.io.lazy import lazy
+from mipo.io.lazy import pl, torch
 from mipo.tokenizer.chat import is_chat
 
 if TYPE_CHECKING:
-    import polars as pl
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-else:
-    pl = lazy("polars")
-    torch = lazy("torch")
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

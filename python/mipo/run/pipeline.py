@@ -1,4 +1,4 @@
-"""The walk: from a recipe to a report, stage by stage, in one folder.
+"""The pipeline: from a recipe to a report, stage by stage, in one folder.
 
 Knows every folder of mipo, and which stage follows which. What a stage depends on is in `mipo.run.provenance`, and how
 it is made safe to resume in `mipo.run.stages`.
@@ -18,13 +18,12 @@ from mipo.evaluation import figures, measurement
 from mipo.io import files, outputs, records, sources, tables
 from mipo.models.model import Model
 from mipo.negatives.draw import contrast
-from mipo.pairing.answers import Answers
 from mipo.pairing.controls import shuffle
-from mipo.pairing.judge import BATCH_ROWS, dropped, judge, keep, write_judged
+from mipo.pairing.filter import BATCH_ROWS, ResponseStates, add_reasons, dropped, keep, write_with_reasons
 from mipo.pairing.stored import StoredPairs
 from mipo.report import page
-from mipo.responses.ask import Requests, ask, link
 from mipo.responses.generation import generate
+from mipo.responses.requests import Requests, compose_requests, link
 from mipo.run import provenance
 from mipo.run.prompts import fits, read_prompts
 from mipo.run.recipe import Recipe, dump
@@ -70,10 +69,10 @@ def run_recipe(
     with outputs.claim(folder, "run"):
         run = RunFolder(folder, recipe, provenance.describe(recipe, model), reuse=Path(reuse) if reuse else None)
         files.write_text(folder / "recipe.yaml", dump(recipe))
-        walk = _Walk(folder, recipe, model)
+        pipeline = _Pipeline(folder, recipe, model)
         for stage in STAGES[: STAGES.index(until) + 1 if until else None]:
             inputs = provenance.inputs(stage, recipe, model, run)
-            run.do(stage, inputs, provenance.OUTPUTS[stage], getattr(walk, stage))
+            run.do(stage, inputs, provenance.OUTPUTS[stage], getattr(pipeline, stage))
         if until is None:
             written = page.write(folder, beside=beside or {})
             print(f"\n{page.table(folder, beside=beside or {})}\n\nreport: {written}")
@@ -81,7 +80,7 @@ def run_recipe(
 
 
 @dataclass(frozen=True)
-class _Walk:
+class _Pipeline:
     """The stages in their order. Each reads files of earlier stages, writes its own, and counts its rows."""
 
     folder: Path
@@ -107,16 +106,16 @@ class _Walk:
     def responses(self) -> Rows:
         """Links pairs to responses, and lets the model answer each distinct prompt."""
         train, drawn = self._read("prompts.parquet"), self._read("counterparts.parquet")
-        asked = ask(train, drawn, chat=self.model.is_chat)
-        self._write(link(train, drawn, asked), "links.parquet")
-        responses = self._generate(asked, "responses", self.recipe.seed, "responses")
+        requests = compose_requests(train, drawn, chat=self.model.is_chat)
+        self._write(link(train, drawn, requests), "links.parquet")
+        responses = self._generate(requests, "responses", self.recipe.seed, "responses")
         return Rows(responses.height, responses.height)
 
     def pairs(self) -> Rows:
         """Decides which links are pairs; a shuffled control then swaps chosen and rejected in half of them."""
-        answers = Answers.of(sources.scan(self.folder / "responses"), BATCH_ROWS)
+        responses = ResponseStates.of(sources.scan(self.folder / "responses"), BATCH_ROWS)
         path = self.folder / "pairs.parquet"
-        rows = Rows(*write_judged(pl.scan_parquet(self.folder / "links.parquet", glob=False), answers, path))
+        rows = Rows(*write_with_reasons(pl.scan_parquet(self.folder / "links.parquet", glob=False), responses, path))
         if not rows.rows_out:
             path.unlink()
             raise InputError(f"pairs: none of {rows.rows_in} rows is a pair ({rows.dropped})")
@@ -139,19 +138,19 @@ class _Walk:
         test, folder = self._read("test.parquet"), self.folder / "evaluation"
         settings = records.settings(self.recipe.contrast) | {"negatives": 1}
         drawn = contrast(test, seed=self.recipe.seed, **settings)
-        asked = ask(test, drawn, chat=self.model.is_chat)
-        responses = self._generate(asked, "evaluation/responses", self.recipe.seed + 1, "held-out responses")
-        judged = judge(link(test, drawn, asked), Answers.of(responses, BATCH_ROWS))
-        if not keep(judged).height:
+        requests = compose_requests(test, drawn, chat=self.model.is_chat)
+        responses = self._generate(requests, "evaluation/responses", self.recipe.seed + 1, "held-out responses")
+        links = add_reasons(link(test, drawn, requests), ResponseStates.of(responses, BATCH_ROWS))
+        if not keep(links).height:
             raise InputError("evaluation: no held-out row became a pair; hold out more rows")
-        self._write(judged, "evaluation/pairs.parquet")
+        self._write(links, "evaluation/pairs.parquet")
         pairs = pl.concat(StoredPairs(folder).batches(BATCH_ROWS))
         store, too_long = tokenize(pairs, self.model.tokenizer, max_length=self.recipe.tokens.max_length)
         if not len(store):
             raise InputError(f"evaluation: no held-out pair is left ({too_long})")
         store.save(folder / "tokens")
         self._measure("before", self.model.name, store, responses)
-        return Rows(judged.height, pairs.height - sum(too_long.values()), dropped(judged) | too_long)
+        return Rows(links.height, pairs.height - sum(too_long.values()), dropped(links) | too_long)
 
     def train(self) -> None:
         """Trains the model on the store."""
@@ -191,10 +190,10 @@ class _Walk:
         negatives = self.recipe.evaluation.negatives
         return min(31, self._read("test.parquet").height - 1) if negatives is None else negatives
 
-    def _generate(self, asked: Requests, name: str, seed: int, progress: str) -> pl.DataFrame:
+    def _generate(self, requests: Requests, name: str, seed: int, progress: str) -> pl.DataFrame:
         """Responses to the prompts that fit the model's context; the others get none, and their pairs are dropped."""
         sampling = self.recipe.responses
-        prompts = asked.prompts.filter(fits(asked.prompts["prompt"], self.model, sampling.max_new_tokens))
+        prompts = requests.prompts.filter(fits(requests.prompts["prompt"], self.model, sampling.max_new_tokens))
         settings = records.settings(sampling)
         return generate(prompts, self.model, folder=self.folder / name, seed=seed, progress=progress, **settings)
 

@@ -13,9 +13,9 @@ import yaml
 from mipo import demo
 from mipo.demo import world
 from mipo.io import checksum
-from mipo.pairing.judge import keep
+from mipo.pairing.filter import keep
 from mipo.pairing.stored import StoredPairs
-from mipo.run import recipe, walk
+from mipo.run import pipeline, recipe
 from mipo.run.preview import dry_run
 
 KILLED_RUN = Path(__file__).with_name("killed_run.py")
@@ -148,10 +148,10 @@ def test_a_killed_run_continues_and_writes_the_same_pairs(done, tmp_path):
 
 def test_an_unchanged_run_does_nothing_again(done, capsys):
     before = {path: path.stat().st_mtime_ns for path in (done / "out" / "responses").iterdir()}
-    walk.run_recipe(done / "in" / "recipe.yaml", output=done / "out", until="evaluate")
+    pipeline.run_recipe(done / "in" / "recipe.yaml", output=done / "out", until="evaluate")
     printed = capsys.readouterr().out
     assert [line for line in printed.splitlines() if line] == [
-        f"{stage}: done before with the same inputs" for stage in walk.STAGES
+        f"{stage}: done before with the same inputs" for stage in pipeline.STAGES
     ]
     assert before == {path: path.stat().st_mtime_ns for path in (done / "out" / "responses").iterdir()}
 
@@ -161,11 +161,11 @@ def test_other_settings_are_refused_by_name(done, tmp_path):
     for name in ("train.jsonl", "test.jsonl"):
         shutil.copyfile(done / "in" / name, tmp_path / name)
     with pytest.raises(ValueError, match=r"other settings:[\s\S]*trainer\.beta: 0\.3 there, 0\.5 now[\s\S]*--output"):
-        walk.run_recipe(path, output=done / "out")
+        pipeline.run_recipe(path, output=done / "out")
 
 
 def test_reuse_takes_over_what_stays_the_same(done, tmp_path, capsys):
-    output = walk.run_recipe(
+    output = pipeline.run_recipe(
         done / "in" / "recipe.yaml", output=tmp_path / "control", control="shuffled", reuse=done / "out", until="tokens"
     )
     printed = capsys.readouterr().out
@@ -183,7 +183,7 @@ def test_a_damaged_file_is_written_again(done, tmp_path, capsys):
     shutil.copytree(done / "out", folder)
     good = (folder / "pairs.parquet").read_bytes()
     (folder / "pairs.parquet").write_bytes(good[:-10])
-    walk.run_recipe(done / "in" / "recipe.yaml", output=folder, until="pairs")
+    pipeline.run_recipe(done / "in" / "recipe.yaml", output=folder, until="pairs")
     assert (folder / "pairs.parquet").read_bytes() == good
     assert "responses: done before" in capsys.readouterr().out
 
@@ -196,10 +196,10 @@ def test_too_many_drops_stop_the_run_and_can_be_allowed(tmp_path, capsys):
     with pytest.raises(
         ValueError, match=r"prompts: more rows .*88 rows in, 87 out \(empty prompt: 1, first in row 5\)"
     ):
-        walk.run_recipe(path, output=tmp_path / "out", until="contrast")
+        pipeline.run_recipe(path, output=tmp_path / "out", until="contrast")
     allowed = write_recipe(tmp_path / "in2", max_dropped={"empty prompt": 0.1})
     shutil.copyfile(tmp_path / "in" / "train.jsonl", tmp_path / "in2" / "train.jsonl")
-    walk.run_recipe(allowed, output=tmp_path / "out2", until="contrast")
+    pipeline.run_recipe(allowed, output=tmp_path / "out2", until="contrast")
     assert "empty prompt: 1" in capsys.readouterr().out
 
 
@@ -224,7 +224,7 @@ def test_every_kind_and_several_negatives_run_to_the_report(tmp_path):
             trainer={"max_steps": 1, "save_strategy": "no"},
             evaluation={"negatives": 2, "rows": 4, "rule": None},
         )
-        folder = walk.run_recipe(path, output=tmp_path / kind / "out")
+        folder = pipeline.run_recipe(path, output=tmp_path / kind / "out")
         evaluation = json.loads((folder / "evaluation.json").read_text())
         assert "accuracy" not in evaluation["after"]
         assert evaluation["negatives"] == 2
@@ -261,7 +261,7 @@ def test_every_kind_and_several_negatives_run_to_the_report(tmp_path):
 def test_bad_settings_are_named(tmp_path, changes, message):
     path = write_recipe(tmp_path, **changes)
     with pytest.raises((ValueError, OSError)) as error:
-        walk.run_recipe(path, output=tmp_path / "out", until="contrast")
+        pipeline.run_recipe(path, output=tmp_path / "out", until="contrast")
     assert message in str(error.value)
 
 
@@ -280,16 +280,16 @@ def test_a_number_may_be_written_as_in_the_readme(tmp_path):
 def test_a_mistake_before_the_first_stage_can_be_corrected_in_place(tmp_path):
     wrong = write_recipe(tmp_path / "in", prompts={"prompt": "promt"})
     with pytest.raises(ValueError, match="no column 'promt'"):
-        walk.run_recipe(wrong, output=tmp_path / "out", until="prompts")
+        pipeline.run_recipe(wrong, output=tmp_path / "out", until="prompts")
     mended = write_recipe(tmp_path / "in")
-    assert walk.run_recipe(mended, output=tmp_path / "out", until="prompts") == tmp_path / "out"
+    assert pipeline.run_recipe(mended, output=tmp_path / "out", until="prompts") == tmp_path / "out"
 
 
 def test_the_default_folder_names_the_seed_and_the_control(tmp_path, monkeypatch):
     path = write_recipe(tmp_path)
     monkeypatch.chdir(tmp_path)
     for options, name in (({}, "recipe"), ({"seed": 3}, "recipe-seed-3"), ({"control": "sft"}, "recipe-sft")):
-        assert walk.run_recipe(path, until="prompts", **options) == Path("runs") / name
+        assert pipeline.run_recipe(path, until="prompts", **options) == Path("runs") / name
         assert (tmp_path / "runs" / name / "prompts.parquet").exists()
 
 
@@ -299,7 +299,7 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
     (tmp_path / "mine" / "thesis.txt").write_text("words")
     (tmp_path / "mine" / ".notes.tmp").write_text("words")
     with pytest.raises(ValueError, match="expected a new or empty folder, or one for run that mipo made"):
-        walk.run_recipe(path, output=tmp_path / "mine")
+        pipeline.run_recipe(path, output=tmp_path / "mine")
     assert {path.name for path in (tmp_path / "mine").iterdir()} == {"thesis.txt", ".notes.tmp"}
 
 
@@ -313,13 +313,13 @@ def test_a_manifest_that_names_files_elsewhere_is_refused(done, tmp_path):
         manifest["stages"]["prompts"]["files"] = {name: checksum.of_file(tmp_path / "secret.txt")}
         (theirs / "manifest.json").write_text(json.dumps(manifest))
         with pytest.raises(ValueError, match=rf"names '{name}', which is not inside it"):
-            walk.run_recipe(done / "in" / "recipe.yaml", output=tmp_path / "new", reuse=theirs, until="prompts")
+            pipeline.run_recipe(done / "in" / "recipe.yaml", output=tmp_path / "new", reuse=theirs, until="prompts")
     with pytest.raises(ValueError, match="expected a new or empty folder, or one for run that mipo made"):
-        walk.run_recipe(done / "in" / "recipe.yaml", output=tmp_path / "new", reuse=tmp_path, until="prompts")
+        pipeline.run_recipe(done / "in" / "recipe.yaml", output=tmp_path / "new", reuse=tmp_path, until="prompts")
 
 
 def test_a_broken_manifest_is_no_manifest(done, tmp_path):
     shutil.copytree(done / "out", tmp_path / "copy")
     (tmp_path / "copy" / "manifest.json").write_text('{"stages":')
     with pytest.raises(ValueError, match=r"manifest\.json: not valid JSON .*delete it and run again"):
-        walk.run_recipe(done / "in" / "recipe.yaml", output=tmp_path / "copy")
+        pipeline.run_recipe(done / "in" / "recipe.yaml", output=tmp_path / "copy")

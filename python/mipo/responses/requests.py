@@ -1,4 +1,4 @@
-"""Asking: composes what a model is asked from prompts and their counterparts. Each distinct prompt is asked once.
+"""Requests: what a model is asked, composed of prompts and their counterparts. Each distinct prompt is asked once.
 
 Also keeps which prompt has which response: from here on a pair is row numbers. Knows nothing of models.
 """
@@ -6,19 +6,13 @@ Also keeps which prompt has which response: from here on a pair is row numbers. 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mipo.errors import InputError
-from mipo.io.lazy import lazy
+from mipo.io.lazy import pl
 from mipo.negatives.partial import with_text
 from mipo.prompts.compose import compose
 from mipo.prompts.rows import numbered
 from mipo.tokenizer.messages import key
-
-if TYPE_CHECKING:
-    import polars as pl
-else:
-    pl = lazy("polars")
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +29,7 @@ class Requests:
     counter: pl.Series
 
 
-def ask(prompts: pl.DataFrame, counterparts: pl.DataFrame | None = None, *, chat: bool) -> Requests:
+def compose_requests(prompts: pl.DataFrame, counterparts: pl.DataFrame | None = None, *, chat: bool) -> Requests:
     """Composes what the model is asked: the prompts, and the counter-prompts of `counterparts` that `contrast` drew.
 
     With `chat` prompts are messages, otherwise text (see `compose`). Raises InputError for ids that the prompts do not

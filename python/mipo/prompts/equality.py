@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from mipo.io.lazy import lazy
-
-if TYPE_CHECKING:
-    import polars as pl
-else:
-    pl = lazy("polars")
+from mipo.io.lazy import pl
 
 
 def first_equal(frame: pl.DataFrame, columns: Sequence[str]) -> pl.Series:
