@@ -25,7 +25,6 @@ try:
 except ImportError:  # Windows: folders are not locked there
     fcntl = None  # type: ignore[assignment]
 
-
 MARK = ".mipo.json"
 PARQUET_MARK = {"mipo": "table"}  # metadata of a Parquet file that mipo wrote
 # The files that mipo writes into a folder of each kind, as patterns relative to it. What the stages of a run wrote is
