@@ -1,8 +1,8 @@
 """mipo's native half, in Rust: counterparts of rows, texts that are alike, token ids. Knows rows and codes, no prompts.
 
-Arguments are read without a copy: contiguous arrays of the dtype in the signature; a TypeError (dtype) or ValueError
-(gaps) says how to convert others. Results own their memory. Every function runs on all threads (set RAYON_NUM_THREADS
-for fewer) with the interpreter released, and gives the same bytes for any number of them.
+Arguments are read without a copy: contiguous arrays of the dtype in the signature; an InputTypeError (dtype) or an
+InputError (gaps) says how to convert others. Results own their memory. Every function runs on all threads (set
+RAYON_NUM_THREADS for fewer) with the interpreter released, and gives the same bytes for any number of them.
 """
 
 from collections.abc import Sequence
@@ -41,8 +41,8 @@ def counterparts(n: int, negatives: int, seed: int, start: int, stop: int, balan
     Without `balanced`, each row draws by itself, uniformly without replacement: rows are used `negatives` times only on
     average.
 
-    `n`: 2 to 2^63. `seed`: 0 to 2^64 - 1. Raises ValueError for a number outside these ranges, for negatives = 0 or
-    negatives ≥ n and for a slice outside 0..n; TypeError for other types; MemoryError for a result too large.
+    `n`: 2 to 2^63. `seed`: 0 to 2^64 - 1. Raises InputError for a number outside these ranges, for negatives = 0 or
+    negatives ≥ n and for a slice outside 0..n; InputTypeError for other types; MemoryError for a result too large.
     """
 
 def counterparts_within(
@@ -63,8 +63,8 @@ def counterparts_within(
     than half of the rows or some rows have no admissible ones, a row's counterparts are drawn uniformly without
     replacement from its admissible rows.
 
-    Raises ValueError for negatives = 0, no differ column, columns of different lengths or a tolerance below 0;
-    TypeError for another dtype.
+    Raises InputError for negatives = 0, no differ column, columns of different lengths or a tolerance below 0;
+    InputTypeError for another dtype.
     """
 
 def clusters(texts: _ArrowArray | _ArrowStream, size: int, threshold: float) -> NDArray[np.uint64]:
@@ -74,8 +74,8 @@ def clusters(texts: _ArrowArray | _ArrowStream, size: int, threshold: float) -> 
     similarity of at least `threshold`; a cluster is what chains of near-duplicates hold together. Every pair that can
     reach the threshold is compared, by 58 bits of a hash of each run.
 
-    `texts`: an Arrow array of strings. Raises ValueError for size < 1, a threshold outside (0, 1] and a null;
-    TypeError for another type.
+    `texts`: an Arrow array of strings. Raises InputError for size < 1, a threshold outside (0, 1] and a null;
+    InputTypeError for another type.
     """
 
 def overlaps(
@@ -89,8 +89,8 @@ def overlaps(
     `texts`, `held_out`: (texts, groups). The held-out row is that of the first equal text; else of the text with the
     largest share, at least `share`, of words in runs of `words` words that both have; else 2^64 - 1.
 
-    Raises ValueError for words < 1, a share outside (0, 1], a null, or groups that are not one a text; TypeError for
-    another type.
+    Raises InputError for words < 1, a share outside (0, 1], a null, or groups that are not one a text; InputTypeError
+    for another type.
     """
 
 @final
@@ -100,7 +100,7 @@ class Encoder:
     def __new__(cls, json: bytes, engine: str = "auto") -> Encoder:
         """The tokenizer of a tokenizer.json, with the engine "fastokens", "tokenizers" or "auto".
 
-        Raises ValueError for other bytes, for another engine, and for "fastokens" where it cannot take the tokenizer.
+        Raises InputError for other bytes, for another engine, and for "fastokens" where it cannot take the tokenizer.
         """
 
     @property
@@ -117,8 +117,8 @@ class Encoder:
         """Ids of each text: (offsets [n + 1], ids [offsets[n]]), equal to those of the `tokenizers` package.
 
         `texts`: an Arrow array, chunked or not, of string, large_string or string_view, such as a polars Series. Raises
-        TypeError for another type; ValueError, with the row, for a null, for a text that the tokenizer refuses, and for
-        ids that are not those of `tokenizers`, which encodes every 1,024th text as well.
+        InputTypeError for another type; InputError, with the row, for a null, for a text that the tokenizer refuses,
+        and for ids that are not those of `tokenizers`, which encodes every 1,024th text as well.
         """
 
 def checksum(buffers: Sequence[NDArray[np.uint8]]) -> str:
@@ -132,7 +132,7 @@ def checksum_file(path: str | PathLike[str], start: int, stop: int) -> str:
 
 _Table = tuple[NDArray[np.int64], NDArray[np.uint32]]
 _Texts = tuple[_ArrowArray | _ArrowStream, _ArrowArray | _ArrowStream, _ArrowArray | _ArrowStream]
-# (offsets of the rejected responses, rows, unfinished chosen, unfinished rejected)
+# (offsets of the rejected responses, rows, truncated chosen, truncated rejected)
 _Groups = tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.bool_], NDArray[np.bool_]]
 # Of each group its verdict; of those kept (prompt, chosen, offsets, rejected); how many borders lie before the end of
 # the prompt alone.
@@ -175,7 +175,7 @@ class Template:
     """A chat template as `mipo.tokenizer.jinja` writes it for Rust."""
 
     def __new__(cls, source: str, constants: Sequence[tuple[str, str | None]]) -> Template:
-        """The template, with its variables that are the same in every conversation. ValueError for no template."""
+        """The template, with its variables that are the same in every conversation. InputError for no template."""
 
     def render(
         self, conversations: _ArrowArray | _ArrowStream, add_generation_prompt: bool
@@ -184,5 +184,5 @@ class Template:
 
         `conversations`: an Arrow array, chunked or not, of lists of structs of strings. A conversation without a
         text is not Rust's to render, or the template refuses it; transformers says which.
-        Raises TypeError for another type; ValueError, with the row, for a null.
+        Raises InputTypeError for another type; InputError, with the row, for a null.
         """

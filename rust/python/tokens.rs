@@ -7,10 +7,11 @@ use pyo3::prelude::*;
 use crate::error::Error;
 use crate::python::arrays::{array, slice};
 use crate::python::arrow::{chunks, conversations, strings};
+use crate::python::pool::detached;
 use crate::python::tokenizer::{Encoder, PyTable, Template, to_python};
-use crate::tokens::{Chats, GroupRows, Groups, Interner, Plain, Rendered, Unfinished};
+use crate::tokens::{Chats, GroupRows, Groups, Interner, Plain, Rendered, Truncated};
 
-/// (offsets int64 `[groups + 1]`, rows uint64 `[groups]`, unfinished chosen bool `[groups]`, unfinished rejected bool).
+/// (offsets int64 `[groups + 1]`, rows uint64 `[groups]`, truncated chosen bool `[groups]`, truncated rejected bool).
 type PyGroups<'py> = (
     Bound<'py, PyAny>,
     Bound<'py, PyAny>,
@@ -31,8 +32,8 @@ impl<'py> GroupArrays<'py> {
         Ok(Self {
             offsets: array("offsets", offsets)?,
             rows: array("rows", rows)?,
-            chosen: array("unfinished chosen", chosen)?,
-            rejected: array("unfinished rejected", rejected)?,
+            chosen: array("truncated chosen", chosen)?,
+            rejected: array("truncated rejected", rejected)?,
         })
     }
 
@@ -40,9 +41,9 @@ impl<'py> GroupArrays<'py> {
         Ok(Groups {
             offsets: slice("offsets", &self.offsets)?,
             rows: slice("rows", &self.rows)?,
-            unfinished: Unfinished {
-                chosen: slice("unfinished chosen", &self.chosen)?,
-                rejected: slice("unfinished rejected", &self.rejected)?,
+            truncated: Truncated {
+                chosen: slice("truncated chosen", &self.chosen)?,
+                rejected: slice("truncated rejected", &self.rejected)?,
                 end_ids,
             },
             add_special_tokens,
@@ -107,13 +108,13 @@ impl GroupBuilder {
         let (arrays, group_arrays) = (chunks_of_each(&texts)?, GroupArrays::new(&groups)?);
         let groups = group_arrays.groups(&[], true)?;
         let (encoder, interner) = (&self.encoder.get().0, &mut self.interner);
-        let rows = py.detach(|| {
+        let rows = detached(py, || {
             let texts = Plain {
                 prompts: strings(&arrays[0])?,
                 chosen: strings(&arrays[1])?,
                 rejected: strings(&arrays[2])?,
                 end,
-                unfinished: groups.unfinished,
+                truncated: groups.truncated,
             };
             interner.push(encoder, &texts, groups, limit)
         })?;
@@ -135,7 +136,7 @@ impl GroupBuilder {
         let (arrays, group_arrays) = (chunks_of_each(&chats)?, GroupArrays::new(&groups)?);
         let groups = group_arrays.groups(&end_ids, false)?;
         let (encoder, interner, template) = (&self.encoder.get().0, &mut self.interner, &template.get().0);
-        let rows = py.detach(|| {
+        let rows = detached(py, || {
             let chats = Chats {
                 template,
                 prompts: conversations(&arrays[0])?,
@@ -164,7 +165,7 @@ impl GroupBuilder {
         let (arrays, group_arrays) = (chunks_of_each(&texts)?, GroupArrays::new(&groups)?);
         let groups = group_arrays.groups(&end_ids, false)?;
         let (encoder, interner) = (&self.encoder.get().0, &mut self.interner);
-        let rows = py.detach(|| {
+        let rows = detached(py, || {
             let texts = Rendered {
                 prompts: strings(&arrays[0])?,
                 chosen: strings(&arrays[1])?,

@@ -1,7 +1,7 @@
 //! Preference groups as arrays: which responses a group owns, and what becomes of it. Knows row numbers, no ids.
 
 use crate::error::Error;
-use crate::tokens::texts::{Response, Unfinished};
+use crate::tokens::texts::{Response, Truncated};
 
 /// Preference groups, each of one prompt, one chosen response and any number of rejected ones, and how they are
 /// tokenized.
@@ -10,21 +10,21 @@ use crate::tokens::texts::{Response, Unfinished};
 /// One group: a prompt with a chosen and a rejected response.
 /// ```
 /// use mipo::tokenizer::{Encoder, EngineChoice};
-/// use mipo::tokens::{Groups, Interner, Plain, Unfinished, Verdict};
+/// use mipo::tokens::{Groups, Interner, Plain, Truncated, Verdict};
 ///
 /// let json = br#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
 ///     "normalizer": null, "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
 ///     "model": {"type": "WordLevel", "unk_token": "?",
 ///               "vocab": {"?": 0, "hello": 1, "world": 2, "moon": 3, "</s>": 4}}}"#;
 /// let encoder = Encoder::from_json(json, EngineChoice::Auto)?;
-/// let unfinished = Unfinished { chosen: &[false], rejected: &[true], end_ids: &[] };
-/// let groups = Groups { offsets: &[0, 1], rows: &[0], unfinished, add_special_tokens: true };
+/// let truncated = Truncated { chosen: &[false], rejected: &[true], end_ids: &[] };
+/// let groups = Groups { offsets: &[0, 1], rows: &[0], truncated, add_special_tokens: true };
 /// let texts = Plain {
 ///     prompts: vec!["hello"],
 ///     chosen: vec![" world"],
 ///     rejected: vec![" moon"],
 ///     end: " </s>",
-///     unfinished,
+///     truncated,
 /// };
 /// let mut interner = Interner::default();
 /// let rows = interner.push(&encoder, &texts, groups, None)?;
@@ -43,7 +43,7 @@ pub struct Groups<'a> {
     /// `[groups]`: the row of each group in its source, for errors.
     pub rows: &'a [u64],
     /// The responses that were cut off.
-    pub unfinished: Unfinished<'a>,
+    pub truncated: Truncated<'a>,
     /// Whether the tokenizer adds its special tokens.
     pub add_special_tokens: bool,
 }
@@ -58,12 +58,12 @@ impl Groups<'_> {
             ("chosen", "group", groups, chosen),
             ("rejected", "rejected response", responses, rejected),
             ("rows", "group", groups, self.rows.len()),
-            ("unfinished chosen", "group", groups, self.unfinished.chosen.len()),
+            ("truncated chosen", "group", groups, self.truncated.chosen.len()),
             (
-                "unfinished rejected",
+                "truncated rejected",
                 "rejected response",
                 responses,
-                self.unfinished.rejected.len(),
+                self.truncated.rejected.len(),
             ),
         ];
         for (name, what, expected, got) in lengths {

@@ -139,7 +139,7 @@ impl Chunk {
         let responses: Vec<&[u32]> = joints
             .iter()
             .zip(groups.responses(group))
-            .map(|(joint, response)| groups.unfinished.cut(group, response, &joint[border..]))
+            .map(|(joint, response)| groups.truncated.cut(group, response, &joint[border..]))
             .collect();
         let verdict = limit.map_or(Verdict::Kept, |limit| {
             judge(self.head.len() + border, &responses, limit)

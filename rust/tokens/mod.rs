@@ -8,4 +8,4 @@ mod texts;
 
 pub use groups::{GroupRows, Groups, Verdict};
 pub use interner::Interner;
-pub use texts::{Chats, Plain, Rendered, Response, Texts, Unfinished};
+pub use texts::{Chats, Plain, Rendered, Response, Texts, Truncated};

@@ -44,7 +44,7 @@ pub struct Plain<'a> {
     /// The end of text; responses that were cut off get none.
     pub end: &'a str,
     /// Which responses were cut off.
-    pub unfinished: Unfinished<'a>,
+    pub truncated: Truncated<'a>,
 }
 
 impl Texts for Plain<'_> {
@@ -61,7 +61,7 @@ impl Texts for Plain<'_> {
             Response::Chosen => self.chosen[group],
             Response::Rejected(place) => self.rejected[place],
         };
-        let closed = self.unfinished.contains(group, response) || text.ends_with(self.end);
+        let closed = self.truncated.contains(group, response) || text.ends_with(self.end);
         let end = if closed { "" } else { self.end };
         Ok(Cow::Owned([self.prompts[group], text, end].concat()))
     }
@@ -129,7 +129,7 @@ impl Texts for Rendered<'_> {
 
 /// Responses that the token limit cut off, so that they have no end.
 #[derive(Debug, Clone, Copy)]
-pub struct Unfinished<'a> {
+pub struct Truncated<'a> {
     /// `[groups]`: whether the chosen response was cut off.
     pub chosen: &'a [bool],
     /// The same for each rejected response.
@@ -138,13 +138,13 @@ pub struct Unfinished<'a> {
     pub end_ids: &'a [u32],
 }
 
-impl Unfinished<'_> {
+impl Truncated<'_> {
     fn contains(&self, group: usize, response: Response) -> bool {
         match response {
             Response::Chosen => self.chosen.get(group),
             Response::Rejected(place) => self.rejected.get(place),
         }
-        .is_some_and(|&unfinished| unfinished)
+        .is_some_and(|&truncated| truncated)
     }
 
     /// The ids of a response, without the end of a turn that it never reached and what follows that end (a line break

@@ -56,7 +56,7 @@ def test_only_what_mipo_wrote_is_removed(tmp_path):
     folder = tmp_path / "responses"
     with outputs.claim(folder, "responses"):
         files.write_json(folder / "settings.json", {})
-        tables.write_frame(pl.DataFrame({"a": [1]}), folder / "part-00000.parquet")
+        tables.write([pl.DataFrame({"a": [1]})], folder / "part-00000.parquet")
     (folder / "notes.txt").write_text("mine")
     (folder / "inner").mkdir()
     (folder / "inner" / "part-00000.parquet").write_text("mine")
@@ -114,7 +114,7 @@ def test_a_file_is_written_through_a_link_and_never_over_a_device_or_a_pipe(tmp_
     (tmp_path / "real").mkdir()
     link = tmp_path / "link.parquet"
     link.symlink_to(tmp_path / "real" / "file.parquet")
-    tables.write_frame(pl.DataFrame({"a": [1]}), link)
+    tables.write([pl.DataFrame({"a": [1]})], link)
     assert link.is_symlink()
     assert outputs.check_file(link) == tmp_path / "real" / "file.parquet"  # its own table may be written again
     os.mkfifo(tmp_path / "pipe.parquet")

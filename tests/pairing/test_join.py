@@ -277,7 +277,7 @@ def test_what_was_linked_when_asked_is_what_a_join_of_texts_finds(tmp_path: Path
 
     (tmp_path / "responses").mkdir()
     for number in range(3):
-        tables.write_frame(responses[number::3], tmp_path / "responses" / f"part-{number}.parquet")
+        tables.write([responses[number::3]], tmp_path / "responses" / f"part-{number}.parquet")
     links, states = link(frame, drawn, requests), ResponseStates.of(responses, 7)
     rows = write_with_reasons(links, states, tmp_path / "pairs.parquet", batch_rows=9)
     assert rows == (drawn.height, expected.height, dropped(linked))

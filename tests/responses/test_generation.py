@@ -132,7 +132,7 @@ def test_a_damaged_part_and_one_of_other_prompts_is_made_again_to_the_byte(
     edited = io.BytesIO()
     responses.with_columns(response=pl.lit("edited")).write_parquet(edited)
     swapped = responses.with_columns(prompt=responses["prompt"].reverse())
-    tables.write_frame(swapped, tmp_path / "swapped.parquet")
+    tables.write([swapped], tmp_path / "swapped.parquet")
     damaged = [b"", whole[:100], whole[:-1], edited.getvalue(), (tmp_path / "swapped.parquet").read_bytes()]
     damaged += [bytes([*whole[:at], whole[at] ^ 1, *whole[at + 1 :]]) for at in range(4, len(whole) - 4, 7)]
     unnoticed = 0

@@ -20,7 +20,6 @@ from mipo.io import records
 HELP = {
     "batch_rows": "rows held in memory at once, of Parquet tables of any size",
     "beside": "a control run whose figures stand beside this one's; may be repeated",
-    "control": "train a control instead of the method: shuffled (chosen and rejected swapped at random) or sft",
     "encoder": "what makes the ids: fastokens, tokenizers (the reference, slow), or auto, which says when it is slow",
     "format": "the trainer that reads the pairs",
     "negatives": "K, the number of other prompts",

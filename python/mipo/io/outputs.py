@@ -151,6 +151,12 @@ def mark_model(folder: Path, *more: str) -> None:
     (folder / MARK).write_text(json.dumps({"mipo": "model", "files": names}) + "\n", encoding="utf-8")
 
 
+def is_own(schema: pa.Schema) -> bool:
+    """Whether the schema of a Parquet file says that mipo wrote it."""
+    metadata = schema.metadata or {}
+    return all(metadata.get(name.encode()) == value.encode() for name, value in PARQUET_MARK.items())
+
+
 def remove(path: Path) -> None:
     """Removes a file of mipo's, or what mipo wrote into a folder; the folder too, unless something else is in it."""
     if path.is_symlink() or not path.is_dir():
@@ -203,10 +209,9 @@ def _is_own_table(path: Path) -> bool:
     if path.suffix != ".parquet":
         return False
     try:
-        metadata = pq.read_schema(path).metadata or {}
+        return is_own(pq.read_schema(path))
     except (pa.ArrowException, OSError):
         return False
-    return all(metadata.get(name.encode()) == value.encode() for name, value in PARQUET_MARK.items())
 
 
 def _clean(folder: Path) -> None:

@@ -86,6 +86,18 @@ def settings(record: Record) -> dict[str, Any]:
     return plain
 
 
+def differences(old: dict[str, Any], new: dict[str, Any], at: str = "") -> list[str]:
+    """The settings in which two mappings differ, a line each."""
+    lines = []
+    for name in sorted(old.keys() | new.keys()):
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(a, b, f"{at}{name}.")
+        elif a != b:
+            lines.append(f"{at}{name}: {a!r} there, {b!r} now")
+    return lines
+
+
 def record_in(kind: Any) -> type[Record] | None:
     """The kind of record that a field's type is, or may be; None for any other type."""
     return next((arm for arm in _arms(kind) if isinstance(arm, type) and issubclass(arm, Record)), None)

@@ -111,14 +111,7 @@ def read_own(path: Path) -> pl.DataFrame | None:
         table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
     except (pa.ArrowException, OSError):
         return None
-    metadata = table.schema.metadata or {}
-    own = all(metadata.get(name.encode()) == value.encode() for name, value in outputs.PARQUET_MARK.items())
-    return from_arrow(table) if own else None
-
-
-def write_frame(frame: pl.DataFrame, path: Path) -> None:
-    """Writes one frame as `write` does."""
-    write([frame], path)
+    return from_arrow(table) if outputs.is_own(table.schema) else None
 
 
 def to_arrow(frame: pl.DataFrame) -> pa.Table:

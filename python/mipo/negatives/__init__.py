@@ -1,1 +1,1 @@
-"""Negatives: which other prompt each rejected response answers. The one idea of the method."""
+"""Negatives: which other prompt each rejected response answers, drawn by `mipo.contrast`. The idea of the method."""

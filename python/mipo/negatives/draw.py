@@ -37,7 +37,7 @@ def counterparts(
 
     With `balanced=False` each row draws its K alone, uniformly without replacement. Then rows are used K times only on
     average; all else holds. Several times cheaper for many negatives.
-    Raises ValueError for n < 2, negatives outside 1…n-1, start > stop or stop > n.
+    Raises InputError for n < 2, negatives outside 1…n-1, start > stop or stop > n.
     """
     end = n if stop is None else stop
     drawn: NDArray[np.uint64] = _native.counterparts(n, negatives, seed, start, end, balanced)

@@ -35,7 +35,7 @@ def overlaps(prompts: pl.DataFrame, held_out: pl.DataFrame, *, words: int = 8, s
     In chats, only the user's messages count. Where both tables have a column context, only prompts with equal contexts
     are compared; leave it out of one table to compare prompts alone. Returns prompt_id, held_out_id (row numbers where
     the tables have no prompt_id), reason (`mipo.reasons`), share, prompt and held_out (the texts compared).
-    Raises InputError for words < 1 and a missing column, ValueError for a share outside (0, 1].
+    Raises InputError for words < 1, a share outside (0, 1] and a missing column.
     """
     if isinstance(words, bool) or not isinstance(words, int) or not 1 <= words < 2**31:
         raise InputError(f"words: expected a whole number from 1, got {words!r}")
@@ -72,7 +72,7 @@ def clusters(texts: pl.Series, threshold: float) -> pl.Series:
     Two texts are near-duplicates if the sets of their runs of five characters have a Jaccard similarity of at least
     `threshold`, after Unicode form, case and white space are normalised. A cluster is a chain of near-duplicates, so
     two of its texts may be less alike. Every pair that can reach the threshold is compared: exact, without a seed.
-    Raises ValueError for a threshold outside (0, 1] and for a null.
+    Raises InputError for a threshold outside (0, 1] and for a null.
     """
     return pl.Series(texts.name, _native.clusters(normalised(texts), NGRAM, threshold))
 

@@ -18,7 +18,7 @@ from mipo.responses.sampling import Sampling
 from mipo.tokenizer.chat import encode_prompts
 from mipo.tokenizer.messages import key
 
-ANSWER = ("response", "response_tokens", "truncated")  # what a part holds beside the prompts
+RESPONSE = ("response", "response_tokens", "truncated")  # what a part holds beside the prompts
 PART_ROWS = 512  # a kill costs at most one part; each has its own seed, so generating it again gives the same rows
 
 
@@ -37,8 +37,9 @@ def generate(
     """One sampled response for each row of `prompts` (those of `Requests`); temperature 0 is greedy.
 
     Returns `prompts` with response (text without special tokens), response_tokens (with the end of turn) and truncated
-    (cut off after `max_new_tokens` tokens). Samples from the model's own distribution under temperature and top_p: a
-    repetition penalty or top_k in its generation config is ignored, its end tokens are used.
+    (cut off after `max_new_tokens` tokens: as a part of a pair it has no end of turn, see `mipo.tokens.groups`).
+    Samples from the model's own distribution under temperature and top_p: a repetition penalty or top_k in its
+    generation config is ignored, its end tokens are used.
 
     With `folder`, parts of 512 rows are kept there as `part-*.parquet`, and a call with the same arguments continues
     an interrupted one. The same arguments give the same responses on the same machine; another batch size or device
@@ -75,7 +76,7 @@ def _answered(
             rows, path = slice(start, start + PART_ROWS), folder / f"part-{number:05d}.parquet" if folder else None
             if path and path.exists():
                 part = tables.read_own(path)
-                if part is not None and part.columns == [*prompts.columns, *ANSWER] and _same(part, prompts[rows]):
+                if part is not None and part.columns == [*prompts.columns, *RESPONSE] and _same(part, prompts[rows]):
                     parts.append(part)
                     bar.update(part.height)
                     continue
@@ -86,13 +87,13 @@ def _answered(
             responses = sample(ids[rows], model.weights, model.tokenizer, sampling, batch_size, bar)
             parts.append(prompts[rows].with_columns(responses))
             if path:
-                tables.write_frame(parts[-1], path)
+                tables.write([parts[-1]], path)
     return pl.concat(parts)
 
 
 def _same(part: pl.DataFrame, prompts: pl.DataFrame) -> bool:
     """Whether a part holds a response to each of these prompts."""
-    complete = not sum(part.select(ANSWER).null_count().row(0))
+    complete = not sum(part.select(RESPONSE).null_count().row(0))
     return complete and part.select(prompts.columns).equals(prompts)
 
 
@@ -113,17 +114,9 @@ def _check(folder: Path, prompts: pl.DataFrame, settings: dict[str, Any]) -> Non
             )
         files.write_json(path, settings)
         return
-    stored = files.read_json(path)
-    differences = [
-        f"{name}: {stored.get(name)!r} there, {value!r} now"
-        for name, value in settings.items()
-        if stored.get(name) != value
-    ]
-    if differences:
+    if lines := records.differences(files.read_json(path), settings):
         raise InputError(
-            f"{folder}: holds responses of other prompts or settings:\n  "
-            + "\n  ".join(differences)
-            + "\nName another "
+            f"{folder}: holds responses of other prompts or settings:\n  " + "\n  ".join(lines) + "\nName another "
             "folder, or delete this one."
         )
 

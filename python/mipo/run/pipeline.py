@@ -201,4 +201,4 @@ class _Pipeline:
         return pl.read_parquet(self.folder / name, glob=False)
 
     def _write(self, frame: pl.DataFrame, name: str) -> None:
-        tables.write_frame(frame, self.folder / name)
+        tables.write([frame], self.folder / name)

@@ -21,7 +21,7 @@ from mipo.responses.sampling import Sampling
 from mipo.run import document
 from mipo.run.training_fields import fields_of
 
-HeldOut = Annotated[int, Meta(ge=2)]
+HoldoutRows = Annotated[int, Meta(ge=2)]
 PositiveShare = Annotated[float, Meta(gt=0, le=1)]
 Tolerance = Annotated[float, Meta(ge=0)]
 Words = Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -43,7 +43,7 @@ class Prompts(Record, frozen=True, kw_only=True):
         None
     )
     holdout: Annotated[
-        HeldOut | None, Meta(description="number of rows to hold out; null for a tenth, at most 512")
+        HoldoutRows | None, Meta(description="number of rows to hold out; null for a tenth, at most 512")
     ] = None
     holdout_by: Annotated[
         Text | None,
@@ -144,7 +144,7 @@ class Recipe(Record, frozen=True, kw_only=True):
     seed: Annotated[Seed, Meta(description="the same seed gives the same result")] = 0
     control: Annotated[
         Literal["shuffled", "sft"] | None,
-        Meta(description="a control run: chosen and rejected swapped at random, or the chosen responses alone"),
+        Meta(description="a control run: shuffled (chosen and rejected swapped at random) or sft (chosen ones alone)"),
     ] = None
     max_dropped: Annotated[
         Share | dict[str, Share],

@@ -1,6 +1,7 @@
 """Stages: a run folder in which each stage is done once for its inputs, by content, and resumed after a kill.
 
-Knows the manifest and files. Knows nothing of what a stage does.
+Knows the manifest and files. Knows nothing of what a stage does; what its outputs depend on, and so when it is done
+again, is in `mipo.run.provenance`.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class RunFolder:
         stages = earlier.get("stages", {})
         settings = {name: value for name, value in records.settings(recipe).items() if name != "max_dropped"}
         begun = any(stage["state"] == "done" for stage in stages.values())
-        if begun and (lines := _differences(earlier["settings"], json.loads(json.dumps(settings)))):
+        if begun and (lines := records.differences(earlier["settings"], json.loads(json.dumps(settings)))):
             raise InputError(
                 f"{folder}: was made with other settings:\n  " + "\n  ".join(lines) + "\nName another folder with "
                 f"--output (and --reuse {folder} to take over the stages that stay the same), or delete this one."
@@ -152,15 +153,3 @@ def _is_intact(folder: Path, record: dict[str, Any]) -> bool:
         (path := files.inside(folder, name)).is_file() and checksum.of_file(path) == digest
         for name, digest in record["files"].items()
     )
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any], at: str = "") -> list[str]:
-    """The settings in which two recipes differ, a line each."""
-    lines = []
-    for name in sorted(old.keys() | new.keys()):
-        a, b = old.get(name), new.get(name)
-        if isinstance(a, dict) and isinstance(b, dict):
-            lines += _differences(a, b, f"{at}{name}.")
-        elif a != b:
-            lines.append(f"{at}{name}: {a!r} there, {b!r} now")
-    return lines

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from mipo.errors import InputError
 from mipo.io import checksum, sources
@@ -20,38 +20,6 @@ from mipo.pairing.stored import PAIRS, RESPONSES, StoredPairs
 from mipo.tokens.trl_reference import SIDES
 
 BATCH_ROWS = 16_384
-
-
-class Source(Protocol):
-    """A table of pairs with their texts."""
-
-    @property
-    def name(self) -> str:
-        """Its path, or the name of a data set."""
-
-    @property
-    def split(self) -> str:
-        """The split to read from a data set."""
-
-    @property
-    def content(self) -> str:
-        """A checksum, equal for equal pairs."""
-
-    @property
-    def is_streamed(self) -> bool:
-        """Whether `batches` reads little more than the rows it yields."""
-
-    def height(self) -> int:
-        """The number of rows."""
-
-    def ids(self, start: int, stop: int) -> Iterator[pl.DataFrame]:
-        """The same rows as `batches`, at least with the prompt_id that they have."""
-
-    def batches(self, start: int, stop: int) -> Iterator[pl.DataFrame]:
-        """The rows from `start` up to but not including `stop`, in order."""
-
-    def opened(self) -> AbstractContextManager[Source]:
-        """The source with what all its parts read at hand."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +52,7 @@ class Files:
 
     ids = batches
 
-    def opened(self) -> AbstractContextManager[Source]:
+    def opened(self) -> AbstractContextManager[Files]:
         """The source itself: each part reads its own rows."""
         return nullcontext(self)
 
@@ -117,10 +85,13 @@ class Stored:
         return self.pairs.numbers(BATCH_ROWS, start=start, stop=stop)
 
     @contextmanager
-    def opened(self) -> Iterator[Source]:
+    def opened(self) -> Iterator[Stored]:
         """The pairs with the texts of all responses at hand."""
         with self.pairs.opened() as pairs:
             yield replace(self, pairs=pairs)
+
+
+Source: TypeAlias = Files | Stored
 
 
 @dataclass(frozen=True)

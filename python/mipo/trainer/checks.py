@@ -82,7 +82,8 @@ def check_modules(lora: Any, args: MIPOConfig, model_config: Any) -> None:
         try:
             adapted = get_peft_model(empty, config)
         except (ValueError, NotImplementedError) as error:
-            layers = sorted({name.rpartition(".")[2] for name, part in empty.named_modules() if _is_linear(part)})
+            linear = (name for name, part in empty.named_modules() if isinstance(part, torch.nn.Linear | Conv1D))
+            layers = sorted({name.rpartition(".")[2] for name in linear})
             raise InputError(
                 f"target_modules: {' '.join(str(error).split())} The model's linear layers are {', '.join(layers)}"
             ) from error
@@ -91,7 +92,3 @@ def check_modules(lora: Any, args: MIPOConfig, model_config: Any) -> None:
             "target_modules: expected no LM head, since TRL's loss does not train it; leave it out, or set "
             "trainer.fused_loss: true"
         )
-
-
-def _is_linear(module: torch.nn.Module) -> bool:
-    return isinstance(module, torch.nn.Linear | Conv1D)

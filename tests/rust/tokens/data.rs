@@ -2,7 +2,7 @@
 
 use mipo::error::Error;
 use mipo::tokenizer::{Encoder, EngineChoice, Table};
-use mipo::tokens::{GroupRows, Groups, Interner, Rendered, Unfinished};
+use mipo::tokens::{GroupRows, Groups, Interner, Rendered, Truncated};
 
 /// The text "7 12" has the ids 7 and 12; the tokenizer's own special token is 99, and `words` is all it knows.
 pub(crate) fn encoder() -> Encoder {
@@ -60,7 +60,7 @@ impl<'a> Arrays<'a> {
         Groups {
             offsets: &self.offsets,
             rows: &self.rows,
-            unfinished: Unfinished {
+            truncated: Truncated {
                 chosen: &self.flags[..self.rows.len()],
                 rejected: &self.flags[..self.texts.rejected.len()],
                 end_ids: &[],

@@ -1,7 +1,7 @@
 //! Prompts and responses of preference groups: the border between them, each stored once, and what is left out.
 
 use mipo::error::Error;
-use mipo::tokens::{GroupRows, Groups, Interner, Plain, Unfinished};
+use mipo::tokens::{GroupRows, Groups, Interner, Plain, Truncated};
 
 use crate::data::on_threads;
 use crate::tokens::data::{Arrays, Group, encoder, push, rows};
@@ -69,15 +69,15 @@ fn what_was_taken_is_remembered_and_not_stored_again() -> Result<(), Error> {
 }
 
 #[test]
-fn an_unfinished_response_loses_its_last_end_of_turn_and_what_follows() -> Result<(), Error> {
+fn a_truncated_response_loses_its_last_end_of_turn_and_what_follows() -> Result<(), Error> {
     let arrays = Arrays::new(&[("1 90", "1 90 4 91 5 90 10", &["1 90 4 90 10", "1 90 6 7", "1 90 90"])]);
-    let unfinished = Unfinished {
+    let truncated = Truncated {
         chosen: &[true],
         rejected: &[false, true, true],
         end_ids: &[98, 90],
     };
     let groups = Groups {
-        unfinished,
+        truncated,
         ..arrays.groups()
     };
     let mut interner = Interner::default();
@@ -123,7 +123,7 @@ fn a_group_left_out_says_why_and_leaves_nothing_behind() -> Result<(), Error> {
 #[test]
 fn text_closes_with_one_end_unless_it_was_cut_off() -> Result<(), Error> {
     let (chosen, rejected) = ([false, true], [false, true, false]);
-    let unfinished = Unfinished {
+    let truncated = Truncated {
         chosen: &chosen,
         rejected: &rejected,
         end_ids: &[],
@@ -133,12 +133,12 @@ fn text_closes_with_one_end_unless_it_was_cut_off() -> Result<(), Error> {
         chosen: vec!["3", "3"],
         rejected: vec!["4 50", "4 50", "4"],
         end: " 50",
-        unfinished,
+        truncated,
     };
     let groups = Groups {
         offsets: &[0, 1, 3],
         rows: &[1, 2],
-        unfinished,
+        truncated,
         add_special_tokens: true,
     };
     let mut interner = Interner::default();

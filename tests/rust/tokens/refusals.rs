@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use mipo::error::Error;
-use mipo::tokens::{Groups, Interner, Rendered, Response, Texts, Unfinished};
+use mipo::tokens::{Groups, Interner, Rendered, Response, Texts, Truncated};
 
 use crate::tokens::data::{Arrays, Group, encoder, rows};
 
@@ -72,7 +72,7 @@ fn a_refusal_of_the_template_has_its_message() {
 fn wrong_arrays_are_named() {
     let arrays = Arrays::new(&[("1", "1 2", &["1 3"]), ("1", "1 2", &["1 3"])]);
     let right = arrays.groups();
-    let flags = |chosen, rejected| Unfinished {
+    let flags = |chosen, rejected| Truncated {
         chosen,
         rejected,
         end_ids: &[],
@@ -120,17 +120,17 @@ fn wrong_arrays_are_named() {
         (Groups { rows: &[1], ..right }, "rows: expected length 2, got 1"),
         (
             Groups {
-                unfinished: flags(&[true], &[true, true]),
+                truncated: flags(&[true], &[true, true]),
                 ..right
             },
-            "unfinished chosen: expected length 2, got 1",
+            "truncated chosen: expected length 2, got 1",
         ),
         (
             Groups {
-                unfinished: flags(&[true, true], &[]),
+                truncated: flags(&[true, true], &[]),
                 ..right
             },
-            "unfinished rejected: expected length 2, got 0",
+            "truncated rejected: expected length 2, got 0",
         ),
     ];
     for (groups, beginning) in cases {

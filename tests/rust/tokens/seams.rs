@@ -1,7 +1,7 @@
 //! Groups whose texts are cut at seams have the ids of groups left whole.
 
 use mipo::tokenizer::{Encoder, EngineChoice, Table};
-use mipo::tokens::{GroupRows, Groups, Interner, Plain, Unfinished};
+use mipo::tokens::{GroupRows, Groups, Interner, Plain, Truncated};
 use serde_json::Value;
 
 use crate::tokenizer::seams::{around, changed, encoder};
@@ -54,7 +54,7 @@ fn push(encoder: &Encoder) -> (GroupRows, Table, Table) {
         (0..=count as i64).collect(),
         (0..count as u64).collect(),
     );
-    let unfinished = Unfinished {
+    let truncated = Truncated {
         chosen: &flags,
         rejected: &flags,
         end_ids: &[],
@@ -65,12 +65,12 @@ fn push(encoder: &Encoder) -> (GroupRows, Table, Table) {
         chosen,
         rejected,
         end: "<e>",
-        unfinished,
+        truncated,
     };
     let groups = Groups {
         offsets: &offsets,
         rows: &rows,
-        unfinished,
+        truncated,
         add_special_tokens: true,
     };
     let mut interner = Interner::default();

@@ -39,7 +39,7 @@ def command(
             drawn = cluster.gather(on_ray.contrast(cluster.spread(table), **settings))
         else:
             drawn = draw.contrast(table, **settings)
-    tables.write_frame(drawn, output)
+    tables.write([drawn], output)
     print_rows(output, drawn.height, dropped(drawn))
 
 

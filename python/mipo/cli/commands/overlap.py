@@ -19,7 +19,7 @@ def command(prompts: Prompts, /, *, held_out: HeldOut, output: Output, **options
     outputs.check_file(output)
     table = read_prompts(prompts, options)
     overlapping = overlaps(table, read(held_out, **keywords(read, options)).frame, **keywords(overlaps, options))
-    tables.write_frame(overlapping, output)
+    tables.write([overlapping], output)
     for row in overlapping.head(SHOWN).iter_rows(named=True):
         print(f"── prompt {row['prompt_id']} {row['reason']}, {row['held_out_id']} ({row['share']:.0%})")
         print(f"{row['prompt']}\n── held out\n{row['held_out']}\n")
