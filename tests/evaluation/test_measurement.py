@@ -22,7 +22,7 @@ from mipo.evaluation.bounds import information, row_bounds
 from mipo.evaluation.figures import change
 from mipo.evaluation.measurement import evaluate
 from mipo.evaluation.rule import Rule, judge
-from mipo.evaluation.scoring import sequence_logps
+from mipo.evaluation.scoring import response_logps
 from mipo.models.loading import load_model, load_tokenizer
 from mipo.models.model import Model
 from mipo.negatives.draw import contrast
@@ -272,19 +272,19 @@ def naive_logps(model: Any, prompt: NDArray[np.uint32], response: NDArray[np.uin
 
 @pytest.mark.parametrize("batch_tokens", [1, 60, 16_384])
 @pytest.mark.parametrize("logit_bytes", [1, 130 * 4 * 20, 1 << 30])
-def test_sequence_logps_are_a_plain_loop_s(
+def test_response_logps_are_a_plain_loop_s(
     model: Any, batch_tokens: int, logit_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scoring, "LOGIT_BYTES", logit_bytes)
     random = np.random.default_rng(0)
     sizes = [(5, 1), (1, 9), (30, 12), (7, 12), (0, 4), (3, 0), (12, 2), (1, 1), (0, 1)]
     prompts, responses = ([random.integers(6, 130, s[k]).astype(np.uint32) for s in sizes] for k in (0, 1))
-    logps = sequence_logps(model, prompts, responses, batch_tokens=batch_tokens)
+    logps = response_logps(model, prompts, responses, batch_tokens=batch_tokens)
     naive = [naive_logps(model.double(), p, r) for p, r in zip(prompts, responses, strict=True)]
     model.float()
     np.testing.assert_allclose(logps, naive, atol=SUM_ATOL, rtol=0)
     for row in (0, 4):
-        alone = sequence_logps(model, prompts[row : row + 1], responses[row : row + 1])
+        alone = response_logps(model, prompts[row : row + 1], responses[row : row + 1])
         np.testing.assert_allclose(alone, logps[row : row + 1], atol=SUM_ATOL)
 
 
@@ -343,8 +343,8 @@ def test_the_demo_s_model_tells_of_its_users_and_chosen_beats_rejected(
 
 
 def test_margins_are_of_groups(model: Any, held_out: PairStore) -> None:
-    chosen = sequence_logps(model, *held_out.rows("chosen"))
-    rejected = iter(sequence_logps(model, *held_out.rows("rejected")))
+    chosen = response_logps(model, *held_out.rows("chosen"))
+    rejected = iter(response_logps(model, *held_out.rows("rejected")))
     sizes = held_out.pairs["rejected"].list.len()
     margins = [c - np.mean([next(rejected) for _ in range(size)]) for c, size in zip(chosen, sizes, strict=True)]
     assert measurement._margins(model, held_out, "")["margin"].to_list() == pytest.approx(margins)

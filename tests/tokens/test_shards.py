@@ -54,7 +54,7 @@ def put(folder: Path, number: int, store: PairStore) -> dict[str, Any]:
 
 
 def test_a_store_is_a_manifest_and_its_shards(folder: Path, store: PairStore) -> None:
-    assert {path.name for path in folder.iterdir()} == {"manifest.json", "shard-00000"}
+    assert {path.name for path in folder.iterdir()} == {".mipo.json", "manifest.json", "shard-00000"}
     assert {path.name for path in (folder / "shard-00000").iterdir()} == FILES
     (record,) = shards.manifest(folder)["shards"]
     assert (record["prompts"], record["responses"], record["groups"]) == (2, 3, 2)
@@ -133,7 +133,9 @@ def test_a_process_killed_while_it_writes_leaves_no_store(folder: Path, store: P
         PairStore.open(folder)
     store.save(folder)
     assert content(PairStore.open(folder)) == content(store)
-    assert {path.name for path in folder.iterdir()} == {"manifest.json", "shard-00000"}, "nothing is left of the first"
+    assert {path.name for path in folder.iterdir()} == {".mipo.json", "manifest.json", "shard-00000"}, (
+        "nothing is left of the first"
+    )
 
 
 # What was changed

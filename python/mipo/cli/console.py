@@ -26,11 +26,6 @@ def read_prompts(source: str | Path, options: Mapping[str, Any]) -> pl.DataFrame
     return prompts.frame
 
 
-def read_table(path: Path) -> pl.DataFrame:
-    """The table in a file, or in a folder of Parquet parts."""
-    return scan_table(path).lazy().collect()
-
-
 def scan_table(path: Path) -> Table:
     """The table in a Parquet file or a folder of these, read in batches; or the whole table in a JSONL or CSV file."""
     if not path.exists():

@@ -15,7 +15,7 @@ from mipo.errors import InputError
 from mipo.evaluation.bounds import information, row_bounds
 from mipo.evaluation.figures import mean, share
 from mipo.evaluation.rule import Rule, judge
-from mipo.evaluation.scoring import sequence_logps
+from mipo.evaluation.scoring import response_logps
 from mipo.models.model import Model
 from mipo.negatives.draw import Kind, contrast
 from mipo.prompts.rows import numbered
@@ -113,7 +113,7 @@ def _responses_of(requests: Requests, responses: pl.DataFrame) -> pl.DataFrame:
 def _margins(model: PreTrainedModel, held_out: PairStore, progress: str) -> pl.DataFrame:
     """Log-probs of fixed pairs, and each chosen response against its group's rejected ones; a row a group."""
     chosen, rejected = (
-        sequence_logps(model, *held_out.rows(side), progress=f"{progress} {side}") for side in ("chosen", "rejected")
+        response_logps(model, *held_out.rows(side), progress=f"{progress} {side}") for side in ("chosen", "rejected")
     )
     sizes = held_out.pairs["rejected"].list.len().cast(pl.Int64).to_numpy()
     rejected = np.add.reduceat(rejected, np.cumsum(sizes) - sizes) / sizes
@@ -161,7 +161,7 @@ def _candidate_logps(
             "no held-out row has a response and enough other prompts; give more held-out rows or fewer negatives"
         )
     places = np.flatnonzero(np.repeat(fits, negatives + 1))
-    logps = sequence_logps(
+    logps = response_logps(
         model.weights, [prompt_ids[i] for i in places], [response_ids[i] for i in places],
         progress=f"{progress} information".strip(),
     )  # fmt: skip

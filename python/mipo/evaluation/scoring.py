@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 LOGIT_BYTES = 1 << 30  # of float32 logits held at once; with a vocabulary of 150,000, 1,800 response tokens
 
 
-def sequence_logps(
+def response_logps(
     model: PreTrainedModel, prompts: Sequence[NDArray[np.uint32]], responses: Sequence[NDArray[np.uint32]], *,
     batch_tokens: int | None = None, progress: str = "log-probs",
 ) -> NDArray[np.float64]:  # fmt: skip

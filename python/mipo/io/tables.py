@@ -38,7 +38,7 @@ def check_columns(table: Table, columns: Iterable[str], name: object) -> None:
 
 
 def digests(values: pl.Series) -> pl.Series:
-    """128 bits of each value, as text: equal for equal values on any machine; null for null.
+    """128 bits of each value, as text: equal for equal values wherever polars has this version; null for null.
 
     The chance that two of 10⁹ different values share a digest is below 10⁻²⁰.
     """

@@ -9,7 +9,6 @@ import importlib.metadata
 import platform
 import shlex
 import sys
-from pathlib import Path
 from typing import Any
 
 from mipo.io import checksum, records
@@ -62,7 +61,7 @@ def inputs(stage: str, recipe: Recipe, model: Model, run: RunFolder) -> dict[str
     match stage:
         case "prompts":
             paths = {"source": recipe.prompts.source, "test": recipe.prompts.test}
-            sources = {name: _source_checksum(path) for name, path in paths.items() if path}
+            sources = {name: checksum.of_source(path) for name, path in paths.items() if path}
             own: dict[str, Any] = {"settings": plain["prompts"], "sources": sources, "model": model.content,
                    "new_tokens": recipe.responses.max_new_tokens}  # fmt: skip
         case "contrast":
@@ -90,13 +89,6 @@ def inputs(stage: str, recipe: Recipe, model: Model, run: RunFolder) -> dict[str
 
 def _test_checksum(run: RunFolder) -> dict[str, str]:
     return {name: digest for name, digest in run.checksums("prompts").items() if name == "test.parquet"}
-
-
-def _source_checksum(source: str) -> str:
-    path = Path(source)
-    if path.is_file():
-        return checksum.of_file(path)
-    return checksum.of_folder(path) if path.is_dir() else checksum.of_value(source)
 
 
 def _version(library: str) -> str | None:

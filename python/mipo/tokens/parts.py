@@ -32,10 +32,7 @@ class Files:
     @cached_property
     def content(self) -> str:
         """The checksum of the files, or of the data set's name."""
-        path = Path(self.name)
-        if path.is_dir():
-            return checksum.of_folder(path)
-        return checksum.of_file(path) if path.is_file() else checksum.of_value(self.name)
+        return checksum.of_source(self.name)
 
     @property
     def is_streamed(self) -> bool:
