@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use pyo3::prelude::*;
 
 use crate::python::arrays::{array, slice};
+use crate::python::pool::detached;
 
 /// XXH3 of buffers, as 32 hexadecimal digits.
 #[pyfunction]
@@ -17,12 +18,12 @@ pub(super) fn checksum(py: Python<'_>, buffers: Vec<Bound<'_, PyAny>>) -> PyResu
         .iter()
         .map(|bytes| slice("buffers", bytes))
         .collect::<PyResult<_>>()?;
-    Ok(format!("{:032x}", py.detach(|| crate::checksum::checksum(&bytes))))
+    Ok(format!("{:032x}", detached(py, || crate::checksum::checksum(&bytes))))
 }
 
 /// XXH3 of a file, the bytes `start..stop` read as zeros, as 32 hexadecimal digits.
 #[pyfunction]
 pub(super) fn checksum_file(py: Python<'_>, path: PathBuf, start: u64, stop: u64) -> PyResult<String> {
-    let checksum = py.detach(|| crate::checksum::checksum_file(&path, start..stop))?;
+    let checksum = detached(py, || crate::checksum::checksum_file(&path, start..stop))?;
     Ok(format!("{checksum:032x}"))
 }

@@ -4,6 +4,7 @@ mod arrays;
 mod arrow;
 mod checksum;
 mod negatives;
+mod pool;
 mod prompts;
 mod tokenizer;
 mod tokens;

@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 
 use crate::negatives::{self, Draw, Near, draw};
 use crate::python::arrays::{array, empty, matrix, natural, slice};
+use crate::python::pool::detached;
 
 /// Counterparts of the rows `start..stop` of `n`: uint64 `[stop - start, negatives]`.
 #[pyfunction]
@@ -30,7 +31,7 @@ pub(super) fn counterparts<'py>(
     let array = empty(py, stop - start, negatives)?;
     let mut entries = array.try_readwrite()?;
     let out = entries.as_slice_mut()?;
-    py.detach(|| draw::fill(out, n, negatives, seed, start, draw));
+    detached(py, || draw::fill(out, n, negatives, seed, start, draw));
     drop(entries);
     Ok(array)
 }
@@ -65,6 +66,8 @@ pub(super) fn counterparts_within<'py>(
     let near = values
         .zip(near.as_ref())
         .map(|(values, &(_, tolerance))| Near { values, tolerance });
-    let flat = py.detach(|| negatives::counterparts_within(rows, &columns, near, negatives, seed))?;
+    let flat = detached(py, || {
+        negatives::counterparts_within(rows, &columns, near, negatives, seed)
+    })?;
     matrix(py, flat, rows.len() as u64, negatives)
 }

@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 use crate::prompts;
 use crate::python::arrays::{array, slice};
 use crate::python::arrow::{chunks, strings};
+use crate::python::pool::detached;
 
 /// The first row of each text's cluster of near-duplicates: uint64 `[texts]`.
 #[pyfunction]
@@ -16,7 +17,7 @@ pub(super) fn clusters<'py>(
     threshold: f64,
 ) -> PyResult<Bound<'py, PyArray1<u64>>> {
     let chunks = chunks(texts)?;
-    let clusters = py.detach(|| prompts::clusters(&strings(&chunks)?, size, threshold))?;
+    let clusters = detached(py, || prompts::clusters(&strings(&chunks)?, size, threshold))?;
     Ok(clusters.into_pyarray(py))
 }
 
@@ -46,7 +47,7 @@ pub(super) fn overlaps<'py>(
         let (texts, held_out) = (strings(&texts)?, strings(&held_out)?);
         prompts::overlaps((&texts, groups), (&held_out, held_out_groups), words, share)
     };
-    let overlaps = py.detach(compare)?;
+    let overlaps = detached(py, compare)?;
     Ok((
         overlaps.held_out.into_pyarray(py),
         overlaps.shares.into_pyarray(py),

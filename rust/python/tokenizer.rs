@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 
 use crate::error::Error;
 use crate::python::arrow::{chunks, conversations_of_chunk, strings};
+use crate::python::pool::detached;
 use crate::tokenizer::{self, EngineChoice, Rendering, Table};
 
 /// A tokenizer, without the truncation and padding that its tokenizer.json may ask for.
@@ -18,7 +19,7 @@ impl Encoder {
     #[pyo3(signature = (json, engine="auto"))]
     fn new(py: Python<'_>, json: &[u8], engine: &str) -> PyResult<Self> {
         let choice = EngineChoice::from_name(engine)?;
-        Ok(Self(py.detach(|| tokenizer::Encoder::from_json(json, choice))?))
+        Ok(Self(detached(py, || tokenizer::Encoder::from_json(json, choice))?))
     }
 
     /// The engine that encodes: fastokens or tokenizers.
@@ -37,7 +38,7 @@ impl Encoder {
     fn encode(&self, py: Python<'_>, texts: &Bound<'_, PyAny>, add_special_tokens: bool) -> PyResult<PyTable> {
         let chunks = chunks(texts)?;
         let encode = || self.0.encode(&strings(&chunks)?, add_special_tokens);
-        Ok(to_python(py, py.detach(encode)?))
+        Ok(to_python(py, detached(py, encode)?))
     }
 }
 
@@ -74,7 +75,7 @@ impl Template {
         add_generation_prompt: bool,
     ) -> PyResult<PyTexts> {
         let chunks = chunks(conversations)?;
-        let rendering = py.detach(|| render(&self.0, &chunks, add_generation_prompt))?;
+        let rendering = detached(py, || render(&self.0, &chunks, add_generation_prompt))?;
         Ok((
             rendering.offsets.into_pyarray(py).unbind(),
             rendering.bytes.into_pyarray(py).unbind(),

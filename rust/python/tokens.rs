@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 use crate::error::Error;
 use crate::python::arrays::{array, slice};
 use crate::python::arrow::{chunks, conversations, strings};
+use crate::python::pool::detached;
 use crate::python::tokenizer::{Encoder, PyTable, Template, to_python};
 use crate::tokens::{Chats, GroupRows, Groups, Interner, Plain, Rendered, Truncated};
 
@@ -107,7 +108,7 @@ impl GroupBuilder {
         let (arrays, group_arrays) = (chunks_of_each(&texts)?, GroupArrays::new(&groups)?);
         let groups = group_arrays.groups(&[], true)?;
         let (encoder, interner) = (&self.encoder.get().0, &mut self.interner);
-        let rows = py.detach(|| {
+        let rows = detached(py, || {
             let texts = Plain {
                 prompts: strings(&arrays[0])?,
                 chosen: strings(&arrays[1])?,
@@ -135,7 +136,7 @@ impl GroupBuilder {
         let (arrays, group_arrays) = (chunks_of_each(&chats)?, GroupArrays::new(&groups)?);
         let groups = group_arrays.groups(&end_ids, false)?;
         let (encoder, interner, template) = (&self.encoder.get().0, &mut self.interner, &template.get().0);
-        let rows = py.detach(|| {
+        let rows = detached(py, || {
             let chats = Chats {
                 template,
                 prompts: conversations(&arrays[0])?,
@@ -164,7 +165,7 @@ impl GroupBuilder {
         let (arrays, group_arrays) = (chunks_of_each(&texts)?, GroupArrays::new(&groups)?);
         let groups = group_arrays.groups(&end_ids, false)?;
         let (encoder, interner) = (&self.encoder.get().0, &mut self.interner);
-        let rows = py.detach(|| {
+        let rows = detached(py, || {
             let texts = Rendered {
                 prompts: strings(&arrays[0])?,
                 chosen: strings(&arrays[1])?,

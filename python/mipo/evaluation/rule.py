@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from decimal import Decimal
+from fractions import Fraction
 from typing import Annotated
 
 from msgspec import Meta
@@ -12,8 +12,13 @@ from msgspec import Meta
 from mipo.errors import InputError
 from mipo.io.records import Record, Text
 
-# "$-1,234.50", "18", ".5", "12 %": commas only between thousands, so that "1,2" and "3 4" are not numbers.
-_NUMBER = re.compile(r"(?P<sign>[-+−$€£\s]*)(?P<digits>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)\s*%?")
+# "$-1,234.50", "18", ".5", "12 %", "3/4": commas only between thousands, so that "1,2" and "3 4" are not numbers.
+_DIGITS = r"(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)"
+_NUMBER = re.compile(rf"(?P<sign>[-+−$€£\s]*)(?P<over>{_DIGITS})(?:\s*/\s*(?P<under>{_DIGITS}))?\s*%?")
+_UNIT = re.compile(r"(?P<number>.*[\d%])\s*(?P<unit>[^\W\d]+(?: [^\W\d]+)?)", re.DOTALL)  # "72 dollars", "12km"
+_BOXED = re.compile(r"\\(?:boxed|fbox|text|textbf|mathbf|mathrm)\s*\{(.*)\}", re.DOTALL)
+# What stands around an answer and is none of it: marks of Markdown and TeX, quotes, brackets, stops.
+_BEFORE, _AFTER = " \t\r\n*_`\"'“‘([{", " \t\r\n*_`\"'”’)]}.,;:!?"
 
 
 class Rule(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -45,8 +50,9 @@ def judge(
 
     A pattern (one for all, or one per response) is a regular expression with a group `answer`; its first match counts.
     A response without a match is malformed, and never right. The group is compared with the right answer, which may
-    match the pattern itself: as numbers where both are numbers ("$1,234.0" is 1234), otherwise as text without case,
-    outer white space and a final stop. Raises InputError, with the row, for an invalid pattern, one without the group,
+    match the pattern itself, without what stands around an answer ("**72**,", "\\boxed{72}", "(72)"): as numbers where
+    both are numbers ("$1,234.0" is 1234, "72/3" is 24; a unit that only one has is passed over), otherwise as text
+    without case. Raises InputError, with the row, for an invalid pattern, one without the group,
     and a missing answer.
     """
     patterns = [patterns] * len(responses) if isinstance(patterns, str) else patterns
@@ -57,7 +63,7 @@ def judge(
         rule = compile_rule(pattern, f"row {row}: pattern")
         extracted, expected = _answer(rule, response), _answer(rule, answer)
         malformed.append(extracted is None)
-        right.append(extracted is not None and _plain(extracted) == _plain(answer if expected is None else expected))
+        right.append(extracted is not None and _same(extracted, answer if expected is None else expected))
     return right, malformed
 
 
@@ -77,10 +83,34 @@ def _answer(rule: re.Pattern[str], text: str) -> str | None:
     return match["answer"] if match else None
 
 
-def _plain(text: str) -> Decimal | str:
-    """The number that a text is (without currency, % and commas between thousands), else the text without case."""
-    bare = text.strip().rstrip(".").strip()
-    number = _NUMBER.fullmatch(bare)
-    if number is None:
-        return bare.casefold()
-    return Decimal(number["digits"].replace(",", "")) * (-1 if re.search("[-−]", number["sign"]) else 1)
+def _same(one: str, other: str) -> bool:
+    """Whether two answers are the same number, or the same text."""
+    (number, unit), (second, other_unit) = _plain(one), _plain(other)
+    return number == second and (unit == other_unit or not unit or not other_unit)
+
+
+def _plain(text: str) -> tuple[Fraction | str, str]:
+    """The number that a text is (without currency, % and commas between thousands) and its unit, else the text."""
+    bare = _bare(text)
+    whole, unit = _NUMBER.fullmatch(bare), ""
+    if whole is None and (measured := _UNIT.fullmatch(bare)):
+        whole, unit = _NUMBER.fullmatch(measured["number"]), measured["unit"].casefold()
+    if whole is None:
+        return bare.casefold(), ""
+    over, under = (Fraction((whole[name] or "1").replace(",", "")) for name in ("over", "under"))
+    if not under:
+        return bare.casefold(), ""
+    return over / under * (-1 if re.search("[-−]", whole["sign"]) else 1), unit
+
+
+def _bare(text: str) -> str:
+    """The text without what stands around an answer."""
+    text = text.replace("\\$", "$")
+    while True:
+        boxed = _BOXED.fullmatch(text.strip().strip("$"))
+        bare = boxed[1] if boxed else text.lstrip(_BEFORE).rstrip(_AFTER)
+        if "$" in bare[1:] and bare.endswith("$"):  # $72$ is TeX, $72 is money
+            bare = bare.strip("$")
+        if bare == text:
+            return bare
+        text = bare

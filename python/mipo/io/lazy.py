@@ -16,6 +16,10 @@ class lazy(ModuleType):
     def __getattr__(self, attribute: str) -> Any:
         return getattr(importlib.import_module(self.__name__), attribute)
 
+    def __reduce__(self) -> Any:
+        """By its name, so that functions which use it can be hashed by `datasets` and sent to other processes."""
+        return lazy, (self.__name__,)
+
 
 if TYPE_CHECKING:
     import numpy as np
