@@ -10,6 +10,8 @@ use crate::tokenizer::pytext;
 
 /// The longest range of Jinja2's sandbox.
 const RANGE: i64 = 100_000;
+/// The longest list that is read; a list times a number is lazy, and may have more items than there is memory.
+const ITEMS: usize = 1_000_000;
 /// What a rendering may cost: an instruction costs 1, 64 bytes of text 1. What costs more, some tenths of a second or 256
 /// MB, is left to transformers.
 const FUEL: u64 = 4_000_000;
@@ -93,7 +95,13 @@ fn is_list(value: &Value) -> bool {
 fn items(value: &Value) -> Result<Vec<Value>, Raised> {
     match value.as_str() {
         Some(text) => Ok(text.chars().map(Value::from).collect()),
-        None if is_list(value) => Ok(value.try_iter()?.collect()),
+        None if is_list(value) => {
+            let items: Vec<Value> = value.try_iter()?.take(ITEMS + 1).collect();
+            match items.len() {
+                0..=ITEMS => Ok(items),
+                _ => Err(failure(format!("a list of more than {ITEMS} items"))),
+            }
+        }
         None => unexpected("the items", value),
     }
 }
@@ -135,12 +143,16 @@ fn add_tests(environment: &mut Environment) {
     add("false", |v| v.kind() == ValueKind::Bool && !v.is_true());
 }
 
-/// What two texts, or two integers, are to each other; Python orders no others that a template of texts has.
-fn order(one: &Value, other: &Value) -> Result<std::cmp::Ordering, Raised> {
-    let number = |value: &Value| match value.kind() {
+/// An integer, or a truth value, which is one in Python.
+fn number(value: &Value) -> Result<i64, Raised> {
+    match value.kind() {
         ValueKind::Bool => Ok(value.is_true().into()),
         _ => integer(value),
-    };
+    }
+}
+
+/// What two texts, or two integers, are to each other; Python orders no others that a template of texts has.
+fn order(one: &Value, other: &Value) -> Result<std::cmp::Ordering, Raised> {
     match (one.as_str(), other.as_str()) {
         (Some(one), Some(other)) => Ok(one.cmp(other)),
         _ => Ok(number(one)?.cmp(&number(other)?)),
@@ -148,6 +160,16 @@ fn order(one: &Value, other: &Value) -> Result<std::cmp::Ordering, Raised> {
 }
 
 fn add_operators(environment: &mut Environment) {
+    // minijinja adds lists, too, lazily: a few such sums have more items than there is memory.
+    environment.add_filter("plus", |a: &Value, b: &Value| -> Made {
+        match (a.as_str(), b.as_str()) {
+            (Some(one), Some(other)) => Ok(Value::from([one, other].concat())),
+            _ => match number(a)?.checked_add(number(b)?) {
+                Some(sum) => Ok(Value::from(sum)),
+                None => unexpected("a large sum", a),
+            },
+        }
+    });
     environment.add_filter("lt", |a: &Value, b: &Value| order(a, b).map(|order| order.is_lt()));
     environment.add_filter("le", |a: &Value, b: &Value| order(a, b).map(|order| order.is_le()));
     environment.add_filter("gt", |a: &Value, b: &Value| order(a, b).map(|order| order.is_gt()));
@@ -157,7 +179,7 @@ fn add_operators(environment: &mut Environment) {
             ValueKind::String => Ok(text(b)?.contains(text(a)?)),
             ValueKind::Map => Ok(!b.get_item(&Value::from(text(a)?))?.is_undefined()),
             ValueKind::Undefined => Ok(false),
-            _ if is_list(b) => Ok(b.try_iter()?.any(|item| item == *a)),
+            _ if is_list(b) => Ok(items(b)?.contains(a)),
             _ => unexpected("'in'", b),
         }
     });

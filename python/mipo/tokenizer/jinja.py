@@ -182,7 +182,9 @@ class _Writer:
             return _left(f"the filter {node.name!r} whose result is kept", node)
         if _calls(node, "range") and not once:
             return _left("a range that is kept", node)  # it is no list, though it is one in minijinja
-        if isinstance(node, nodes.BinExpr) and node.operator in ("+", "-", "*", "//", "%"):
+        if isinstance(node, nodes.Add):
+            return f"(({self.term(node.left)})|plus({self.term(node.right)}))"
+        if isinstance(node, nodes.BinExpr) and node.operator in ("-", "*", "//", "%"):
             return f"({self.term(node.left)} {node.operator} {self.term(node.right)})"
         write = getattr(self, f"_{type(node).__name__.lower()}", None)
         if write is None or not isinstance(node, nodes.Expr):

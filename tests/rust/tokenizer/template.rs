@@ -135,6 +135,8 @@ fn what_would_take_all_memory_or_time_ends() {
         "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}",
         "{% set ns = namespace(s='x') %}{% for a in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
         "{% set ns = namespace(s='x') %}{% for a in range(99) %}{% set ns.s %}{{ ns.s }}{{ ns.s }}{% endset %}{% endfor %}",
+        "{{ (['x'] * 90000000)|join }}",
+        "{{ 1|isin((['x'] * 90000000) * 9) }}",
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     ] {
         assert!(render(source).is_err(), "{source}");
