@@ -356,15 +356,27 @@ GOOD = '{"prompt": "a"}\n'
         (b'{"prompt": "a"}\nnull\n', "row 2: expected a JSON object, got null"),
         (b'[{"prompt": "a"}, {"prompt": "b"}]', "row 1: expected a JSON object, got a list"),
         (b'{"prompt": "a"}\n{"prompt": "tab\t"}\n', "row 2: not valid JSON .Invalid control character"),
-        (b'{"prompt": "a"}\n{"prompt": 5.10}\n', "row 2: column 'prompt': expected text, got a number: 5.1"),
-        (b'{"prompt": 5}\n{"prompt": "a"}\n', "row 1: column 'prompt': expected text, got a number: 5"),
+        (
+            b'{"prompt": "a"}\n{"prompt": 5.10}\n',
+            "row 2: column 'prompt': expected text or a list of messages .*, got a number: 5.1",
+        ),
+        (
+            b'{"prompt": 5}\n{"prompt": "a"}\n',
+            "row 1: column 'prompt': expected text or a list of messages .*, got a number: 5",
+        ),
         (b'{"prompt": "a"}\n{"prompt": true}\n', "row 2: .* got a truth value: true"),
         (b'{"prompt": "a"}\n{"prompt": ["b"]}\n', r"row 2: .* got a list: \[.b.\]"),
         (b'{"prompt": "a"}\n{"prompt": {"b": 1}}\n', r"row 2: .* got an object: \{.b.: 1\}"),
         (b'{"prompt": "a"}\n{"prompt": [{"role": "user", "content": "b"}]}\n', "row 2: .* got a list"),
         (b'{"prompt": "a"}\n{"prompt": "\\ud83d"}\n', "row 2: .* half of a surrogate pair"),
-        (b'{"prompt": 1}\n{"prompt": 2}\n', "column 'prompt': expected text or chat messages .* got Int64"),
-        (b'{"prompt": {"role": "user"}}\n{"prompt": {"role": "user"}}\n', "expected text or chat messages"),
+        (
+            b'{"prompt": 1}\n{"prompt": 2}\n',
+            "row 1: column 'prompt': expected text or a list of messages .* got a number: 1; write it as text",
+        ),
+        (
+            b'{"prompt": {"role": "user"}}\n{"prompt": {"role": "user"}}\n',
+            "row 1: column 'prompt': expected .*, got an object: .*; wrap it in a list",
+        ),
     ],
 )
 def test_broken_json_lines_are_refused_with_their_row(tmp_path: Path, lines: bytes, message: str) -> None:
@@ -392,7 +404,7 @@ def test_a_context_is_text(tmp_path: Path, value: Any) -> None:
     rows = [{"prompt": "a", "who": "x"}, {"prompt": "b", "who": value}]
     with pytest.raises(ValueError, match=r"p\.jsonl: row 2: column 'who': expected text, got"):
         read(write(tmp_path / "p.jsonl", rows), context="who")
-    with pytest.raises(ValueError, match=r"p\.jsonl: column 'who': expected text, got"):
+    with pytest.raises(ValueError, match=r"p\.jsonl: row 1: column 'who': expected text, got"):
         read(write(tmp_path / "p.jsonl", [{"prompt": "a", "who": value}] * 2), context="who")
 
 
@@ -505,8 +517,8 @@ def user(content: Any, **other: Any) -> dict[str, Any]:
             [user("b"), {"role": "assistant", "content": "c"}],
             "row 2: column 'prompt': the last message must be the user's",
         ),
-        ([user(5)], "row 2: column 'prompt': expected text, got a list"),
-        ([user([{"type": "text", "text": "b"}])], "row 2: column 'prompt': expected text, got a list"),
+        ([user(5)], "row 2: column 'prompt': expected .* got a list: .*; write role and content as text"),
+        ([user([{"type": "text", "text": "b"}])], "row 2: column 'prompt': expected .*, got a list"),
         (["b"], "p.jsonl"),
     ],
 )
@@ -517,9 +529,13 @@ def test_broken_messages_are_refused_with_their_row(tmp_path: Path, second: Any,
 
 
 def test_messages_of_other_shapes_are_refused_by_their_type(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"expected chat messages .* got List\(String\)"):
+    with pytest.raises(
+        ValueError, match=r"row 1: column 'prompt': expected .* got a list: \[\"a\"\]; give one text a row"
+    ):
         read(write(tmp_path / "p.jsonl", [{"prompt": ["a"]}] * 2))
-    with pytest.raises(ValueError, match=r"expected chat messages .* got List"):
+    with pytest.raises(
+        ValueError, match=r"row 1: column 'prompt': expected .*; name the fields of a message role and content"
+    ):
         read(write(tmp_path / "p.jsonl", [{"prompt": [{"from": "human", "value": "a"}]}] * 2))
 
 

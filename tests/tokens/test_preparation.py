@@ -180,7 +180,10 @@ def test_a_row_that_the_template_refuses_is_named(tmp_path: Path, real_tokenizer
     [
         (b'{"prompt": "a\xff", "chosen": "b", "rejected": "c"}', r"row 10.*not valid UTF-8"),
         (b'{"prompt": "a", "chosen": ', "row 10.*not valid JSON"),
-        (b'{"prompt": 7, "chosen": "b", "rejected": "c"}', "row 10.*expected text, got a number"),
+        (
+            b'{"prompt": 7, "chosen": "b", "rejected": "c"}',
+            "row 10.*expected text or a list of messages .*, got a number: 7",
+        ),
     ],
 )
 def test_a_broken_row_is_named(tmp_path: Path, demo_tokenizer: Any, line: bytes, message: str) -> None:

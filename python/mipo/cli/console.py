@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from mipo.cli.options import keywords
 from mipo.errors import NotThereError
-from mipo.io import sources
+from mipo.io import columns, sources
+from mipo.io.columns import Kind
 from mipo.io.lazy import pl
 from mipo.prompts.rows import read
 
@@ -26,11 +27,14 @@ def read_prompts(source: str | Path, options: Mapping[str, Any]) -> pl.DataFrame
     return prompts.frame
 
 
-def scan_table(path: Path) -> Table:
-    """The table in a Parquet file or a folder of these, read in batches; or the whole table in a JSONL or CSV file."""
+def scan_table(path: Path, kinds: Mapping[str, Kind]) -> Table:
+    """The table in a Parquet file or a folder of these, read in batches; or the whole table in a JSONL or CSV file.
+
+    `kinds` says what its columns hold; see `mipo.io.columns.read`.
+    """
     if not path.exists():
         raise NotThereError(f"{path}: no such file")
-    return sources.scan(path)
+    return columns.read(sources.scan(path, kinds), kinds, path)
 
 
 def print_rows(where: str | Path, rows_in: int, dropped: Mapping[str, int]) -> None:

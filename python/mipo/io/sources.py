@@ -11,30 +11,32 @@ import lzma
 import re
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import IO, Any
 
 from mipo.errors import InputError, LibraryError, NotThereError
-from mipo.io import tables
+from mipo.io import columns, tables
+from mipo.io.columns import Kind
 from mipo.io.lazy import pa, pl, pq
 
 SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".csv")
 _BUFFER = 1 << 20  # bytes of a Parquet column that are read at once
 _BOM = b"\xef\xbb\xbf"
+NO_TEXTS: Mapping[str, Kind] = {}
 # Texts that polars may have converted from a number, a truth value, an object or a list in the JSON, or from half of a
 # surrogate pair, which it turns into \0. Few real texts look like this; only these are compared with the file.
 _SUSPECT = r'^(?:-?\d[\d.eE+-]*|true|false)$|^(?:\{["}]|\[(?:[\[{\]"\d-]|true|false|null))|\x00'
 
 
-def load(source: str | Path, *, split: str = "train", texts: Sequence[str] = ()) -> pl.DataFrame:
+def load(source: str | Path, *, split: str = "train", texts: Mapping[str, Kind] = NO_TEXTS) -> pl.DataFrame:
     """The table in a JSONL, Parquet or CSV file (also .gz, .xz), or a Hugging Face dataset (saved folder or hub name).
 
-    `split` is for datasets that have several. CSV columns are all text. In the columns `texts` a JSONL file must hold
-    text (or lists of objects of text) in every row; a value that polars would convert to text is refused. Raises
-    NotThereError for a missing source, and InputError for a broken one, with the file and, where known, the row.
+    `split` is for datasets that have several. CSV columns are all text. In the columns `texts` of the kinds text and
+    chat, a JSONL file must hold text or lists in every row; a value that polars would convert to text is refused.
+    Raises NotThereError for a missing source, and InputError for a broken one, with the file and, where known, the row.
     """
     check(source)
     path = Path(source)
@@ -61,11 +63,11 @@ def check(source: str | Path) -> None:
         raise NotThereError(f"{source}: no such file")
 
 
-def scan(source: str | Path) -> pl.DataFrame | pl.LazyFrame:
+def scan(source: str | Path, texts: Mapping[str, Kind] = NO_TEXTS) -> pl.DataFrame | pl.LazyFrame:
     """The table in a Parquet file or a folder of them, read lazily; any other source as `load` reads it."""
     parts = _parquet_files(Path(source))
     if not parts or not all(part.stat().st_size for part in parts):
-        return load(source)
+        return load(source, texts=texts)
     try:
         lazy_frame = pl.scan_parquet(parts, glob=False)
         lazy_frame.collect_schema()
@@ -102,7 +104,7 @@ def stream(
     start: int = 0,
     stop: int | None = None,
     split: str = "train",
-    texts: Sequence[str] = (),
+    texts: Mapping[str, Kind] = NO_TEXTS,
 ) -> Iterator[pl.DataFrame]:
     """Rows `start` to `stop` of the table that `load` reads, in order, at most `rows` at a time.
 
@@ -198,7 +200,7 @@ def _is_blank(data: bytes) -> bool:
     return not data.removeprefix(_BOM).strip()
 
 
-def _stream_jsonl(path: Path, rows: int, texts: Sequence[str], start: int, stop: int) -> Iterator[pl.DataFrame]:
+def _stream_jsonl(path: Path, rows: int, texts: Mapping[str, Kind], start: int, stop: int) -> Iterator[pl.DataFrame]:
     with _open_lines(path) as file:
         row = number = 0
         while row < start and (line := file.readline()):
@@ -260,21 +262,22 @@ def _load_csv(source: str | Path, data: bytes | None) -> pl.DataFrame:
 
 
 def _load_jsonl(
-    source: str | Path, data: bytes | None, texts: Sequence[str], before: tuple[int, int] = (0, 0)
+    source: str | Path, data: bytes | None, texts: Mapping[str, Kind], before: tuple[int, int] = (0, 0)
 ) -> pl.DataFrame:
     """The table in a file, or in the part of it after so many rows and lines."""
+    texts = {column: kind for column, kind in texts.items() if kind in ("text", "chat")}
     try:
         frame = _read_ndjson(source if data is None else data)
     except pl.exceptions.PolarsError as error:
         data = (Path(source).read_bytes() if data is None else data).removeprefix(_BOM)
         if not data.strip():
             raise InputError(f"{source}: the file is empty") from None
-        frame = _parse(data, source, str(error), before)
-    columns = [column for column in texts if column in frame.columns]
-    suspects = frame.select(pl.any_horizontal(pl.lit(False), *(_suspect(frame, c) for c in columns))).to_series()
+        frame = _parse(data, source, str(error), before, texts)
+    names = [column for column in texts if column in frame.columns]
+    suspects = frame.select(pl.any_horizontal(pl.lit(False), *(_suspect(frame, c) for c in names))).to_series()
     if suspects.any():
         data = Path(source).read_bytes() if data is None else data
-        _check_suspects(frame, set(suspects.arg_true()), _lines(data.removeprefix(_BOM), source, before), columns)
+        _check_suspects(frame, set(suspects.arg_true()), _lines(data.removeprefix(_BOM), source, before), texts)
     return frame
 
 
@@ -285,7 +288,9 @@ def _read_ndjson(source: str | Path | bytes) -> pl.DataFrame:
         return pl.read_ndjson(file, infer_schema_length=None)
 
 
-def _parse(data: bytes, source: str | Path, complaint: str, before: tuple[int, int]) -> pl.DataFrame:
+def _parse(
+    data: bytes, source: str | Path, complaint: str, before: tuple[int, int], texts: Mapping[str, Kind]
+) -> pl.DataFrame:
     """The table of a file that polars refused with `complaint`; InputError names the row that is broken, if one is."""
     rows = []
     for place, line in _lines(data, source, before):
@@ -296,7 +301,10 @@ def _parse(data: bytes, source: str | Path, complaint: str, before: tuple[int, i
         except ValueError as error:
             raise InputError(f"{place}: not valid JSON ({error})") from None
         if not isinstance(row, dict):
-            raise InputError(f"{place}: expected a JSON object, got {_kind(row)}")
+            raise InputError(f"{place}: expected a JSON object, got {columns.kind_of(row)}")
+        for column, kind in texts.items():
+            if not isinstance(row.get(column), str | list | None):
+                raise columns.refused(place, column, kind, row[column])
         rows.append(row)
     try:
         return _read_ndjson(data)  # without its byte order mark
@@ -343,16 +351,16 @@ def _suspect(frame: pl.DataFrame, column: str) -> pl.Expr:
 
 
 def _check_suspects(
-    frame: pl.DataFrame, suspects: set[int], lines: Iterable[tuple[str, bytes]], columns: Sequence[str]
+    frame: pl.DataFrame, suspects: set[int], lines: Iterable[tuple[str, bytes]], texts: Mapping[str, Kind]
 ) -> None:
     """InputError for the first of the rows `suspects` whose line has another value than the table."""
     for row, (place, line) in enumerate(lines):
         if row not in suspects:
             continue
         values = json.loads(line)
-        for column in columns:
-            if not _equal(values.get(column), frame[column][row]):
-                raise InputError(f"{place}: column {column!r}: expected text, got {_shown(values[column])}")
+        for column, kind in texts.items():
+            if column in frame.columns and not _equal(values.get(column), frame[column][row]):
+                raise columns.refused(place, column, kind, values[column])
 
 
 def _equal(value: Any, cell: Any) -> bool:
@@ -362,15 +370,3 @@ def _equal(value: Any, cell: Any) -> bool:
     if isinstance(cell, list | pl.Series):
         return isinstance(value, list) and len(value) == len(cell) and all(map(_equal, value, cell))
     return type(value) is type(cell) and bool(value == cell)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, str):
-        return "half of a surrogate pair, which is not a character"
-    text = json.dumps(value)
-    return f"{_kind(value)}: {text if len(text) < 80 else text[:80] + '…'}"
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "a truth value", type(None): "null"}
-    return names.get(type(value), "a number")

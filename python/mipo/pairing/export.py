@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from mipo.errors import InputError
-from mipo.io import tables
+from mipo.io import columns, tables
+from mipo.io.columns import Kind
 from mipo.io.lazy import pl
 from mipo.pairing.filter import BATCH_ROWS
 from mipo.pairing.stored import StoredPairs
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from mipo.io.tables import Table
 
 SIDES = ("prompt", "chosen", "rejected")
+KINDS: dict[str, Kind] = {"prompt": "chat", "chosen": "chat", "rejected": "chat"}
 Format = Literal["trl", "openrlhf", "nemo-rl"]
 
 
@@ -38,7 +40,7 @@ def export(
         batches = (batch.select(SIDES) for batch in pairs.batches(batch_rows))
     else:
         tables.check_columns(pairs, SIDES, "pairs")
-        batches = tables.batches(pairs.select(SIDES), batch_rows)
+        batches = tables.batches(columns.read(pairs.select(SIDES), KINDS, "pairs"), batch_rows)
     tables.write((_nemo(batch) for batch in batches) if format == "nemo-rl" else batches, Path(path))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mipo.io import tables
+from mipo.io.columns import Kind
 from mipo.io.keys import NOWHERE, Ids
 from mipo.io.lazy import np, pl
 from mipo.reasons import EMPTY_RESPONSE, EQUAL_RESPONSES, NO_RESPONSE
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 131_072  # with prompts and responses of 300 characters each, under a gibibyte
 MISSING, EMPTY, THERE = 0, 1, 2
+KINDS: dict[str, Kind] = {"prompt": "chat", "response": "text", "truncated": "flag", "response_id": "id"}
 
 
 @dataclass(frozen=True, eq=False)

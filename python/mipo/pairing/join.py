@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError
-from mipo.io import tables
+from mipo.io import columns, tables
+from mipo.io.columns import Kind
 from mipo.io.keys import NOWHERE, Ids, Index, keys_of
 from mipo.io.lazy import np, pl
 from mipo.io.rowfile import open_rows
-from mipo.pairing.filter import BATCH_ROWS, ResponseStates, add_reasons, by_frequency, dropped, keep
+from mipo.pairing.filter import BATCH_ROWS, KINDS, ResponseStates, add_reasons, by_frequency, dropped, keep
 from mipo.pairing.texts import texts_of, with_texts
 from mipo.responses.requests import check_known, compose_counter, compose_own
 from mipo.tokenizer.messages import is_messages, key
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mipo.io.tables import Table
+
+COUNTERPARTS: dict[str, Kind] = {
+    "prompt_id": "id", "counterpart_id": "id", "kind": "text", "part": "text", "reason": "text",
+}  # fmt: skip
 
 
 def pairs(prompts: Table, counterparts: Table, responses: Table) -> pl.DataFrame:
@@ -101,6 +106,8 @@ def _stream(
     """The links, and the pairs among them with their texts, batch by batch."""
     if batch_rows < 1:
         raise InputError(f"batch_rows: expected at least 1, got {batch_rows}")
+    responses = columns.read(responses, KINDS, "responses")
+    counterparts = columns.read(counterparts, COUNTERPARTS, "counterparts")
     states = ResponseStates.of(responses, batch_rows)
     links = links_of(prompts, counterparts, responses, states, batch_rows=batch_rows, folder=folder)
     with open_rows(texts_of(responses), batch_rows, folder=folder) as texts:

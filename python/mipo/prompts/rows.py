@@ -9,9 +9,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 from mipo.errors import InputError
-from mipo.io import sources, tables
+from mipo.io import columns, sources, tables
+from mipo.io.columns import Kind
 from mipo.io.keys import check_ids
 from mipo.io.lazy import pl
 from mipo.reasons import EMPTY_CONTEXT, EMPTY_PROMPT, NULL_CONTEXT
@@ -45,7 +47,7 @@ def read(source: str | Path, *, prompt: str = "prompt", context: str | None = No
     missing source, and InputError, with file and row, for a broken one and for fewer than two prompts.
     """
     names = _new_names(prompt, context)
-    prompts = _prompts(sources.load(source, split=split, texts=list(names)), source, names)
+    prompts = _prompts(sources.load(source, split=split, texts=_kinds(names)), source, names)
     _check_rows(source, prompts.frame.height, prompts.rows_in, prompts.dropped)
     return prompts
 
@@ -96,6 +98,11 @@ def _new_names(prompt: str, context: str | None) -> dict[str, str]:
     return {prompt: "prompt"} if context is None else {prompt: "prompt", context: "context"}
 
 
+def _kinds(names: dict[str, str]) -> dict[str, Kind]:
+    """What the columns of the source hold: a prompt is text or messages, a context is text."""
+    return {column: "chat" if name == "prompt" else "text" for column, name in names.items()}
+
+
 def _check_rows(source: str | Path, rows_out: int, rows_in: int, dropped: dict[str, int]) -> None:
     if rows_in < 2:
         raise InputError(f"{source}: {_rows(rows_in)}; a counter-prompt needs at least 2 prompts")
@@ -106,8 +113,11 @@ def _check_rows(source: str | Path, rows_out: int, rows_in: int, dropped: dict[s
 def _prompts(table: pl.DataFrame, source: str | Path, names: dict[str, str], before: int = 0) -> Prompts:
     """The prompts in a table, the rows of its source after the first `before`; numbered from 0."""
     tables.check_columns(table, names, source)
+    table = cast("pl.DataFrame", columns.read(table, _kinds(names), source, before=before))
     labels = {name: column for column, name in names.items()}
-    table = _checked(_renamed(table, names, source), source, labels, before)
+    table = _renamed(table, names, source)
+    if is_messages(table["prompt"]):
+        _check_messages(table, source, labels["prompt"], labels.get("context"), before)
     rows = pl.int_range(before + 1, before + table.height + 1, eager=True)
     return _drop(Prompts(table, table.height, rows), _reasons(table))
 
@@ -121,28 +131,13 @@ def _renamed(table: pl.DataFrame, names: dict[str, str], source: str | Path) -> 
     return table.rename(dict(zip(table.columns, renamed, strict=True)))
 
 
-def _checked(table: pl.DataFrame, source: str | Path, labels: dict[str, str], before: int) -> pl.DataFrame:
-    """The table with its prompts and contexts as text or messages; InputError for other types.
-
-    `labels` are the names of both in the source.
-    """
-    for name, label in labels.items():
-        kind = table.schema[name]
-        if isinstance(kind, pl.Categorical | pl.Enum | pl.Null):
-            table = table.with_columns(pl.col(name).cast(pl.String))
-        elif name == "prompt" and isinstance(kind, pl.List):
-            _check_messages(table, source, label, labels.get("context"), before)
-        elif kind != pl.String:
-            expected = f"text or {MESSAGES}" if name == "prompt" else "text"
-            raise InputError(f"{source}: column {label!r}: expected {expected}, got {kind}")
-    return table
-
-
 def _check_messages(table: pl.DataFrame, source: str | Path, prompt: str, context: str | None, before: int) -> None:
     column = f"column {prompt!r}"
     fields, messages = fields_of(table.schema["prompt"]), pl.col("prompt")
     if fields.get("role") != pl.String or fields.get("content") != pl.String:
-        raise InputError(f"{source}: {column}: expected {MESSAGES}, got {table.schema['prompt']}")
+        row = table["prompt"].is_not_null().arg_max() or 0
+        value = table[row : row + 1]["prompt"].to_list()[0]
+        raise columns.refused(f"{source}: row {before + row + 1}", prompt, "chat", value)
     partial = pl.element().struct.field("role").is_null() | pl.element().struct.field("content").is_null()
     first, last = messages.list.first().struct.field("role"), messages.list.last().struct.field("role")
     problems = {

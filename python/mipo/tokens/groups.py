@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mipo import reasons
 from mipo.errors import InputError
+from mipo.io import columns
 from mipo.io.lazy import _native, np, pl
 from mipo.tokenizer.chat import renderer
 from mipo.tokenizer.encoder import Choice, fingerprint, open_encoder
@@ -20,7 +21,7 @@ from mipo.tokenizer.messages import fields_of, is_messages, key
 from mipo.tokenizer.table import TokenTable
 from mipo.tokenizer.template import Renderer, RowError
 from mipo.tokens.store import Groups, PairStore
-from mipo.tokens.trl_reference import SIDES, arguments_in, template_arguments, trl_ids, with_prompts
+from mipo.tokens.trl_reference import KINDS, SIDES, arguments_in, template_arguments, trl_ids, with_prompts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,6 +59,7 @@ class GroupBuilder:
         with the same prompt_id, prompt and chosen become one group with several rejected responses. Raises InputError
         for rows that are not pairs, and for a row that the template refuses.
         """
+        pairs = cast("pl.DataFrame", columns.read(pairs, KINDS, "pairs", before=before))
         pairs = self._usable(with_prompts(pairs.with_columns(_row=pl.int_range(before, before + pairs.height))))
         if not pairs.height:
             return Groups.none()
@@ -90,8 +92,7 @@ class GroupBuilder:
         if not pairs.height:
             return pairs
         kinds = {column: "messages" if is_messages(pairs[column]) else "text" for column in SIDES}
-        kinds |= {c: str(pairs.schema[c]) for c in SIDES if kinds[c] == "text" and pairs.schema[c] != pl.String}
-        if len(set(kinds.values())) > 1 or not {"messages", "text"} & set(kinds.values()):
+        if len(set(kinds.values())) > 1:
             raise InputError(f"pairs: expected text or chat messages in all columns, got {kinds}")
         chat = kinds["prompt"] == "messages"
         if chat and not getattr(self.tokenizer, "chat_template", None):

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from mipo.errors import InputError
-from mipo.io import checksum, sources
+from mipo.io import checksum, columns, sources
 from mipo.io.lazy import pl
 from mipo.pairing.stored import PAIRS, RESPONSES, StoredPairs
-from mipo.tokens.trl_reference import SIDES
+from mipo.tokens.trl_reference import KINDS
 
 BATCH_ROWS = 16_384
 
@@ -45,7 +45,10 @@ class Files:
 
     def batches(self, start: int, stop: int) -> Iterator[pl.DataFrame]:
         """The rows from `start` up to but not including `stop`, in order."""
-        return sources.stream(self.name, BATCH_ROWS, start=start, stop=stop, split=self.split, texts=SIDES)
+        row = start
+        for batch in sources.stream(self.name, BATCH_ROWS, start=start, stop=stop, split=self.split, texts=KINDS):
+            yield cast("pl.DataFrame", columns.read(batch, KINDS, self.name, before=row))
+            row += batch.height
 
     ids = batches
 

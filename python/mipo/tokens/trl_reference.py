@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from mipo.io.columns import Kind
 from mipo.io.lazy import pl
 from mipo.tokenizer.messages import plain
 
 SIDES = ("prompt", "chosen", "rejected")
+KINDS: dict[str, Kind] = {
+    "prompt": "chat", "chosen": "chat", "rejected": "chat", "chosen_truncated": "flag", "rejected_truncated": "flag",
+}  # fmt: skip
 ARGUMENTS = ("tools", "chat_template_kwargs")
 
 

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from mipo.cli.console import scan_table
 from mipo.cli.options import Output, mirrors
 from mipo.io import outputs, tables
-from mipo.pairing.export import export
+from mipo.pairing.export import KINDS, export
 from mipo.pairing.stored import StoredPairs
 
 
@@ -19,5 +19,5 @@ def command(
     """Writes the pairs with the columns that the trainer reads."""
     tables.check_name(output)
     outputs.check_file(output)
-    export(StoredPairs.find(pairs) or scan_table(pairs), output, **options)
+    export(StoredPairs.find(pairs) or scan_table(pairs, KINDS), output, **options)
     print(f"pairs in {output}")

@@ -5,6 +5,7 @@ from typing import Any
 from mipo.cli.console import read_prompts, scan_table
 from mipo.cli.options import Counterparts, ModelName, Output, Prompts, TrustRemoteCode, keywords, mirrors
 from mipo.models.model import Model
+from mipo.pairing.join import COUNTERPARTS
 from mipo.prompts.rows import read
 from mipo.responses.generation import generate
 from mipo.responses.requests import compose_requests
@@ -23,7 +24,7 @@ def command(
 ) -> None:
     """Writes one response to each distinct prompt, in parts from which a later call continues."""
     opened = Model(str(model), trust_remote_code=trust_remote_code)
-    drawn = scan_table(counterparts).lazy().collect() if counterparts is not None else None
+    drawn = scan_table(counterparts, COUNTERPARTS).lazy().collect() if counterparts is not None else None
     requests = compose_requests(read_prompts(prompts, options), drawn, chat=opened.is_chat)
     generate(requests.prompts, opened, folder=output, **keywords(generate, options))
     print(f"responses in {output}")

@@ -16,8 +16,8 @@ from mipo.cli.options import HELP, Counterparts, Output, Prompts, keywords, mirr
 from mipo.cli.values import WholeNumber
 from mipo.io import outputs, tables
 from mipo.io.lazy import pl
-from mipo.pairing.filter import BATCH_ROWS
-from mipo.pairing.join import join
+from mipo.pairing.filter import BATCH_ROWS, KINDS
+from mipo.pairing.join import COUNTERPARTS, join
 from mipo.prompts.rows import read, read_batches
 
 
@@ -36,7 +36,7 @@ def command(
     tables.check_name(output)
     outputs.check_file(output)
     with _on_disk(prompts, output, batch_rows, options) as table:
-        others = scan_table(counterparts), scan_table(responses)
+        others = scan_table(counterparts, COUNTERPARTS), scan_table(responses, KINDS)
         rows_in, _, dropped = join(table, *others, output, batch_rows=batch_rows)
     print_rows(output, rows_in, dropped)
 

@@ -1,0 +1,152 @@
+"""Columns: what a text, a chat, a flag and an id are, in every table that mipo reads; any other value is refused.
+
+Knows types, and what to do about a wrong one. Knows no file formats, and not which columns a stage needs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from mipo.errors import InputError
+from mipo.io.lazy import pl
+
+if TYPE_CHECKING:
+    from mipo.io.tables import Table
+
+Kind: TypeAlias = Literal["text", "chat", "flag", "id"]
+EXPECTED: dict[Kind, str] = {
+    "text": "text",
+    "chat": "text or a list of messages [{role, content}, …]",
+    "flag": "true or false",
+    "id": "a whole number from 0",
+}
+
+
+def read(table: Table, kinds: Mapping[str, Kind], name: object, *, before: int = 0) -> Table:
+    """The table with these of its columns, where it has them, in one type each: String, lists of structs with a role,
+    Boolean, UInt64.
+
+    Categorical, enum and dictionary texts become text, and arrays become lists. A flag may be 0 or 1, an id a whole
+    float, and both may be text, as in a CSV file. NaN is null. Raises InputError for any other value, with `name`, the
+    row (the first one is `before` + 1) and the column. Of a LazyFrame only flags and ids of other types are read here.
+    """
+    schema = table.lazy().collect_schema()
+    changed = []
+    for column, kind in kinds.items():
+        if column in schema and (own := _expression(table, column, schema[column], kind, name, before)) is not None:
+            changed.append(own)
+    return table.with_columns(changed) if changed else table
+
+
+def refused(place: object, column: str, kind: Kind, value: Any) -> InputError:
+    """The error for a value in the row `place` that is not of its column's kind."""
+    expected, remedy = EXPECTED[kind], _remedy(kind, value)
+    return InputError(f"{place}: column {column!r}: expected {expected}, got {_shown(value)}; {remedy}")
+
+
+def kind_of(value: Any) -> str:
+    """The name of a JSON value's type, with its article."""
+    names: dict[type, str] = {dict: "an object", list: "a list", str: "text", bool: "a truth value"}
+    names |= {type(None): "null", int: "a number", float: "a number", bytes: "bytes"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def _expression(table: Table, column: str, dtype: pl.DataType, kind: Kind, name: object, before: int) -> pl.Expr | None:
+    """What turns a column into its kind's type; None where it has this type. InputError for a value that is not one."""
+    if kind in ("flag", "id"):
+        if dtype == (pl.Boolean if kind == "flag" else pl.UInt64):
+            return None
+        value, wrong = (_flag if kind == "flag" else _id)(column, dtype)
+    else:
+        plain = _plain(dtype)
+        if plain == pl.String or (kind == "chat" and _is_chat(plain)):
+            return None if plain == dtype else pl.col(column).cast(plain)
+        present = pl.col(column).is_not_null()
+        # Of a column without values only the type is wrong.
+        value, wrong = pl.lit(None, pl.String), present & pl.col(column).is_not_nan() if dtype.is_float() else present
+    first = table.lazy().select(column).with_row_index("row").filter(wrong).head(1).collect().rows()
+    if first:
+        raise refused(f"{name}: row {before + first[0][0] + 1}", column, kind, first[0][1])
+    return value.alias(column)
+
+
+def _flag(column: str, dtype: pl.DataType) -> tuple[pl.Expr, pl.Expr]:
+    """A column as truth values, and which of its values are none."""
+    if not (dtype.is_numeric() or _plain(dtype) == pl.String):
+        return pl.lit(None, pl.Boolean), pl.col(column).is_not_null()
+    text = _number(column, dtype).cast(pl.String).str.to_lowercase()
+    true, false = text.is_in(["true", "1", "1.0"]), text.is_in(["false", "0", "0.0"])
+    return pl.when(text.is_not_null()).then(true), (~(true | false)).fill_null(False)
+
+
+def _id(column: str, dtype: pl.DataType) -> tuple[pl.Expr, pl.Expr]:
+    """A column as whole numbers, and which of its values are none."""
+    if not (dtype.is_numeric() or dtype == pl.Null or _plain(dtype) == pl.String):
+        return pl.lit(None, pl.UInt64), pl.col(column).is_not_null()
+    number = _number(column, dtype)
+    whole = number.cast(pl.UInt64, strict=False)
+    cut = number != number.floor() if dtype.is_float() else pl.lit(False)
+    return whole, number.is_not_null() & (whole.is_null() | cut)
+
+
+def _number(column: str, dtype: pl.DataType) -> pl.Expr:
+    """A column of numbers or text with NaN, and the text that CSV has in place of a missing value, as null."""
+    if dtype.is_float():
+        return pl.col(column).fill_nan(None)
+    return pl.col(column) if dtype.is_numeric() else pl.col(column).cast(pl.String).replace("", None)
+
+
+def _plain(dtype: pl.DataType) -> pl.DataType:
+    """The type with String for other types of text, and lists for arrays."""
+    if isinstance(dtype, pl.Categorical | pl.Enum | pl.Null):
+        return pl.String()
+    if isinstance(dtype, pl.List | pl.Array):
+        inner: Any = dtype.inner
+        return pl.List(inner if inner == pl.Null else _plain(inner))
+    if isinstance(dtype, pl.Struct):
+        fields: list[Any] = dtype.fields
+        return pl.Struct(
+            {field.name: field.dtype if field.dtype == pl.Null else _plain(field.dtype) for field in fields}
+        )
+    return dtype
+
+
+def _is_chat(dtype: pl.DataType) -> bool:
+    """Whether a type is that of lists of messages, or of empty lists."""
+    inner: Any = dtype.inner if isinstance(dtype, pl.List) else None
+    if isinstance(inner, pl.Struct):
+        return any(field.name == "role" and field.dtype in (pl.String, pl.Null) for field in inner.fields)
+    return isinstance(inner, pl.Null)
+
+
+def _shown(value: Any) -> str:
+    """A wrong value, for a message; a text is wrong only where it has no characters."""
+    if isinstance(value, str):
+        lone = any("\ud800" <= character <= "\udfff" for character in value)
+        return "half of a surrogate pair, which is not a character" if lone else f"text: {value[:80]!r}"
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return f"{kind_of(value)}: {text if len(text) < 80 else text[:80] + '…'}"
+
+
+def _remedy(kind: Kind, value: Any) -> str:
+    """What to do about a value that is not of its kind."""
+    if kind in ("flag", "id"):
+        return "correct it, or leave the column out"
+    if isinstance(value, str):
+        return "write the whole character"
+    if isinstance(value, list):
+        if value and isinstance(value[0], dict):
+            if kind == "text":
+                return "give the text of the message alone"
+            named = {"role", "content"} <= value[0].keys()
+            return "write role and content as text" if named else "name the fields of a message role and content"
+        return "give one text a row"
+    if isinstance(value, dict):
+        if kind == "chat" and value.keys() & {"role", "from"}:
+            also = "" if "role" in value else ", and name its fields role and content"
+            return f"wrap it in a list{also}"
+        return "give its text alone"
+    return "write it as text"
