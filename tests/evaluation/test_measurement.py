@@ -504,3 +504,12 @@ def test_merged_borders_are_scored_as_training_would(tmp_path: Path) -> None:
         term = scores[0] - (np.logaddexp.reduce(scores) - math.log(2))
         assert table["infonce"][row] == pytest.approx(term, abs=SUM_ATOL)
     assert side["infonce"]["rows"] == 3
+
+
+def test_an_answer_that_is_nan_in_a_file_is_a_missing_one(tmp_path: Path) -> None:
+    """A Parquet file of pandas has NaN where a number is missing; no response is compared with the word."""
+    prompts = pl.DataFrame({"answer": [72.0, float("nan")]})
+    prompts.write_parquet(tmp_path / "p.parquet")
+    rule = Rule(answer="answer", pattern=r"(?P<answer>\S+)$")
+    with pytest.raises(ValueError, match="row 2: expected an answer to judge by, got none"):
+        measurement._judge(pl.DataFrame({"response": ["72", "nan"]}), pl.read_parquet(tmp_path / "p.parquet"), rule)

@@ -165,3 +165,51 @@ def test_wrong_flags_and_ids_are_refused_with_their_row(kind: columns.Kind, valu
     for table in (pl.DataFrame({"a": values}), pl.LazyFrame({"a": values})):
         with pytest.raises(ValueError, match=f"t: row 42: column 'a': expected .*, got {came}"):
             columns.read(table, {"a": kind}, "t", before=40)
+
+
+def test_nan_in_json_is_null_in_every_room(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """pandas has NaN for a missing text, and `json.dumps` writes it as such."""
+    frame = pd.DataFrame({"prompt": [*ASKED, None], "response": ["Como", None, "Saw", "Zinc", "Lost"]})
+    rows = frame.astype(object).where(frame.notna(), float("nan")).to_dict("records")
+    table = write(tmp_path / "table.jsonl", rows)
+    assert "NaN" in table.read_text()
+    prompts = read(table)
+    assert (prompts.frame["prompt"].to_list(), prompts.dropped) == (ASKED, {"empty prompt": 1})
+    assert prompts.frame["response"].to_list() == ["Como", None, "Saw", "Zinc"]
+    assert main(["contrast", str(table), "--output", str(tmp_path / "drawn.parquet")]) == 0
+    drawn = ["--counterparts", str(tmp_path / "drawn.parquet"), "--responses", str(table)]
+    assert main(["pairs", str(table), *drawn, "--output", str(tmp_path / "pairs.jsonl")]) == 0
+    assert "no response: 2" in capsys.readouterr().out
+    answers = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert {row[side] for row in answers for side in ("chosen", "rejected")} <= {"Como", "Saw", "Zinc"}
+    pairs = write(tmp_path / "nan.jsonl", pairs_of(rejected=float("nan")))
+    assert main(["tokens", str(pairs), "--tokenizer", str(DEMO), "--output", str(tmp_path / "store")]) == 0
+    assert "4 rows in, 2 out; null rejected: 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (float("inf"), "column 'prompt': expected text or .*, got a number: Infinity; write it as text"),
+        (-float("inf"), "column 'prompt': expected text or .*, got a number: -Infinity"),
+        (
+            [{"role": "user", "content": float("nan")}],
+            "column 'prompt': .* got a list: .*NaN.*; write role and content",
+        ),
+    ],
+)
+def test_infinity_and_nan_within_a_chat_are_refused_with_their_row(tmp_path: Path, value: Any, message: str) -> None:
+    asked = [[{"role": "user", "content": text}] if isinstance(value, list) else text for text in ASKED]
+    path = write(tmp_path / "p.jsonl", [{"prompt": prompt} for prompt in [*asked, value]])
+    with pytest.raises(ValueError, match=rf"p\.jsonl: row 5: {message}"):
+        read(path)
+
+
+def test_infinity_in_another_column_is_refused_and_nan_there_is_null(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": asked, "score": score} for asked, score in zip(ASKED, [1.5, float("nan"), 2.5, 3.5], strict=True)
+    ]
+    assert read(write(tmp_path / "p.jsonl", rows)).frame["score"].to_list() == [1.5, None, 2.5, 3.5]
+    rows[2]["score"] = float("inf")
+    with pytest.raises(ValueError, match=r"row 3: column 'score': expected a finite number, got Infinity; write null"):
+        read(write(tmp_path / "p.jsonl", rows))

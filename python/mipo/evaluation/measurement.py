@@ -131,7 +131,9 @@ def _with_margins(table: pl.DataFrame, prompts: pl.DataFrame, margins: pl.DataFr
 
 def _judge(table: pl.DataFrame, prompts: pl.DataFrame, rule: Rule) -> tuple[list[bool], list[bool]]:
     patterns = rule.pattern or prompts[str(rule.pattern_column)].to_list()
-    return judge(table["response"].to_list(), prompts[rule.answer].cast(pl.String).to_list(), patterns)
+    answers = prompts[rule.answer]
+    answers = answers.fill_nan(None) if answers.dtype.is_float() else answers
+    return judge(table["response"].to_list(), answers.cast(pl.String).to_list(), patterns)
 
 
 def _candidate_logps(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+import math
 import re
 import sys
 import zlib
@@ -36,6 +37,7 @@ def load(source: str | Path, *, split: str = "train", texts: Mapping[str, Kind] 
 
     `split` is for datasets that have several. CSV columns are all text. In the columns `texts` of the kinds text and
     chat, a JSONL file must hold text or lists in every row; a value that polars would convert to text is refused.
+    NaN in JSON is null; Infinity is refused.
     Raises NotThereError for a missing source, and InputError for a broken one, with the file and, where known, the row.
     """
     check(source)
@@ -292,20 +294,25 @@ def _parse(
     data: bytes, source: str | Path, complaint: str, before: tuple[int, int], texts: Mapping[str, Kind]
 ) -> pl.DataFrame:
     """The table of a file that polars refused with `complaint`; InputError names the row that is broken, if one is."""
-    rows = []
+    rows, constants = [], list[str]()
     for place, line in _lines(data, source, before):
+        known = len(constants)
         if (problem := _utf8_error(line)) is not None:
             raise InputError(f"{place}: {_not_utf8(problem)}")
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_constant=constants.append)  # NaN is null: what pandas means by it
         except ValueError as error:
             raise InputError(f"{place}: not valid JSON ({error})") from None
         if not isinstance(row, dict):
             raise InputError(f"{place}: expected a JSON object, got {columns.kind_of(row)}")
+        if len(constants) > known:
+            _check_constants(json.loads(line), place, texts)
         for column, kind in texts.items():
             if not isinstance(row.get(column), str | list | None):
                 raise columns.refused(place, column, kind, row[column])
         rows.append(row)
+    if constants:
+        data = b"\n".join(json.dumps(row).encode() for row in rows)
     try:
         return _read_ndjson(data)  # without its byte order mark
     except pl.exceptions.PolarsError:
@@ -314,6 +321,26 @@ def _parse(
         return pl.DataFrame(rows, infer_schema_length=None)
     except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
         raise InputError(f"{source}: its rows do not form a table ({complaint}; {error})") from None
+
+
+def _check_constants(row: dict[str, Any], place: str, texts: Mapping[str, Kind]) -> None:
+    """InputError for Infinity, which JSON does not have, and for NaN within a chat, where null is no missing value."""
+    for column, value in row.items():
+        wrong = [number for number in _floats(value) if not math.isfinite(number)]
+        if column in texts and wrong and (isinstance(value, list) or not math.isnan(wrong[0])):
+            raise columns.refused(place, column, texts[column], value)
+        if infinite := [number for number in wrong if math.isinf(number)]:
+            shown = json.dumps(infinite[0])
+            raise InputError(f"{place}: column {column!r}: expected a finite number, got {shown}; write null")
+
+
+def _floats(value: Any) -> Iterator[float]:
+    """The floats in a JSON value, at any depth."""
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, list | dict):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _floats(inner)
 
 
 def _lines(data: bytes, source: str | Path, before: tuple[int, int]) -> Iterator[tuple[str, bytes]]:
@@ -357,7 +384,7 @@ def _check_suspects(
     for row, (place, line) in enumerate(lines):
         if row not in suspects:
             continue
-        values = json.loads(line)
+        values = json.loads(line, parse_constant=lambda _: None)
         for column, kind in texts.items():
             if column in frame.columns and not _equal(values.get(column), frame[column][row]):
                 raise columns.refused(place, column, kind, values[column])
