@@ -213,3 +213,22 @@ def test_infinity_in_another_column_is_refused_and_nan_there_is_null(tmp_path: P
     rows[2]["score"] = float("inf")
     with pytest.raises(ValueError, match=r"row 3: column 'score': expected a finite number, got Infinity; write null"):
         read(write(tmp_path / "p.jsonl", rows))
+
+
+@pytest.mark.parametrize("column", ["prompt", "tools"])
+def test_an_extension_type_is_refused_by_name_and_not_read_as_its_storage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], column: str
+) -> None:
+    """`datasets` writes objects of several shapes as arrow.json, whose storage is escaped text."""
+    texts = pa.array(['{"role": "user", "content": "Name a lake."}'] * 4, pa.string())
+    lists = pa.ListArray.from_arrays(pa.array(range(5), pa.int32()), pa.ExtensionArray.from_storage(pa.json_(), texts))
+    table = pa.table({name: [row[name] for row in pairs_of()] for name in ("prompt", "chosen", "rejected")})
+    table = table.drop_columns([column] if column in table.column_names else []).append_column(column, lists)
+    pq.write_table(table, tmp_path / "pairs.parquet")
+    line = error_of(capsys, "tokens", tmp_path / "pairs.parquet", "--tokenizer", DEMO, "--output", tmp_path / "store")
+    assert f"pairs.parquet: column '{column}': expected" in line
+    assert "got the Arrow extension type 'arrow.json'" in line
+    if column == "prompt":
+        line = error_of(capsys, "contrast", tmp_path / "pairs.parquet", "--output", tmp_path / "drawn.parquet")
+        assert "pairs.parquet: column 'prompt': expected text or a list of messages" in line
+        assert "got the Arrow extension type 'arrow.json'" in line

@@ -15,18 +15,19 @@ from mipo.io.lazy import pl
 if TYPE_CHECKING:
     from mipo.io.tables import Table
 
-Kind: TypeAlias = Literal["text", "chat", "flag", "id"]
+Kind: TypeAlias = Literal["text", "chat", "flag", "id", "data"]
 EXPECTED: dict[Kind, str] = {
     "text": "text",
     "chat": "text or a list of messages [{role, content}, …]",
     "flag": "true or false",
     "id": "a whole number from 0",
+    "data": "lists, structs, numbers and texts",
 }
 
 
 def read(table: Table, kinds: Mapping[str, Kind], name: object, *, before: int = 0) -> Table:
     """The table with these of its columns, where it has them, in one type each: String, lists of structs with a role,
-    Boolean, UInt64.
+    Boolean, UInt64. `data` is of any type that Arrow itself has.
 
     Categorical, enum and dictionary texts become text, and arrays become lists. A flag may be 0 or 1, an id a whole
     float, and both may be text, as in a CSV file. NaN is null. Raises InputError for any other value, with `name`, the
@@ -35,6 +36,11 @@ def read(table: Table, kinds: Mapping[str, Kind], name: object, *, before: int =
     schema = table.lazy().collect_schema()
     changed = []
     for column, kind in kinds.items():
+        if column in schema and (extension := _extension(schema[column])) is not None:
+            raise InputError(
+                f"{name}: column {column!r}: expected {EXPECTED[kind]}, got the Arrow extension type {extension!r}, of "
+                "which only its storage is known; write the rows as JSON Lines with the values themselves"
+            )
         if column in schema and (own := _expression(table, column, schema[column], kind, name, before)) is not None:
             changed.append(own)
     return table.with_columns(changed) if changed else table
@@ -55,6 +61,8 @@ def kind_of(value: Any) -> str:
 
 def _expression(table: Table, column: str, dtype: pl.DataType, kind: Kind, name: object, before: int) -> pl.Expr | None:
     """What turns a column into its kind's type; None where it has this type. InputError for a value that is not one."""
+    if kind == "data":
+        return None
     if kind in ("flag", "id"):
         if dtype == (pl.Boolean if kind == "flag" else pl.UInt64):
             return None
@@ -111,6 +119,16 @@ def _plain(dtype: pl.DataType) -> pl.DataType:
             {field.name: field.dtype if field.dtype == pl.Null else _plain(field.dtype) for field in fields}
         )
     return dtype
+
+
+def _extension(dtype: pl.DataType) -> str | None:
+    """The name of the first Arrow extension type in a type; None where there is none."""
+    if isinstance(dtype, pl.BaseExtension):
+        return dtype.ext_name()
+    inner: list[Any] = [field.dtype for field in dtype.fields] if isinstance(dtype, pl.Struct) else []
+    if isinstance(dtype, pl.List | pl.Array):
+        inner = [dtype.inner]
+    return next((name for part in inner if (name := _extension(part)) is not None), None)
 
 
 def _is_chat(dtype: pl.DataType) -> bool:

@@ -12,6 +12,8 @@ from mipo.tokenizer.messages import plain
 SIDES = ("prompt", "chosen", "rejected")
 KINDS: dict[str, Kind] = {
     "prompt": "chat", "chosen": "chat", "rejected": "chat", "chosen_truncated": "flag", "rejected_truncated": "flag",
+    "tools": "data",
+    "chat_template_kwargs": "data",
 }  # fmt: skip
 ARGUMENTS = ("tools", "chat_template_kwargs")
 
