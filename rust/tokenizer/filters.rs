@@ -160,10 +160,13 @@ fn order(one: &Value, other: &Value) -> Result<std::cmp::Ordering, Raised> {
 }
 
 fn add_operators(environment: &mut Environment) {
-    // minijinja adds lists, too, lazily: a few such sums have more items than there is memory.
+    // minijinja adds lists lazily: a few such sums have more items than there is memory. Here each is made, and paid for.
     environment.add_filter("plus", |a: &Value, b: &Value| -> Made {
         match (a.as_str(), b.as_str()) {
             (Some(one), Some(other)) => Ok(Value::from([one, other].concat())),
+            _ if is_list(a) && is_list(b) && !a.is_tuple() && !b.is_tuple() => {
+                Ok(Value::from([items(a)?, items(b)?].concat()))
+            }
             _ => match number(a)?.checked_add(number(b)?) {
                 Some(sum) => Ok(Value::from(sum)),
                 None => unexpected("a large sum", a),

@@ -136,6 +136,7 @@ fn what_would_take_all_memory_or_time_ends() {
         "{% set ns = namespace(s='x') %}{% for a in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
         "{% set ns = namespace(s='x') %}{% for a in range(99) %}{% set ns.s %}{{ ns.s }}{{ ns.s }}{% endset %}{% endfor %}",
         "{{ (['x'] * 90000000)|join }}",
+        "{% set ns = namespace(l=['x']) %}{% for a in range(60) %}{% set ns.l = ns.l|plus(ns.l) %}{% endfor %}",
         "{{ 1|isin((['x'] * 90000000) * 9) }}",
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     ] {
