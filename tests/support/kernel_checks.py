@@ -24,7 +24,7 @@ from mipo.loss.preference import BATCH_LOSSES
 
 # Largest error over largest true value. Fp32 has 6e-8; a log-sum-exp and a product of a few hundred terms lose 1 to 8
 # times that, and 4 times as much again is room for another BLAS.
-FP32_RTOL = 2e-6
+FP32_RTOL = 4e-6  # 2e-6 on most CPUs; 3.0e-6 was measured on an AMD EPYC, whose matrix product sums in another order
 # dH is rounded to bf16 as a product and again when it is scaled, and dW is a product of two rounded factors, G and
 # g * H, where eager rounds g * G once. So one more rounding is allowed, half an ulp of bf16, root mean square.
 BF16_EXTRA_ROUNDING = 2.0**-9
