@@ -215,20 +215,60 @@ def test_infinity_in_another_column_is_refused_and_nan_there_is_null(tmp_path: P
         read(write(tmp_path / "p.jsonl", rows))
 
 
+class Markup(pa.ExtensionType):
+    """Texts in a format of somebody's own."""
+
+    def __init__(self) -> None:
+        super().__init__(pa.string(), "acme.markup")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b""
+
+
 @pytest.mark.parametrize("column", ["prompt", "tools"])
-def test_an_extension_type_is_refused_by_name_and_not_read_as_its_storage(
+def test_an_unknown_extension_type_is_refused_by_name_and_not_read_as_its_storage(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], column: str
 ) -> None:
-    """`datasets` writes objects of several shapes as arrow.json, whose storage is escaped text."""
-    texts = pa.array(['{"role": "user", "content": "Name a lake."}'] * 4, pa.string())
-    lists = pa.ListArray.from_arrays(pa.array(range(5), pa.int32()), pa.ExtensionArray.from_storage(pa.json_(), texts))
+    texts = pa.ExtensionArray.from_storage(Markup(), pa.array(["<b>Name a lake.</b>"] * 4))
     table = pa.table({name: [row[name] for row in pairs_of()] for name in ("prompt", "chosen", "rejected")})
-    table = table.drop_columns([column] if column in table.column_names else []).append_column(column, lists)
+    table = table.drop_columns([column] if column in table.column_names else []).append_column(column, texts)
     pq.write_table(table, tmp_path / "pairs.parquet")
     line = error_of(capsys, "tokens", tmp_path / "pairs.parquet", "--tokenizer", DEMO, "--output", tmp_path / "store")
     assert f"pairs.parquet: column '{column}': expected" in line
-    assert "got the Arrow extension type 'arrow.json'" in line
+    assert "got the Arrow extension type 'acme.markup'" in line
     if column == "prompt":
         line = error_of(capsys, "contrast", tmp_path / "pairs.parquet", "--output", tmp_path / "drawn.parquet")
         assert "pairs.parquet: column 'prompt': expected text or a list of messages" in line
-        assert "got the Arrow extension type 'arrow.json'" in line
+        assert "got the Arrow extension type 'acme.markup'" in line
+
+
+@pytest.mark.parametrize("values", [["Name a lake.", "Name a city."], [[{"role": "user", "content": "Hi"}]] * 2])
+def test_prompts_that_datasets_stores_as_json_are_the_texts_and_chats_themselves(tmp_path: Path, values: Any) -> None:
+    """`datasets` stores whole messages as arrow.json as soon as one of them has another field."""
+    texts = pa.ExtensionArray.from_storage(pa.json_(), pa.array([json.dumps(value) for value in values]))
+    pq.write_table(pa.table({"prompt": texts}), tmp_path / "prompts.parquet")
+    assert read(tmp_path / "prompts.parquet").frame["prompt"].to_list() == values
+    parts = [json.dumps(message) for value in values for message in value if isinstance(value, list)]
+    if parts:
+        cells = pa.ExtensionArray.from_storage(pa.json_(), pa.array(parts))
+        lists = pa.ListArray.from_arrays(pa.array(range(len(parts) + 1), pa.int32()), cells)
+        pq.write_table(pa.table({"prompt": lists}), tmp_path / "prompts.parquet")
+        assert read(tmp_path / "prompts.parquet").frame["prompt"].to_list() == values
+
+
+def test_what_a_json_column_may_not_hold_is_refused_by_row(tmp_path: Path) -> None:
+    texts = pa.ExtensionArray.from_storage(pa.json_(), pa.array(['"Name a lake."', '{"a": 1}', "3"]))
+    pq.write_table(pa.table({"prompt": texts}), tmp_path / "prompts.parquet")
+    with pytest.raises(ValueError, match=r"row 2: column 'prompt': expected text or a list.*, got an object"):
+        read(tmp_path / "prompts.parquet")
+    broken = pa.ExtensionArray.from_storage(pa.json_(), pa.array(['"Name a lake."', "{"]))
+    pq.write_table(pa.table({"prompt": broken}), tmp_path / "prompts.parquet")
+    with pytest.raises(ValueError, match=r"prompts.parquet: column 'prompt': not valid JSON"):
+        read(tmp_path / "prompts.parquet")
+
+
+def test_list_views_are_refused_in_words_and_not_by_a_panic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = pa.table({"prompt": pa.array([["x"], ["y"]], pa.list_view(pa.string()))})
+    pq.write_table(table, tmp_path / "prompts.parquet")
+    line = error_of(capsys, "contrast", tmp_path / "prompts.parquet", "--output", tmp_path / "drawn.parquet")
+    assert "prompts.parquet: column 'prompt': expected lists, got Arrow's list views; cast it to lists" in line

@@ -591,3 +591,16 @@ def test_what_is_wrong_in_a_later_batch_is_named_by_its_row(tmp_path):
     pl.DataFrame({"prompt": [good, good, good, bad]}).write_parquet(tmp_path / "chats.parquet")
     with pytest.raises(ValueError, match="row 4: column 'prompt': the last message must be the user's"):
         list(read_batches(tmp_path / "chats.parquet", 3))
+
+
+def test_a_turn_that_only_calls_a_tool_needs_no_content(tmp_path: Path) -> None:
+    calls = [{"type": "function", "function": {"name": "list", "arguments": {"all": True}}}]
+    turns = [{"role": "assistant", "content": None, "tool_calls": calls}, {"role": "tool", "content": "2"}]
+    user = {"role": "user", "content": "How many?"}
+    lines = [json.dumps({"prompt": chat}) for chat in ([user, *turns, user], [user])]
+    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    assert read(tmp_path / "p.jsonl").frame.height == 2
+    del turns[0]["tool_calls"]
+    (tmp_path / "p.jsonl").write_text("\n".join([json.dumps({"prompt": [user, *turns, user]}), lines[1]]))
+    with pytest.raises(ValueError, match=r"row 1: .* a message without role or content"):
+        read(tmp_path / "p.jsonl")

@@ -26,14 +26,15 @@ WORDS = ["what", "should", "i", "eat", "tonight", "?", "pizza", "soup", "because
 worded = st.lists(st.sampled_from(WORDS), min_size=1, max_size=8).map(" ".join)
 
 
-def trl_ids(rows: list[dict[str, Any]], tokenizer: Any) -> list[tuple[list[int], list[int], list[int]]]:
-    """What TRL's own `_prepare_dataset` makes of preference rows, called on a stand-in for the trainer."""
+def trl_ids(rows: Any, tokenizer: Any) -> list[tuple[list[int], list[int], list[int]]]:
+    """What TRL's own `_prepare_dataset` makes of rows, a list or a dataset, called on a stand-in for the trainer."""
     from datasets import Dataset
     from trl import DPOTrainer
 
     args: Any = SimpleNamespace(dataset_num_proc=None, max_length=None, truncation_mode="keep_start")
     stand_in: Any = SimpleNamespace(_tokenizer=tokenizer)
-    dataset = DPOTrainer._prepare_dataset(stand_in, Dataset.from_list(rows), tokenizer, args, "train")
+    dataset = Dataset.from_list(rows) if isinstance(rows, list) else rows
+    dataset = DPOTrainer._prepare_dataset(stand_in, dataset, tokenizer, args, "train")
     return list(zip(dataset["prompt_ids"], dataset["chosen_ids"], dataset["rejected_ids"], strict=True))
 
 

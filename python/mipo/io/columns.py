@@ -6,10 +6,11 @@ Knows types, and what to do about a wrong one. Knows no file formats, and not wh
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from mipo.errors import InputError
+from mipo.io import nested
 from mipo.io.lazy import pl
 
 if TYPE_CHECKING:
@@ -29,19 +30,24 @@ def read(table: Table, kinds: Mapping[str, Kind], name: object, *, before: int =
     """The table with these of its columns, where it has them, in one type each: String, lists of structs with a role,
     Boolean, UInt64. `data` is of any type that Arrow itself has.
 
-    Categorical, enum and dictionary texts become text, and arrays become lists. A flag may be 0 or 1, an id a whole
-    float, and both may be text, as in a CSV file. NaN is null. Raises InputError for any other value, with `name`, the
-    row (the first one is `before` + 1) and the column. Of a LazyFrame only flags and ids of other types are read here.
+    Categorical, enum and dictionary texts become text, and arrays become lists. Texts and chats that are stored as JSON
+    (`mipo.io.nested`) are read from it. A flag may be 0 or 1, an id a whole float, and both may be text, as in a CSV
+    file. NaN is null. Raises InputError for any other value, with `name`, the row (the first one is `before` + 1) and
+    the column. Of a LazyFrame only flags and ids of other types are read here, and what is stored as JSON.
     """
     schema = table.lazy().collect_schema()
-    changed = []
+    changed = list[pl.Expr | pl.Series]()
     for column, kind in kinds.items():
-        if column in schema and (extension := _extension(schema[column])) is not None:
+        if column not in schema:
+            continue
+        if unknown := nested.extensions(schema[column]) - {nested.NAME}:
             raise InputError(
-                f"{name}: column {column!r}: expected {EXPECTED[kind]}, got the Arrow extension type {extension!r}, of "
-                "which only its storage is known; write the rows as JSON Lines with the values themselves"
+                f"{name}: column {column!r}: expected {EXPECTED[kind]}, got the Arrow extension type {min(unknown)!r}, "
+                "of which only its storage is known; write the rows as JSON Lines with the values themselves"
             )
-        if column in schema and (own := _expression(table, column, schema[column], kind, name, before)) is not None:
+        if _is_stored_as_json(schema[column], kind):
+            changed.append(_read_json(table.lazy().select(column).collect()[column], kind, name, before))
+        elif (own := _expression(table, column, schema[column], kind, name, before)) is not None:
             changed.append(own)
     return table.with_columns(changed) if changed else table
 
@@ -57,6 +63,51 @@ def kind_of(value: Any) -> str:
     names: dict[type, str] = {dict: "an object", list: "a list", str: "text", bool: "a truth value"}
     names |= {type(None): "null", int: "a number", float: "a number", bytes: "bytes"}
     return names.get(type(value), f"a {type(value).__name__}")
+
+
+def of_values(values: Sequence[Any], column: str, kind: Kind, place: Callable[[int], object]) -> pl.Series:
+    """The column of texts, chats or data that JSON values make; `place` names a row in the InputError for another."""
+
+    def refuse(row: int) -> InputError:
+        return refused(place(row), column, kind, values[row])
+
+    if kind == "data":
+        for row, value in enumerate(values):
+            if not nested.is_encodable(value):
+                raise refuse(row)
+        return nested.of_json(values, column)
+    if kind == "text":
+        for row, value in enumerate(values):
+            if not isinstance(value, str | None):
+                raise refuse(row)
+    return nested.of_chats(values, refuse, column)
+
+
+def is_nested(dtype: pl.DataType) -> bool:
+    """Whether lists of this type hold anything but messages whose fields are all text."""
+    if not isinstance(dtype, pl.List):
+        return False
+    inner: Any = dtype.inner
+    fields = inner.fields if isinstance(inner, pl.Struct) else []
+    return inner != pl.Null and not (fields and all(field.dtype in (pl.String, pl.Null) for field in fields))
+
+
+def _is_stored_as_json(dtype: pl.DataType, kind: Kind) -> bool:
+    """Whether texts, chats, or the role or content of messages are JSON."""
+    if kind not in ("text", "chat") or nested.NAME not in nested.extensions(dtype):
+        return False
+    inner: Any = dtype.inner if isinstance(dtype, pl.List) else None
+    fields = {field.name: field.dtype for field in inner.fields} if isinstance(inner, pl.Struct) else {}
+    return fields.get("role") != pl.String or nested.is_json(fields.get("content", pl.Null()))
+
+
+def _read_json(column: pl.Series, kind: Kind, name: object, before: int) -> pl.Series:
+    """The texts or chats in a column that is stored as JSON."""
+    try:
+        values = nested.values(column)
+    except ValueError as error:
+        raise InputError(f"{name}: column {column.name!r}: not valid JSON ({error})") from None
+    return of_values(values, column.name, kind, lambda row: f"{name}: row {before + row + 1}")
 
 
 def _expression(table: Table, column: str, dtype: pl.DataType, kind: Kind, name: object, before: int) -> pl.Expr | None:
@@ -119,16 +170,6 @@ def _plain(dtype: pl.DataType) -> pl.DataType:
             {field.name: field.dtype if field.dtype == pl.Null else _plain(field.dtype) for field in fields}
         )
     return dtype
-
-
-def _extension(dtype: pl.DataType) -> str | None:
-    """The name of the first Arrow extension type in a type; None where there is none."""
-    if isinstance(dtype, pl.BaseExtension):
-        return dtype.ext_name()
-    inner: list[Any] = [field.dtype for field in dtype.fields] if isinstance(dtype, pl.Struct) else []
-    if isinstance(dtype, pl.List | pl.Array):
-        inner = [dtype.inner]
-    return next((name for part in inner if (name := _extension(part)) is not None), None)
 
 
 def _is_chat(dtype: pl.DataType) -> bool:

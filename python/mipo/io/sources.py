@@ -71,9 +71,11 @@ def scan(source: str | Path, texts: Mapping[str, Kind] = NO_TEXTS) -> pl.DataFra
     if not parts or not all(part.stat().st_size for part in parts):
         return load(source, texts=texts)
     try:
+        for part in parts:
+            _check_types(pq.read_schema(part), part)
         lazy_frame = pl.scan_parquet(parts, glob=False)
         lazy_frame.collect_schema()
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, pa.ArrowException) as error:
         raise InputError(f"{source}: not a readable parquet file ({error})") from None
     return lazy_frame
 
@@ -147,9 +149,19 @@ def _open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
     """The file, read in small pieces; polars would read several row groups at once."""
     try:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER) as file:
+            _check_types(file.schema_arrow, path)
             yield file
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a readable parquet file ({error})") from None
+
+
+def _check_types(schema: pa.Schema, source: object) -> None:
+    """InputError for a column with list views, of which polars panics."""
+    for field in schema:
+        if "list_view<" in str(field.type):
+            raise InputError(
+                f"{source}: column {field.name!r}: expected lists, got Arrow's list views; cast it to lists"
+            )
 
 
 def _stream_parquet(parquet: list[Path], rows: int, start: int, stop: int) -> Iterator[pl.DataFrame]:
@@ -245,8 +257,9 @@ def _frame(dataset: Any, start: int, stop: int) -> pl.DataFrame:
 
 def _load_parquet(source: str | Path, data: bytes | None) -> pl.DataFrame:
     try:
+        _check_types(pq.read_schema(source if data is None else pa.BufferReader(data)), source)
         return pl.read_parquet(source, glob=False) if data is None else pl.read_parquet(data)
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, pa.ArrowException) as error:
         raise InputError(f"{source}: not a readable parquet file ({error})") from None
 
 
@@ -267,19 +280,27 @@ def _load_jsonl(
     source: str | Path, data: bytes | None, texts: Mapping[str, Kind], before: tuple[int, int] = (0, 0)
 ) -> pl.DataFrame:
     """The table in a file, or in the part of it after so many rows and lines."""
-    texts = {column: kind for column, kind in texts.items() if kind in ("text", "chat")}
+    texts = {column: kind for column, kind in texts.items() if kind in ("text", "chat", "data")}
     try:
         frame = _read_ndjson(source if data is None else data)
     except pl.exceptions.PolarsError as error:
         data = (Path(source).read_bytes() if data is None else data).removeprefix(_BOM)
         if not data.strip():
             raise InputError(f"{source}: the file is empty") from None
-        frame = _parse(data, source, str(error), before, texts)
+        return _parse(data, source, str(error), before, texts)
     names = [column for column in texts if column in frame.columns]
+    free = {column for column in names if texts[column] == "data" or columns.is_nested(frame.schema[column])}
     suspects = frame.select(pl.any_horizontal(pl.lit(False), *(_suspect(frame, c) for c in names))).to_series()
-    if suspects.any():
-        data = Path(source).read_bytes() if data is None else data
-        _check_suspects(frame, set(suspects.arg_true()), _lines(data.removeprefix(_BOM), source, before), texts)
+    if free or suspects.any():
+        data = (Path(source).read_bytes() if data is None else data).removeprefix(_BOM)
+        free |= _converted(frame, set(suspects.arg_true()), _lines(data, source, before), set(names) - free)
+    if free:
+        # The values of these columns as the file has them, without the fields of other rows.
+        places, lines = zip(*_lines(data or b"", source, before), strict=True)
+        rows = [json.loads(line) for line in lines]
+        for column in free:
+            own = columns.of_values([row.get(column) for row in rows], column, texts[column], places.__getitem__)
+            frame = frame.with_columns(own)
     return frame
 
 
@@ -294,27 +315,36 @@ def _parse(
     data: bytes, source: str | Path, complaint: str, before: tuple[int, int], texts: Mapping[str, Kind]
 ) -> pl.DataFrame:
     """The table of a file that polars refused with `complaint`; InputError names the row that is broken, if one is."""
-    rows, constants = [], list[str]()
+    rows, places, constants = [], list[str](), list[str]()
     for place, line in _lines(data, source, before):
         known = len(constants)
         if (problem := _utf8_error(line)) is not None:
             raise InputError(f"{place}: {_not_utf8(problem)}")
         try:
             row = json.loads(line, parse_constant=constants.append)  # NaN is null: what pandas means by it
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{place}: not valid JSON ({error})") from None
         if not isinstance(row, dict):
             raise InputError(f"{place}: expected a JSON object, got {columns.kind_of(row)}")
         if len(constants) > known:
             _check_constants(json.loads(line), place, texts)
-        for column, kind in texts.items():
-            if not isinstance(row.get(column), str | list | None):
-                raise columns.refused(place, column, kind, row[column])
         rows.append(row)
-    if constants:
-        data = b"\n".join(json.dumps(row).encode() for row in rows)
+        places.append(place)
+    own = [
+        columns.of_values([row.get(column) for row in rows], column, kind, places.__getitem__)
+        for column, kind in texts.items()
+        if any(column in row for row in rows)
+    ]
+    names = dict.fromkeys(name for row in rows for name in row)
+    others = [{name: value for name, value in row.items() if name not in texts} for row in rows]
+    frame = _table_of(others, source, complaint) if len(names) > len(own) else pl.DataFrame(height=len(rows))
+    return frame.with_columns(own).select(*names)
+
+
+def _table_of(rows: list[dict[str, Any]], source: str | Path, complaint: str) -> pl.DataFrame:
+    """The table of rows, where polars refused their lines with `complaint`."""
     try:
-        return _read_ndjson(data)  # without its byte order mark
+        return _read_ndjson(b"\n".join(json.dumps(row).encode() for row in rows))
     except pl.exceptions.PolarsError:
         pass
     try:
@@ -377,17 +407,16 @@ def _suspect(frame: pl.DataFrame, column: str) -> pl.Expr:
     return pl.lit(False)
 
 
-def _check_suspects(
-    frame: pl.DataFrame, suspects: set[int], lines: Iterable[tuple[str, bytes]], texts: Mapping[str, Kind]
-) -> None:
-    """InputError for the first of the rows `suspects` whose line has another value than the table."""
-    for row, (place, line) in enumerate(lines):
-        if row not in suspects:
-            continue
-        values = json.loads(line, parse_constant=lambda _: None)
-        for column, kind in texts.items():
-            if column in frame.columns and not _equal(values.get(column), frame[column][row]):
-                raise columns.refused(place, column, kind, values[column])
+def _converted(
+    frame: pl.DataFrame, suspects: set[int], lines: Iterable[tuple[str, bytes]], names: Iterable[str]
+) -> set[str]:
+    """Those of the columns in which one of the rows `suspects` has another value in its line than in the table."""
+    converted = set[str]()
+    for row, (_, line) in enumerate(lines):
+        if row in suspects:
+            values = json.loads(line)
+            converted |= {name for name in names if not _equal(values.get(name), frame[name][row])}
+    return converted
 
 
 def _equal(value: Any, cell: Any) -> bool:

@@ -5,13 +5,14 @@ Knows rows and files. Knows nothing of what the columns mean.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
+from typing import IO, TYPE_CHECKING, TypeAlias, TypeVar, cast
 
 from mipo.errors import InputError
-from mipo.io import files, outputs
+from mipo.io import files, nested, outputs
 from mipo.io.lazy import pa, pl, pq
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def write(frames: Iterable[pl.DataFrame], path: Path) -> None:
         if path.suffix == ".jsonl":
             with temporary.open("wb") as file:
                 for frame in frames:
-                    frame.write_ndjson(file)
+                    _write_ndjson(frame, file)
             return
         writer = None
         try:
@@ -103,6 +104,17 @@ def write(frames: Iterable[pl.DataFrame], path: Path) -> None:
         finally:
             if writer:
                 writer.close()
+
+
+def _write_ndjson(frame: pl.DataFrame, file: IO[bytes]) -> None:
+    """Writes the rows as lines of JSON; of a column that holds JSON, its values and not their text."""
+    if not any(nested.NAME in nested.extensions(dtype) for dtype in frame.dtypes):
+        frame.write_ndjson(file)
+        return
+    columns = [nested.values(column) for column in frame]
+    for row in zip(*columns, strict=True):
+        line = json.dumps(dict(zip(frame.columns, row, strict=True)), ensure_ascii=False, separators=(",", ":"))
+        file.write(line.encode() + b"\n")
 
 
 def read_own(path: Path) -> pl.DataFrame | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from mipo.errors import InputError
-from mipo.io import columns, sources, tables
+from mipo.io import columns, nested, sources, tables
 from mipo.io.columns import Kind
 from mipo.io.keys import check_ids
 from mipo.io.lazy import pl
@@ -135,10 +135,13 @@ def _check_messages(table: pl.DataFrame, source: str | Path, prompt: str, contex
     column = f"column {prompt!r}"
     fields, messages = fields_of(table.schema["prompt"]), pl.col("prompt")
     if fields.get("role") != pl.String or fields.get("content") != pl.String:
-        row = table["prompt"].is_not_null().arg_max() or 0
-        value = table[row : row + 1]["prompt"].to_list()[0]
-        raise columns.refused(f"{source}: row {before + row + 1}", prompt, "chat", value)
-    partial = pl.element().struct.field("role").is_null() | pl.element().struct.field("content").is_null()
+        values = nested.values(table["prompt"])
+        row = next((row for row, value in enumerate(values) if value is not None and not _is_of_texts(value)), 0)
+        raise columns.refused(f"{source}: row {before + row + 1}", prompt, "chat", values[row])
+    no_content = pl.element().struct.field("content").is_null()
+    if "tool_calls" in fields:
+        no_content &= pl.element().struct.field("tool_calls").is_null()
+    partial = pl.element().struct.field("role").is_null() | no_content
     first, last = messages.list.first().struct.field("role"), messages.list.last().struct.field("role")
     problems = {
         f"{column}: a message without role or content; expected {MESSAGES}": messages.list.eval(partial).list.any(),
@@ -151,6 +154,11 @@ def _check_messages(table: pl.DataFrame, source: str | Path, prompt: str, contex
         rows = table.select(where.fill_null(False)).to_series().arg_true()
         if len(rows):
             raise InputError(f"{source}: row {before + rows[0] + 1}: {problem} ({_rows(len(rows))} like this)")
+
+
+def _is_of_texts(chat: list[dict[str, object]]) -> bool:
+    """Whether role and content of all messages are text, as far as they are there."""
+    return all(isinstance(message.get(name, 0), str | None) for message in chat for name in ("role", "content"))
 
 
 def _reasons(table: pl.DataFrame) -> pl.Series:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from mipo.io import nested
 from mipo.io.lazy import pl
 
 
@@ -25,13 +27,18 @@ def key(composed: pl.Series) -> pl.Series:
     """
     if not is_messages(composed):
         return composed
-    fields = [
-        pl.when(pl.element().struct.field(name).is_null())
-        .then(pl.lit(""))
-        .otherwise(pl.struct(pl.element().struct.field(name)).struct.json_encode())
-        for name in sorted(fields_of(composed.dtype))
-    ]
+    fields = [_encoded(name, dtype) for name, dtype in sorted(fields_of(composed.dtype).items())]
     return composed.list.eval(pl.concat_str(fields)).list.join("\n")
+
+
+def _encoded(name: str, dtype: pl.DataType) -> pl.Expr:
+    """A field of messages as a JSON object, empty where it is null."""
+    field = pl.element().struct.field(name)
+    if nested.is_json(dtype):
+        text = pl.format(f"{{{{{json.dumps(name)}:{{}}}}}}", field.ext.storage())
+    else:
+        text = pl.struct(field).struct.json_encode()
+    return pl.when(field.is_null()).then(pl.lit("")).otherwise(text)
 
 
 def plain(composed: Iterable[Any]) -> Iterator[list[dict[str, Any]]]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError, InputTypeError
+from mipo.io import nested
 from mipo.io.lazy import _native, np, pa, pl
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class Renderer:
         arguments: Sequence[dict[str, Any]] | None = None,
     ) -> pl.Series:
         """Every distinct conversation rendered once; errors name `rows`."""
-        asked = list(zip(conversations.to_list(), arguments or [{}] * len(conversations), strict=True))
+        asked = list(zip(nested.values(conversations), arguments or [{}] * len(conversations), strict=True))
         # What is equal as JSON, None and all, is equal to a template.
         keys = [json.dumps(chat, ensure_ascii=False, default=repr) for chat in asked]
         texts: dict[str, str] = {}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mipo import reasons
 from mipo.errors import InputError
-from mipo.io import columns
+from mipo.io import columns, nested
 from mipo.io.lazy import _native, np, pl
 from mipo.tokenizer.chat import renderer
 from mipo.tokenizer.encoder import Choice, fingerprint, open_encoder
@@ -21,7 +21,7 @@ from mipo.tokenizer.messages import fields_of, is_messages, key
 from mipo.tokenizer.table import TokenTable
 from mipo.tokenizer.template import Renderer, RowError
 from mipo.tokens.store import Groups, PairStore
-from mipo.tokens.trl_reference import KINDS, SIDES, arguments_in, template_arguments, trl_ids, with_prompts
+from mipo.tokens.trl_reference import KINDS, SIDES, arguments_in, rows_of, template_arguments, trl_ids, with_prompts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -131,8 +131,7 @@ class GroupBuilder:
         """The chat template's text of each prompt alone, or of the prompt followed by the response in `side`."""
         chats = pairs["prompt"] if side is None else _joined(pairs["prompt"], pairs[side])
         columns = arguments_in(pairs)
-        rows = pairs.select(columns).iter_rows(named=True) if columns else None
-        arguments = None if rows is None else [template_arguments(row) for row in rows]
+        arguments = [template_arguments(row) for row in rows_of(pairs.select(columns))] if columns else None
         try:
             return self._renderer.render(chats, add_generation_prompt=side is None, arguments=arguments)
         except RowError as error:
@@ -147,7 +146,7 @@ class GroupBuilder:
         builder = _native.GroupBuilder(self.encoder)
         _, prompt, chosen, _, rejected, _ = self._push(builder, sample, np.arange(sample.height), None)
         prompts, responses = TokenTable((builder.take_prompts(),)), TokenTable((builder.take_responses(),))
-        for i, row in enumerate(sample.iter_rows(named=True)):
+        for i, row in enumerate(rows_of(sample)):
             ids = [prompts[prompt[i]].tolist(), responses[chosen[i]].tolist(), responses[rejected[i]].tolist()]
             if ids != trl_ids(row, self.tokenizer):
                 raise InputError(
@@ -162,7 +161,7 @@ def aligned(batches: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
     for batch in batches:
         if held is not None and _continues(held, batch):
             run = held["prompt_id"].rle_id()
-            batch = pl.concat([held.filter(run == run[-1]), batch], how="diagonal_relaxed")
+            batch = _concat(held.filter(run == run[-1]), batch)
             held = held.filter(run != run[-1])
         if held is not None and held.height:
             yield held
@@ -177,6 +176,21 @@ def _continues(held: pl.DataFrame, batch: pl.DataFrame) -> bool:
         return False
     last = held["prompt_id"][-1]
     return last is not None and bool(last == batch["prompt_id"][0])
+
+
+def _concat(first: pl.DataFrame, second: pl.DataFrame) -> pl.DataFrame:
+    """The rows of both, whose messages may differ in their fields."""
+    for column in SIDES:
+        if column in first.columns and column in second.columns and _conflict(first[column], second[column]):
+            a, b = nested.alike(first[column], second[column])
+            first, second = first.with_columns(a), second.with_columns(b)
+    return pl.concat([first, second], how="diagonal_relaxed")
+
+
+def _conflict(first: pl.Series, second: pl.Series) -> bool:
+    """Whether a field that messages of both columns have is of another type in each."""
+    fields, others = fields_of(first.dtype), fields_of(second.dtype)
+    return any(fields[name] != others[name] for name in fields.keys() & others.keys())
 
 
 def tokenize(
@@ -221,7 +235,9 @@ def encode_responses(
 
 def _joined(prompts: pl.Series, responses: pl.Series) -> pl.Series:
     """The messages of each prompt followed by those of its response; a field that only one has is null in the other."""
-    if prompts.dtype != responses.dtype:
+    if _conflict(prompts, responses):
+        prompts, responses = nested.alike(prompts, responses)
+    elif prompts.dtype != responses.dtype:
         kinds = fields_of(responses.dtype) | fields_of(prompts.dtype)
         prompts, responses = (_with_fields(side, kinds) for side in (prompts, responses))
     return pl.select(pl.concat_list(prompts, responses)).to_series()

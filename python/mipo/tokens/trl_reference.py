@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from mipo.io import nested
 from mipo.io.columns import Kind
 from mipo.io.lazy import pl
-from mipo.tokenizer.messages import plain
+from mipo.tokenizer.messages import is_messages, plain
 
 SIDES = ("prompt", "chosen", "rejected")
 KINDS: dict[str, Kind] = {
@@ -25,22 +28,30 @@ def with_prompts(pairs: pl.DataFrame) -> pl.DataFrame:
     """
     if "prompt" in pairs.columns or not {"chosen", "rejected"} <= set(pairs.columns):
         return pairs
-    responses = zip(pairs["chosen"].to_list(), pairs["rejected"].to_list(), strict=True)
-    parts = [_extract(chosen, rejected) for chosen, rejected in responses]
+    sides = [pairs[side] for side in ("chosen", "rejected")]
+    borders = itertools.starmap(_border, zip(*map(_own, sides), strict=True))
+    parts = [
+        (None, chosen, rejected) if border is None else (chosen[:border], chosen[border:], rejected[border:])
+        for border, chosen, rejected in zip(borders, *(side.to_list() for side in sides), strict=True)
+    ]
     kinds = {"prompt": pairs.schema["chosen"], "chosen": pairs.schema["chosen"], "rejected": pairs.schema["rejected"]}
     return pairs.with_columns(pl.DataFrame(parts, schema=kinds, orient="row"))
 
 
-def _extract(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
+def _own(side: pl.Series) -> Iterable[Any]:
+    """The texts, or the chats as in their file: `extract_prompt` compares messages field by field."""
+    return plain(chat or [] for chat in nested.values(side)) if is_messages(side) else side
+
+
+def _border(chosen: Any, rejected: Any) -> int | None:
+    """How many messages, or characters, are the prompt; None where one side is empty."""
     if not chosen or not rejected:
-        return None, chosen, rejected
+        return None
     shorter = min(len(chosen), len(rejected))
     border = next((i for i in range(shorter) if chosen[i] != rejected[i]), None)
     if border is None:
-        border = shorter - 1
-    elif chosen[border - 1] == " ":
-        border -= 1
-    return chosen[:border], chosen[border:], rejected[border:]
+        return shorter - 1
+    return border - 1 if chosen[border - 1] == " " else border
 
 
 def trl_ids(pair: dict[str, Any], tokenizer: Any) -> list[list[int]]:
@@ -58,6 +69,12 @@ def trl_ids(pair: dict[str, Any], tokenizer: Any) -> list[list[int]]:
     columns = enumerate(zip(alone, *both, strict=False))
     border = next((place for place, ids in columns if len(set(ids)) > 1), min(map(len, [alone, *both])))
     return [alone[:border], *(ids[border:] for ids in both)]
+
+
+def rows_of(pairs: pl.DataFrame) -> Iterator[dict[str, Any]]:
+    """The rows as a trainer gets them, with JSON as the values that it stands for."""
+    columns = [nested.values(column) for column in pairs]
+    return (dict(zip(pairs.columns, row, strict=True)) for row in zip(*columns, strict=True))
 
 
 def arguments_in(pairs: pl.DataFrame) -> list[str]:
