@@ -66,7 +66,11 @@ def test_elsewhere_the_reference_is_scored_once(tokenizer: Any, tmp_path: Path) 
 
 def test_pictures_are_never_scored_before(tmp_path: Path) -> None:
     args = MIPOConfig(output_dir=str(tmp_path))
-    assert [_can_precompute(args, row, None, None) for row in ({}, {"image": 1}, {"images": []})] == [True, False, False]
+    assert [_can_precompute(args, row, None, None) for row in ({}, {"image": 1}, {"images": []})] == [
+        True,
+        False,
+        False,
+    ]
 
 
 def test_a_data_set_that_trl_does_not_take_gets_trl_s_words(tokenizer: Any, tmp_path: Path) -> None:
@@ -87,5 +91,3 @@ def test_every_flag_of_trl_s_parser_is_one_of_ours() -> None:
             (theirs,) = TrlParser(DPOConfig).parse_args_and_config(["--output_dir", "x", "--use_cpu", *flags])
             (ours,) = TrlParser(MIPOConfig).parse_args_and_config(["--output_dir", "x", "--use_cpu", *flags])
             assert getattr(ours, name) == getattr(theirs, name) == value
-
-

@@ -27,6 +27,7 @@ SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".csv")
 _BUFFER = 1 << 20  # bytes of a Parquet column that are read at once
 _BOM = b"\xef\xbb\xbf"
 NO_TEXTS: Mapping[str, Kind] = {}
+TOO_DEEP = "its JSON is nested too deeply to be read; give it flatter"
 # Texts that polars may have converted from a number, a truth value, an object or a list in the JSON, or from half of a
 # surrogate pair, which it turns into \0. Few real texts look like this; only these are compared with the file.
 _SUSPECT = r'^(?:-?\d[\d.eE+-]*|true|false)$|^(?:\{["}]|\[(?:[\[{\]"\d-]|true|false|null))|\x00'
@@ -61,8 +62,11 @@ def load(source: str | Path, *, split: str = "train", texts: Mapping[str, Kind] 
 
 def check(source: str | Path) -> None:
     """NotThereError for a source that does not exist and cannot be the name of a dataset."""
-    if not Path(source).exists() and not _names_hub_dataset(str(source)):
+    path = Path(source)
+    if not path.exists() and not _names_hub_dataset(str(source)):
         raise NotThereError(f"{source}: no such file")
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError(f"{source}: expected a file or a folder, got a pipe or a device; write it to a file first")
 
 
 def scan(source: str | Path, texts: Mapping[str, Kind] = NO_TEXTS) -> pl.DataFrame | pl.LazyFrame:
@@ -303,6 +307,8 @@ def _parse(
             row = json.loads(line, parse_constant=constants.append)  # NaN is null: what pandas means by it
         except ValueError as error:
             raise InputError(f"{place}: not valid JSON ({error})") from None
+        except RecursionError:
+            raise InputError(f"{place}: {TOO_DEEP}") from None
         if not isinstance(row, dict):
             raise InputError(f"{place}: expected a JSON object, got {columns.kind_of(row)}")
         if len(constants) > known:

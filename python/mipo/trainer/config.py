@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from trl import DPOConfig
 
+# Settings that are true or false in TRL, and None here until the machine or the data is known.
+UNDECIDED = ("precompute_ref_log_probs", "bf16", "gradient_checkpointing", "dataloader_pin_memory")
 # For TRL's parser: without a value, the flag of a setting that may be None means true, as for any other truth value.
 FLAG = {"nargs": "?", "const": True}
 

@@ -89,7 +89,13 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
             )
         if args.max_length is not None and args.truncation_mode == "keep_start":
             # As in TRL: the collator would truncate the whole response of such a row.
-            return dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length)
+            kept = dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length)
+            if next(iter(kept), None) is None:
+                raise InputError(
+                    f"max_length: expected a group whose prompt is shorter, got {args.max_length}; leave it out, or "
+                    "raise it"
+                )
+            return kept
         return dataset
 
     def _precompute_ref_logps(self, dataset: datasets.Dataset, name: str, batch_size: int) -> datasets.Dataset:
