@@ -5,7 +5,7 @@ Knows a model, token ids and a rule that judges responses. Knows nothing of trai
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -59,10 +59,10 @@ def evaluate(
     The model answers every prompt as in training, or `responses` are its responses to the requests of these prompts
     (`mipo.responses.requests`), or of these and more.
 
-    Information: the responses to the first `rows` prompts (None for all) are scored under `negatives` other prompts of the `kind`.
-    Empty responses, and those that do not fit the model's context with every one of these prompts, are passed over;
-    the figure says on how many rows it rests. `held_out` are fixed pairs of the reference model, whose log-probs are
-    measured; a group counts as one row. With a `rule`, responses are judged, sampled ones and greedy ones.
+    Information: the responses to the first `rows` prompts (None for all) are scored under `negatives` other prompts of
+    the `kind`. Empty responses, and those that do not fit the model's context with every one of these prompts, are
+    passed over; the figure says on how many rows it rests. `held_out` are fixed pairs of the reference model, whose
+    log-probs are measured; a group counts as one row. With a `rule`, responses are judged, sampled ones and greedy ones.
 
     The table holds prompt, response, response_tokens, truncated, and where they are known infonce, leave_one_out,
     accuracy, malformed and accuracy_greedy of the row (see `change`). It also holds logps_chosen, logps_rejected and
@@ -95,13 +95,10 @@ def evaluate(
     figures["response_tokens"] = mean(table["response_tokens"], seed=seed)
     figures["truncated"] = share(table["truncated"])
     if rule:
-        right, malformed = _judge(table["response"].to_list(), prompts, rule)
+        right, malformed = _judge(table["response"], prompts, rule)
         greedy = _responses_of(requests, generate(requests.prompts, model, temperature=0.0, **settings))
-        flags = {
-            "accuracy": right,
-            "malformed": malformed,
-            "accuracy_greedy": _judge(greedy["response"].to_list(), prompts, rule)[0],
-        }
+        right_greedy, _ = _judge(greedy["response"], prompts, rule)
+        flags = {"accuracy": right, "malformed": malformed, "accuracy_greedy": right_greedy}
         table = table.with_columns(pl.Series(name, values) for name, values in flags.items())
         figures |= {name: share(values) for name, values in flags.items()}
     return {name: asdict(figure) for name, figure in figures.items()}, table
@@ -142,11 +139,11 @@ def _with_margins(table: pl.DataFrame, prompts: pl.DataFrame, margins: pl.DataFr
     return table.hstack(rows) if complete else table
 
 
-def _judge(responses: Sequence[str], prompts: pl.DataFrame, rule: Rule) -> tuple[list[bool], list[bool]]:
+def _judge(responses: Iterable[str], prompts: pl.DataFrame, rule: Rule) -> tuple[list[bool], list[bool]]:
     patterns = rule.pattern or prompts[str(rule.pattern_column)].to_list()
     answers = prompts[rule.answer]
     answers = answers.fill_nan(None) if answers.dtype.is_float() else answers
-    return judge(responses, answers.cast(pl.String).to_list(), patterns)
+    return judge(list(responses), answers.cast(pl.String).to_list(), patterns)
 
 
 def _candidate_logps(

@@ -90,9 +90,8 @@ class _Pipeline:
     def prompts(self) -> Rows:
         """Reads the prompts and holds some of them out."""
         train, test, overlaps, rows = read_prompts(self.recipe, self.model)
-        measurement.check(
-            test, negatives=self.recipe.evaluation.negatives, rule=self.recipe.evaluation.rule, at="evaluation."
-        )
+        evaluation = self.recipe.evaluation
+        measurement.check(test, negatives=evaluation.negatives, rule=evaluation.rule, at="evaluation.")
         self._write(train, "prompts.parquet")
         self._write(test, "test.parquet")
         if overlaps is not None:

@@ -66,9 +66,8 @@ def _config(*flags: str) -> Any:
         raise InputError(f"{error.filename or 'a file'}: {error.strerror or error}") from error
     except (argparse.ArgumentError, ValueError, TypeError, ImportError) as error:
         raise InputError(" ".join(str(error).split())) from error
-    problems = (
-        records.problem(OURS[name], getattr(config, name), f"--{name}") for name in OURS if hasattr(config, name)
-    )
+    plain = [name for name in OURS if hasattr(config, name) and name not in ("fsdp", "parallelism_config")]
+    problems = (records.problem(OURS[name], getattr(config, name), f"--{name}") for name in plain)
     records.refuse([problem for problem in problems if problem])
     return config
 
