@@ -32,7 +32,7 @@ REFUSED = [
     ("trainer: {fused_loss: true, ld_alpha: 0.5}", "trainer.fused_loss=True does not support ld_alpha=0.5"),
     ("trainer: {eval_strategy: steps, eval_steps: 1}", "trainer.eval_strategy: expected no, got 'steps'"),
     ("trainer: {report_to: clearml}", "trainer.report_to: ClearMLCallback requires"),
-    ("trainer: {report_to: paper}", "trainer: paper is not supported, only"),
+    ("trainer: {report_to: paper}", "trainer.report_to: paper is not supported, only"),
     ("trainer: {sync_ref_model: true, precompute_ref_log_probs: true}", "trainer.sync_ref_model: expected false"),
     ("lora: {r: 2}\ntrainer: {sync_ref_model: true}", "trainer.sync_ref_model: expected false with LoRA"),
     ("trainer: {loss_type: exo_pair}", "trainer.label_smoothing: expected more than 0 with loss_type exo_pair"),
@@ -86,6 +86,11 @@ REFUSED = [
 ]
 
 
+@pytest.mark.filterwarnings(
+    "ignore:`gradient_checkpointing_kwargs`",
+    "ignore:`pad_token` is deprecated",
+    "ignore:`init_lora_weights` is 'corda'",
+)
 @pytest.mark.parametrize(("text", "message"), REFUSED, ids=[case[0] for case in REFUSED])
 def test_what_could_not_train_is_refused_before_a_prompt_is_read(tmp_path: Path, text: str, message: str) -> None:
     path = write(tmp_path, text)

@@ -37,6 +37,8 @@ HELP = {
 
 # What options allow that are no setting of a recipe.
 ALLOWED: dict[str, Any] = {name: Count for name in ("batch_rows", "negatives", "sample", "shard_rows")}
+# Options that have another name than their setting.
+SETTINGS = {"share": "overlap_share", "words": "overlap_words"}
 
 Address = Annotated[
     str | None, Parameter(help="a Ray cluster's: auto, or ray://HOST:10001; without it one is started on this machine")
@@ -65,15 +67,17 @@ def mirrors(*functions: Callable[..., Any], without: Collection[str] = ()) -> Ca
     def mirror(command: Command) -> Command:
         own = inspect.signature(command, eval_str=True).parameters.values()
         parameters = {parameter.name: parameter for parameter in own if parameter.kind is not parameter.VAR_KEYWORD}
+        mirrored = set()
         for function in functions:
             for name, parameter in _keyword_only(function).items():
                 if name not in parameters and name not in without:
+                    mirrored.add(name)
                     parameters[name] = parameter.replace(annotation=_option(parameter, function))
 
         @functools.wraps(command)
         def checked(*arguments: Any, **options: Any) -> None:
-            for name, value in options.items():
-                check(name, value)
+            for name in options.keys() & {*mirrored, *ALLOWED}:
+                check(name, options[name])
             command(*arguments, **options)
 
         checked.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
@@ -95,9 +99,10 @@ def describe(name: str) -> str:
 
 def check(name: str, value: Any) -> None:
     """InputError for a value that the option does not allow: what the setting of a recipe of this name does not."""
-    kind = ALLOWED.get(name) or (_settings()[name].type if name in _settings() else Any)
+    setting = _settings().get(SETTINGS.get(name, name))
+    kind = ALLOWED.get(name) or (setting.type if setting else Any)
     if value is not None and (problem := records.problem(kind, value, f"--{name.replace('_', '-')}")):
-        raise InputError(problem)
+        raise InputError(problem.replace(" or null, got", ", got"))  # nobody writes null on a command line
 
 
 @functools.cache

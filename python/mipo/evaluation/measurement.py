@@ -62,7 +62,7 @@ def evaluate(
     Information: the responses to the first `rows` prompts (None for all) are scored under `negatives` other prompts of
     the `kind`. Empty responses, and those that do not fit the model's context with every one of these prompts, are
     passed over; the figure says on how many rows it rests. `held_out` are fixed pairs of the reference model, whose
-    log-probs are measured; a group counts as one row. With a `rule`, responses are judged, sampled ones and greedy ones.
+    log-probs are measured; a group counts as one row. With a `rule`, responses are judged, sampled and greedy ones.
 
     The table holds prompt, response, response_tokens, truncated, and where they are known infonce, leave_one_out,
     accuracy, malformed and accuracy_greedy of the row (see `change`). It also holds logps_chosen, logps_rejected and

@@ -151,6 +151,9 @@ def _open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
     """The file, read in small pieces; polars would read several row groups at once."""
     try:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER) as file:
+            names = file.schema_arrow.names
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise InputError(f"{path}: expected each column once, got {twice[0]!r} more than once; rename one")
             yield file
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a readable parquet file ({error})") from None

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mipo.errors import InputError, NotThereError
+from mipo.errors import InputError, NotThereError, first_line
 from mipo.io.lazy import torch
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def load_model(model: str, *, dtype: str = "auto", trust_remote_code: bool = Fal
     """The causal model of a folder (also a PEFT adapter's) or hub name, in evaluation mode on the accelerator, if any.
 
     `dtype` is the name of a torch dtype, or `auto`: the saved dtype on an accelerator, float32 on a CPU. Raises
-    NotThereError where there is no such model, InputError where weights are missing.
+    NotThereError where there is no such model, InputError where weights are missing or not finite.
     """
     from transformers import AutoModelForCausalLM
 
@@ -70,7 +70,17 @@ def load_model(model: str, *, dtype: str = "auto", trust_remote_code: bool = Fal
             "be random. Give a complete causal language model"
         )
     loaded: PreTrainedModel = weights.to(device).eval()
+    if name := not_finite(loaded):
+        raise InputError(
+            f"{model}: expected finite weights, got {name} with NaN or infinity, as after a training that diverged; "
+            "give another model"
+        )
     return loaded
+
+
+def not_finite(model: Any) -> str | None:
+    """The name of the first parameter with NaN or infinity; None where there is none."""
+    return next((name for name, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())), None)
 
 
 @contextmanager
@@ -109,8 +119,3 @@ def _dtype(name: str, device: torch.device | None) -> Any:
     if not isinstance(dtype, torch.dtype):
         raise InputError(f"dtype: expected auto or a dtype of torch, for example bfloat16, got {name!r}")
     return dtype
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type where the message is empty."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -31,6 +31,8 @@ COUNTERPARTS: dict[str, Kind] = {
     "prompt_id": "id", "counterpart_id": "id", "kind": "text", "part": "text", "reason": "text",
 }  # fmt: skip
 
+DRAWN = ("prompt_id", "counterpart_id", "negative", "kind", "reason")
+
 
 def pairs(prompts: Table, counterparts: Table, responses: Table) -> pl.DataFrame:
     """Preference pairs: one row for each counterpart that has both responses, if they differ.
@@ -107,6 +109,7 @@ def _stream(
     if batch_rows < 1:
         raise InputError(f"batch_rows: expected at least 1, got {batch_rows}")
     responses = columns.read(responses, KINDS, "responses")
+    tables.check_columns(counterparts, DRAWN, "counterparts")
     counterparts = columns.read(counterparts, COUNTERPARTS, "counterparts")
     _check_repeated(counterparts, batch_rows)
     states = ResponseStates.of(responses, batch_rows)

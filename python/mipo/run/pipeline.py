@@ -62,6 +62,7 @@ def run_recipe(
         )
     if until is not None and until not in STAGES:
         raise InputError(f"until: expected one of {', '.join(STAGES)}, got {until!r}")
+    page.read_beside(beside or {})
     named = [Path(path).stem, *([] if seed is None else [f"seed-{seed}"]), *([control] if control else [])]
     folder = Path(output or Path("runs") / "-".join(named))
     recipe = load_checked(path, folder, seed=seed, control=control)

@@ -142,7 +142,8 @@ def _check_libraries(args: MIPOConfig) -> None:
             TorchDynamoPlugin(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
     if args.gradient_checkpointing_kwargs:
         with refusal("gradient_checkpointing_kwargs"):
-            checkpoint(torch.exp, torch.ones(1, requires_grad=True), **args.gradient_checkpointing_kwargs)
+            options = {"use_reentrant": False, **args.gradient_checkpointing_kwargs}
+            checkpoint(torch.exp, torch.ones(1, requires_grad=True), **options)
     if args.use_liger_kernel:
         if not is_liger_kernel_available():
             raise InputError("use_liger_kernel: needs liger-kernel, which is not installed; `pip install liger-kernel`")
