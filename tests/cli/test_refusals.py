@@ -67,7 +67,7 @@ REFUSED = [
     ([*EVALUATE, "--answer", "answer"], "pattern: is missing; expected a regular expression"),
     ([*EVALUATE, "--rows", "0"], "--rows: expected a whole number of at least 1, got 0"),
     ([*EVALUATE, "--rows", "-1"], "--rows: expected a whole number of at least 1, got -1"),
-    ([*EVALUATE], "negatives: expected 1 to 11 (12 held-out prompts), got 31"),
+    ([*EVALUATE, "--negatives", "12"], "negatives: expected 1 to 11 (12 held-out prompts), got 12"),
     (
         [*EVALUATE, "--negatives", "2", "--answer", "nope", "--pattern", "(?P<answer>.)"],
         "rule.answer: expected a column",

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 
 ROWS = 512  # whose information is measured, unless somebody asks for more
+NEGATIVES = 31
 NO_ROW = "no held-out row has a response and enough other prompts; give more held-out rows or fewer negatives"
 
 
@@ -43,7 +44,7 @@ def evaluate(
     held_out: PairStore | None = None,
     *,
     kind: Kind = "random",
-    negatives: int = 31,
+    negatives: int | None = None,
     rows: int | None = ROWS,
     rule: Rule | None = None,
     responses: pl.DataFrame | None = None,
@@ -59,16 +60,18 @@ def evaluate(
     The model answers every prompt as in training, or `responses` are its responses to the requests of these prompts
     (`mipo.responses.requests`), or of these and more.
 
-    Information: the responses to the first `rows` prompts (None for all) are scored under `negatives` other prompts of
-    the `kind`. Empty responses, and those that do not fit the model's context with every one of these prompts, are
-    passed over; the figure says on how many rows it rests. `held_out` are fixed pairs of the reference model, whose
-    log-probs are measured; a group counts as one row. With a `rule`, responses are judged, sampled and greedy ones.
+    Information: the responses to the first `rows` prompts (None for all) are scored under `negatives` other prompts
+    (None for 31, or all others) of the `kind`. Empty responses, and those that do not fit the model's context with
+    every one of these prompts, are passed over; the figure says on how many rows it rests. `held_out` are fixed pairs
+    of the reference model, whose log-probs are measured; a group counts as one row. With a `rule`, responses are
+    judged, sampled and greedy ones.
 
     The table holds prompt, response, response_tokens, truncated, and where they are known infonce, leave_one_out,
     accuracy, malformed and accuracy_greedy of the row (see `change`). It also holds logps_chosen, logps_rejected and
     margin if every group of `held_out` belongs to another one of these prompts, by prompt_id.
     """
     check(prompts, negatives=negatives, rule=rule)
+    negatives = negatives_of(negatives, prompts.height)
     if held_out is not None and held_out.fingerprint != model.tokenizer_fingerprint:
         raise InputError(
             f"held_out: expected token ids of {model.name}'s tokenizer and chat template, got those of another; make "
@@ -206,6 +209,11 @@ def _encode_column(
 
 def _by_row(columns: Sequence[TokenTable]) -> list[NDArray[np.uint32]]:
     return [ids for row in zip(*columns, strict=True) for ids in row]
+
+
+def negatives_of(wanted: int | None, rows: int) -> int:
+    """K of the information interval: 31, or all other rows, unless somebody asks for another number."""
+    return min(NEGATIVES, rows - 1) if wanted is None else wanted
 
 
 def check(prompts: pl.DataFrame, *, negatives: int | None, rule: Rule | None, at: str = "") -> None:

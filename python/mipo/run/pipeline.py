@@ -189,8 +189,7 @@ class _Pipeline:
         files.write_json(self.folder / "evaluation" / f"{side}.json", measured)
 
     def _negatives(self) -> int:
-        negatives = self.recipe.evaluation.negatives
-        return min(31, self._read("test.parquet").height - 1) if negatives is None else negatives
+        return measurement.negatives_of(self.recipe.evaluation.negatives, self._read("test.parquet").height)
 
     def _generate(self, requests: Requests, name: str, seed: int, progress: str) -> pl.DataFrame:
         """Responses to the prompts that fit the model's context; the others get none, and their pairs are dropped."""

@@ -15,6 +15,7 @@ from mipo.responses.requests import compose_own
 from mipo.run.recipe import Recipe
 from mipo.run.stages import Rows
 from mipo.tokenizer.chat import encode_prompts
+from mipo.tokenizer.template import RowError
 
 
 def read_prompts(recipe: Recipe, model: Model) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame | None, Rows]:
@@ -54,7 +55,10 @@ def _read_fitting(source: str, recipe: Recipe, model: Model) -> prompt_rows.Prom
     """The prompts of a source that leave room for a response."""
     section, new = recipe.prompts, recipe.responses.max_new_tokens
     prompts = prompt_rows.read(source, prompt=section.prompt, context=section.context, split=section.split)
-    too_long = ~fits(compose_own(prompts.frame, chat=model.is_chat), model, new)
+    try:
+        too_long = ~fits(compose_own(prompts.frame, chat=model.is_chat), model, new)
+    except RowError as error:
+        raise InputError(f"{source}: row {prompts.rows[error.row]}: {error.message}") from error
     return prompt_rows.drop(prompts, reasons.too_long_for_context(model.room(new)), too_long)
 
 

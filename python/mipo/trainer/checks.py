@@ -140,10 +140,12 @@ def _check_libraries(args: MIPOConfig) -> None:
     if args.torch_compile:
         with refusal("torch_compile_backend"):
             TorchDynamoPlugin(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
-    if args.gradient_checkpointing_kwargs:
-        with refusal("gradient_checkpointing_kwargs"):
-            options = {"use_reentrant": False, **args.gradient_checkpointing_kwargs}
-            checkpoint(torch.exp, torch.ones(1, requires_grad=True), **options)
+    known = {*inspect.signature(checkpoint).parameters, "preserve_rng_state"} - {"function", "args", "kwargs"}
+    if unknown := [name for name in args.gradient_checkpointing_kwargs or () if name not in known]:
+        raise InputError(
+            f"gradient_checkpointing_kwargs: expected arguments of torch.utils.checkpoint ({', '.join(sorted(known))}), "
+            f"got {unknown[0]!r}"
+        )
     if args.use_liger_kernel:
         if not is_liger_kernel_available():
             raise InputError("use_liger_kernel: needs liger-kernel, which is not installed; `pip install liger-kernel`")

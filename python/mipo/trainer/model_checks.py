@@ -28,7 +28,7 @@ def check_model(args: MIPOConfig, model_config: Any) -> Any:
 
     The message begins with the name of a setting.
     """
-    options: dict[str, Any] = args.model_init_kwargs or {}  # type: ignore[assignment]  # TRL parsed what was text
+    options: dict[str, Any] = args.model_init_kwargs or {}  # TRL parsed what was text
     for name in options:
         if not _is_taken(name, model_config):
             raise InputError(f"model_init_kwargs.{name}: from_pretrained takes no such argument; leave it out")

@@ -39,9 +39,9 @@ def train(
     """Trains `model` on the groups of `store`, writes it whole to `output`, and returns TRL's log of the training.
 
     `lora` are fields of `peft.LoraConfig` (default: train all weights). Training resumes from the last whole checkpoint
-    in `args.output_dir`, and removes that folder at the end; weights that are not finite are not saved. Under `accelerate launch` every process calls this
-    function. Raises InputError for an empty store, for the store of another tokenizer, and for a
-    training that diverged.
+    in `args.output_dir`, and removes that folder at the end. Under `accelerate launch` every process calls this
+    function. Raises InputError for an empty store, for the store of another tokenizer, and for a training that
+    diverged: weights that are not finite are not saved.
     """
     if not len(store):
         raise InputError("expected at least one group to train on, got none; see what `mipo tokens` dropped and why")
