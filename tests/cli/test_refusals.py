@@ -1,6 +1,7 @@
 """Refusals: what cannot be done is said in one line, before anything is read, generated or trained."""
 
 import os
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -127,3 +128,40 @@ def test_a_name_that_is_said_twice_is_meant_once(files: Path, monkeypatch: pytes
         written = ["contrast", "p.jsonl", "--output", str(tmp_path / f"{name}.parquet"), "--match", *columns]
         assert cli.main(written) == 0
     assert pl.read_parquet(tmp_path / "once.parquet").equals(pl.read_parquet(tmp_path / "twice.parquet"))
+
+
+TEMPLATES = [
+    (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ messages[0].content }}",
+        "the chat template takes no system message, which is what a context becomes (no system); write the context into",
+    ),
+    ("{{ raise_exception('never') }}", "the chat template refuses the conversation: never; drop or change it"),
+    ("{{ messages | nofilter }}", "the chat template refuses the conversation: No filter named 'nofilter'"),
+    (
+        "{% for m in messages %}{{ m.content }}",
+        "the chat template refuses the conversation: Unexpected end of template",
+    ),
+    ("{{ 1 / 0 }}", "the chat template refuses the conversation: division by zero"),
+    ("{{ foo.bar }}", "the chat template refuses the conversation: 'foo' is undefined"),
+]
+
+
+@pytest.mark.parametrize(("template", "message"), TEMPLATES, ids=[template for template, _ in TEMPLATES])
+def test_what_a_template_refuses_has_file_and_row(
+    template: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(MODEL, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(template)
+    rows = [{"prompt": " ", "context": "c"}, *({"prompt": f"what {i} ?", "context": f"i like {i}"} for i in range(8))]
+    pl.DataFrame(rows).write_ndjson(tmp_path / "p.jsonl")
+    (tmp_path / "r.yaml").write_text(
+        "model: model\nprompts: {source: p.jsonl, context: context, holdout: 3}\n"
+        "responses: {max_new_tokens: 4}\ncontrast: {kind: context}\n"
+    )
+    generated = ["--model", str(tmp_path / "model"), "--context", "context", "--output", str(tmp_path / "new")]
+    for place, arguments in [
+        (f"{tmp_path / 'p.jsonl'}: row 2: ", ["run", str(tmp_path / "r.yaml"), "--dry-run"]),
+        ("response_id 0: ", ["generate", str(tmp_path / "p.jsonl"), *generated]),
+    ]:
+        assert cli.main(arguments) == 2
+        assert capsys.readouterr().err.startswith(f"mipo {arguments[0]}: error: {place}{message}")

@@ -143,7 +143,7 @@ def _check_libraries(args: MIPOConfig) -> None:
     known = {*inspect.signature(checkpoint).parameters, "preserve_rng_state"} - {"function", "args", "kwargs"}
     if unknown := [name for name in args.gradient_checkpointing_kwargs or () if name not in known]:
         raise InputError(
-            f"gradient_checkpointing_kwargs: expected arguments of torch.utils.checkpoint ({', '.join(sorted(known))}), "
+            f"gradient_checkpointing_kwargs: expected arguments of torch.utils.checkpoint, {', '.join(sorted(known))}; "
             f"got {unknown[0]!r}"
         )
     if args.use_liger_kernel:
