@@ -26,7 +26,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     drawn = drawn.with_columns(reason=pl.lit(None, pl.String))
     drawn.write_parquet(folder / "c.parquet")
     pl.concat([drawn, drawn[:1]]).write_parquet(folder / "twice.parquet")
-    drawn.with_columns(counterpart_id=pl.Series([1, 0.5])).write_parquet(folder / "cut.parquet")
+    drawn.with_columns(counterpart_id=pl.Series([1.0, 0.5])).write_parquet(folder / "cut.parquet")
     drawn.drop("negative").write_parquet(folder / "lacking.parquet")
     pl.DataFrame({"prompt": ["a", "b"], "chosen": ["c", "d"], "rejected": ["e", "f"]}).write_ndjson(folder / "x.jsonl")
     (folder / "deep.jsonl").write_text('{"prompt": ' + "[" * TOO_DEEP + "]" * TOO_DEEP + "}\n" + '{"prompt": "a"}\n')
@@ -133,7 +133,7 @@ def test_a_name_that_is_said_twice_is_meant_once(files: Path, monkeypatch: pytes
 TEMPLATES = [
     (
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ messages[0].content }}",
-        "the chat template takes no system message, which is what a context becomes (no system); write the context into",
+        "the chat template takes no system message, which is what a context becomes (no system); write",
     ),
     ("{{ raise_exception('never') }}", "the chat template refuses the conversation: never; drop or change it"),
     ("{{ messages | nofilter }}", "the chat template refuses the conversation: No filter named 'nofilter'"),

@@ -236,7 +236,9 @@ def _dataset(source: str | Path, split: str) -> Any:
     try:
         saved = Path(source).is_dir()
         dataset = datasets.load_from_disk(str(source)) if saved else datasets.load_dataset(str(source), split=split)
-    except (OSError, ValueError) as error:
+    except IndexError:
+        raise InputError(f"{source}: expected a data set with rows, got one without any") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # its files may be anything
         raise NotThereError(f"{source}: neither a file nor a dataset that can be loaded ({error})") from None
     if isinstance(dataset, datasets.DatasetDict):
         if split not in dataset:
@@ -265,9 +267,13 @@ def _load_csv(source: str | Path, data: bytes | None) -> pl.DataFrame:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(f"{source}: line {line}: {_not_utf8(error)}")
     try:
-        return pl.read_csv(data, infer_schema=False)
+        frame = pl.read_csv(data, infer_schema=False)
     except pl.exceptions.PolarsError as problem:
-        raise InputError(f"{source}: not a readable csv file ({problem})") from None
+        raise InputError(f"{source}: not a readable csv file ({' '.join(str(problem).split())})") from None
+    for name in frame.columns:  # polars gives the second of two equal names this end
+        if name.endswith("_duplicated_0") and (twice := name.removesuffix("_duplicated_0")) in frame.columns:
+            raise InputError(f"{source}: expected each column once, got {twice!r} more than once; rename one")
+    return frame
 
 
 def _load_jsonl(

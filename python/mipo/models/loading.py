@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mipo.errors import InputError, NotThereError, first_line
+from mipo.errors import InputError, MipoError, NotThereError, first_line
 from mipo.io.lazy import torch
 
 if TYPE_CHECKING:
@@ -24,10 +24,8 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrained
     from transformers import AutoTokenizer
 
     _check_place(model, "tokenizer*", "vocab*", "*.model")
-    try:
+    with _reading(model, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise NotThereError(f"{model}: no tokenizer found there ({first_line(error)})") from None
     if tokenizer.eos_token_id is None:
         raise InputError(f"{model}: the tokenizer has no eos_token, so responses could never end; set one")
     if tokenizer.pad_token_id is None:
@@ -42,10 +40,8 @@ def load_config(model: str, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoConfig
 
     _check_place(model, "config.json", "adapter_config.json")
-    try:
+    with _reading(model, "config"):
         return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise NotThereError(f"{model}: no config found there ({first_line(error)})") from None
 
 
 def load_model(model: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> PreTrainedModel:
@@ -59,11 +55,8 @@ def load_model(model: str, *, dtype: str = "auto", trust_remote_code: bool = Fal
     _check_place(model, "config.json", "adapter_config.json")
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     options = {"dtype": _dtype(dtype, device), "trust_remote_code": trust_remote_code, "output_loading_info": True}
-    try:
-        with without_bars():
-            weights, info = AutoModelForCausalLM.from_pretrained(model, **options)
-    except (OSError, ValueError, KeyError) as error:
-        raise NotThereError(f"{model}: no causal language model found there ({first_line(error)})") from None
+    with _reading(model, "causal language model", torch.OutOfMemoryError), without_bars():
+        weights, info = AutoModelForCausalLM.from_pretrained(model, **options)
     if missing := info["missing_keys"]:
         raise InputError(
             f"{model}: {len(missing)} weights of its architecture are missing, for example {min(missing)}; they would "
@@ -98,6 +91,20 @@ def without_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def _reading(model: str, part: str, *others: type[Exception]) -> Iterator[None]:
+    """Makes a NotThereError of whatever a library raises for files that it cannot read, except for `others`.
+
+    tokenizers raises Exception itself, safetensors an error of its own, and a config may fail anywhere.
+    """
+    try:
+        yield
+    except (MipoError, ImportError, MemoryError, *others):
+        raise
+    except Exception as error:
+        raise NotThereError(f"{model}: no {part} found there that can be read ({first_line(error)})") from None
 
 
 def _check_place(model: str, *names: str) -> None:
