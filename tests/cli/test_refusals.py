@@ -100,7 +100,7 @@ REFUSED = [
     ([*TRAIN, "--config", "absent.yaml"], "absent.yaml: No such file or directory"),
     ([*TRAIN, "--fsdp", "true", "--fsdp_config", "absent.json"], "absent.json: No such file or directory"),
     ([*TRAIN, "--resume_from_checkpoint", "x"], "resume_from_checkpoint: expected none, got 'x'"),
-    (["run", "deep.yaml"], "deep.yaml: deep.yaml: expected at most 20 levels"),
+    (["run", "deep.yaml"], "deep.yaml: expected at most 20 levels"),
     (["report", ".", "--sample", "-1"], "--sample: expected a whole number of at least 1, got -1"),
     (["run", "absent.yaml", "--beside", "before=x"], "beside: expected another name than before, after, change, got"),
     (["run", "absent.yaml", "--beside", "a=x"], "x/manifest.json: expected this file of a finished run, got none"),

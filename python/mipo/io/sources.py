@@ -78,7 +78,7 @@ def scan(source: str | Path, texts: Mapping[str, Kind] = NO_TEXTS) -> pl.DataFra
         lazy_frame = pl.scan_parquet(parts, glob=False)
         lazy_frame.collect_schema()
     except pl.exceptions.PolarsError as error:
-        raise InputError(f"{source}: not a readable parquet file ({error})") from None
+        raise InputError(f"{source}: not a readable parquet file ({' '.join(str(error).split())})") from None
     return lazy_frame
 
 
@@ -156,7 +156,7 @@ def _open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
                 raise InputError(f"{path}: expected each column once, got {twice[0]!r} more than once; rename one")
             yield file
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a readable parquet file ({error})") from None
+        raise InputError(f"{path}: not a readable parquet file ({' '.join(str(error).split())})") from None
 
 
 def _stream_parquet(parquet: list[Path], rows: int, start: int, stop: int) -> Iterator[pl.DataFrame]:
@@ -256,7 +256,7 @@ def _load_parquet(source: str | Path, data: bytes | None) -> pl.DataFrame:
     try:
         return pl.read_parquet(source, glob=False) if data is None else pl.read_parquet(data)
     except pl.exceptions.PolarsError as error:
-        raise InputError(f"{source}: not a readable parquet file ({error})") from None
+        raise InputError(f"{source}: not a readable parquet file ({' '.join(str(error).split())})") from None
 
 
 def _load_csv(source: str | Path, data: bytes | None) -> pl.DataFrame:
