@@ -6,7 +6,9 @@ import polars as pl
 
 from mipo import reasons
 from mipo.errors import InputError
+from mipo.io import records
 from mipo.models.model import Model
+from mipo.negatives.draw import contrast
 from mipo.pairing.filter import dropped
 from mipo.prompts import rows as prompt_rows
 from mipo.prompts.overlap import overlap_reasons, overlaps
@@ -40,6 +42,7 @@ def read_prompts(recipe: Recipe, model: Model) -> tuple[pl.DataFrame, pl.DataFra
         leaks = overlaps(train, held_out, words=section.overlap_words, share=section.overlap_share)
         train, leaked = _without(train, leaks)
         drops = drops | leaked
+    _check_held_out(held_out, recipe)
     return train, held_out, leaks, Rows(rows_in, train.height + held_out.height, drops, first)
 
 
@@ -60,6 +63,14 @@ def _read_fitting(source: str, recipe: Recipe, model: Model) -> prompt_rows.Prom
     except RowError as error:
         raise InputError(f"{source}: row {prompts.rows[error.row]}: {error.message}") from error
     return prompt_rows.drop(prompts, reasons.too_long_for_context(model.room(new)), too_long)
+
+
+def _check_held_out(held_out: pl.DataFrame, recipe: Recipe) -> None:
+    """InputError where the counterparts of the held-out prompts, which come after all responses, cannot be drawn."""
+    try:
+        contrast(held_out, seed=recipe.seed, **records.settings(recipe.contrast) | {"negatives": 1})
+    except InputError as error:
+        raise InputError(f"held-out prompts: {error}") from error
 
 
 def _without(train: pl.DataFrame, leaks: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
