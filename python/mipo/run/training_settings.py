@@ -37,10 +37,10 @@ def load_checked(path: str | Path, folder: Path, *, seed: int | None = None, con
 
 def build(recipe: Recipe, folder: Path) -> tuple[MIPOConfig, LoraConfig | None]:
     """The configs that a recipe trains with, checkpoints in `folder`; InputError if training could not start."""
-    # A run needs them, the last two for its report, and must say so at once.
-    import peft  # noqa: F401, I001
+    # A run needs them, the first two for its report, and must say so at once.
     import jinja2  # noqa: F401
     import matplotlib  # noqa: F401
+    import peft  # noqa: F401
 
     from mipo.trainer.checks import check_training
     from mipo.trainer.config import MIPOConfig, lora_config
