@@ -30,3 +30,9 @@ class LibraryError(MipoError, ImportError):
 
 class UnsupportedError(MipoError, NotImplementedError):
     """A model or a setting that mipo recognizes but does not support."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a library's message, for one of mipo's; the error's type where there is no message."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

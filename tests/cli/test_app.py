@@ -105,16 +105,16 @@ def test_a_bug_is_no_one_line():
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ctrl_c_and_sigterm_end_with_one_line(number, code, tmp_path):
-    prompts = tmp_path / "prompts.jsonl.gz"
-    os.mkfifo(prompts)  # a file that is never read to its end
-    command = [sys.executable, "-m", "mipo", "contrast", str(prompts), "--output", str(tmp_path / "c.parquet")]
+    mark = tmp_path / ".mipo.json"
+    os.mkfifo(mark)  # a file that is never read to its end
+    command = [sys.executable, "-m", "mipo", "demo", "--output", str(tmp_path)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        end = _opened(prompts, process)
+        end = _opened(mark, process)
         process.send_signal(number)
         error = process.communicate(timeout=60)[1]
         os.close(end)
     assert process.returncode == code
-    assert error == "\nmipo contrast: stopped; run the same command again to continue\n"
+    assert error == "\nmipo demo: stopped; run the same command again to continue\n"
 
 
 def _opened(pipe: Path, reader: subprocess.Popen[str]) -> int:

@@ -165,10 +165,11 @@ def test_a_full_disk_leaves_nothing_that_a_later_run_would_trust(folder, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_library_is_named_with_its_extra(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "peft", None)  # as where mipo was installed without [train]
+@pytest.mark.parametrize("library", ["peft", "matplotlib", "jinja2"])
+def test_a_missing_library_is_named_with_its_extra(library, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, library, None)  # as where mipo was installed without [train]
     assert cli.main(["run", str(demo.HERE / "recipe.yaml"), "--dry-run"]) == 2
-    assert "peft is not installed; this command needs `pip install 'mipo[train]'`" in capsys.readouterr().err
+    assert f"{library} is not installed; this command needs `pip install 'mipo[train]'`" in capsys.readouterr().err
 
 
 def test_a_missing_table_is_named_and_not_searched_elsewhere(tmp_path, capsys):

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from mipo.pairing.join import pairs
 from mipo.prompts.compose import compose
 from mipo.responses.generation import generate
 from mipo.responses.requests import compose_requests
+from mipo.run.recipe import Evaluation
 from mipo.tokens.groups import tokenize
 from mipo.tokens.store import PairStore
 
@@ -461,6 +463,37 @@ def test_a_missing_response_or_column_is_named(prompts: pl.DataFrame, whole: Mod
         evaluate(whole, prompts, rule=Rule(answer="key", pattern=PATTERN), **SAMPLED)
 
 
+def test_what_cannot_be_measured_is_refused_before_anything_is_generated(
+    prompts: pl.DataFrame, whole: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measurement, "generate", lambda *_, **__: pytest.fail("responses were generated"))
+    keyed = prompts.with_columns(key=pl.lit("tea"), pattern=pl.lit("("), none=pl.lit(None, pl.String))
+    for refused, message in [
+        ({"negatives": 24}, "negatives: expected 1 to 23"),
+        ({"kind": "context", "prompts": prompts.drop("context")}, "needs the column 'context'"),
+        ({"rule": Rule(answer="key", pattern_column="pattern")}, "row 1: pattern: expected a regular expression"),
+        ({"rule": Rule(answer="none", pattern=PATTERN)}, "row 1: expected an answer to judge by"),
+    ]:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            evaluate(whole, **{"prompts": keyed, **refused, **SAMPLED})
+
+
+def test_without_rows_and_negatives_they_are_those_of_recipes(
+    prompts: pl.DataFrame, whole: Model, responses: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Evaluation().rows == measurement.ROWS
+    monkeypatch.setitem(evaluate.__kwdefaults__, "rows", 5)
+    asked: list[int] = []
+    encoded = measurement.encode_prompts
+    monkeypatch.setattr(
+        measurement, "encode_prompts", lambda texts, *how: asked.append(len(texts)) or encoded(texts, *how)
+    )
+    side, _ = evaluate(whole, prompts, responses=responses, **SAMPLED)
+    assert 1 <= side["infonce"]["rows"] <= 5
+    # Every prompt is encoded once, though each stands beside all of the 5 rows.
+    assert asked == [prompts.height]
+
+
 def test_prompts_need_no_number(prompts: pl.DataFrame, whole: Model, responses: pl.DataFrame) -> None:
     options: dict[str, Any] = {"negatives": 1, "rows": 3, "responses": responses, **SAMPLED}
     assert evaluate(whole, prompts.drop("prompt_id"), **options)[0] == evaluate(whole, prompts, **options)[0]
@@ -512,4 +545,4 @@ def test_an_answer_that_is_nan_in_a_file_is_a_missing_one(tmp_path: Path) -> Non
     prompts.write_parquet(tmp_path / "p.parquet")
     rule = Rule(answer="answer", pattern=r"(?P<answer>\S+)$")
     with pytest.raises(ValueError, match="row 2: expected an answer to judge by, got none"):
-        measurement._judge(pl.DataFrame({"response": ["72", "nan"]}), pl.read_parquet(tmp_path / "p.parquet"), rule)
+        measurement._judge(["72", "nan"], pl.read_parquet(tmp_path / "p.parquet"), rule)

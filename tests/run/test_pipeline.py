@@ -12,6 +12,7 @@ import yaml
 
 from mipo import demo
 from mipo.demo import world
+from mipo.errors import InputError
 from mipo.io import checksum
 from mipo.pairing.filter import keep
 from mipo.pairing.stored import StoredPairs
@@ -263,6 +264,21 @@ def test_bad_settings_are_named(tmp_path, changes, message):
     with pytest.raises((ValueError, OSError)) as error:
         pipeline.run_recipe(path, output=tmp_path / "out", until="contrast")
     assert message in str(error.value)
+
+
+def test_a_column_that_only_the_training_prompts_have_is_found_before_generation(tmp_path):
+    path = write_recipe(tmp_path)
+    settings = yaml.safe_load(path.read_text())
+    for name, more in (("train", {"task": "a"}), ("test", {})):
+        rows = [{"prompt": f"what {name} {i} ?", **more} for i in range(30)]
+        (tmp_path / f"{name}-only.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings["prompts"] = {"source": "train-only.jsonl", "test": "test-only.jsonl"}
+    settings["contrast"] = {"match": ["task"]}
+    path.write_text(yaml.safe_dump(settings))
+    for refused in (lambda: pipeline.run_recipe(path, output=tmp_path / "out"), lambda: dry_run(path)):
+        with pytest.raises(InputError, match="held-out prompts: kind 'random' needs the column 'task'"):
+            refused()
+    assert not (tmp_path / "out" / "responses").exists()
 
 
 def test_the_run_folder_s_recipe_repeats_the_run(done):

@@ -3,6 +3,7 @@
 On the demo's own model and pairs written by its world, so that nothing here is sampled.
 """
 
+import copy
 import dataclasses
 import json
 import math
@@ -29,6 +30,7 @@ from trl import DPOConfig, DPOTrainer
 
 import mipo.demo
 from mipo.demo import world
+from mipo.errors import InputError
 from mipo.fused.operators import linear_preference_loss
 from mipo.loss.preference import preference_loss
 from mipo.models.loading import load_model, load_tokenizer
@@ -642,6 +644,24 @@ def test_a_trained_model_is_whole_and_holds_no_pickle(
     trained, base = load_model(str(tmp_path / "model")), load_model(DEMO)
     assert not torch.equal(trained.lm_head.weight, base.lm_head.weight)
     assert load_tokenizer(str(tmp_path / "model")).chat_template == tokenizer.chat_template
+
+
+@pytest.mark.parametrize("save", ["steps", "no"])
+def test_a_training_that_diverged_saves_nothing(save: str, store: PairStore, tokenizer: Any, tmp_path: Path) -> None:
+    args = arguments(
+        tmp_path / "checkpoints", learning_rate=1e30, max_steps=4, save_steps=2, save_strategy=save, warmup_steps=0
+    )
+    with pytest.raises(InputError, match=r"the training diverged: weights are NaN or infinite after step \d \(model\."):
+        train(store, DEMO, tokenizer, tmp_path / "model", args=args)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_model_with_weights_that_are_not_finite_is_refused(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    broken = copy.deepcopy(model)
+    broken.model.norm.weight.data[0] = math.nan
+    broken.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"expected finite weights, got model\.norm\.weight with NaN"):
+        load_model(str(tmp_path))
 
 
 @pytest.mark.parametrize("rows", ["store", "ragged"])

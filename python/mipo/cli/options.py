@@ -8,13 +8,16 @@ import inspect
 import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from cyclopts import Parameter
 from msgspec import structs
+from msgspec.structs import FieldInfo
 
 from mipo.cli.values import WRITTEN
+from mipo.errors import InputError
 from mipo.io import records
+from mipo.io.records import Count
 
 # Of options that are no setting of a recipe, or that mean more there; the others are described by the recipe's records.
 HELP = {
@@ -31,6 +34,11 @@ HELP = {
     "until": "the last stage to run",
     "words": "how many words in a row make a run that both prompts have",
 }
+
+# What options allow that are no setting of a recipe.
+ALLOWED: dict[str, Any] = {name: Count for name in ("batch_rows", "negatives", "sample", "shard_rows")}
+# Options that have another name than their setting.
+SETTINGS = {"share": "overlap_share", "words": "overlap_words"}
 
 Address = Annotated[
     str | None, Parameter(help="a Ray cluster's: auto, or ray://HOST:10001; without it one is started on this machine")
@@ -51,20 +59,30 @@ Command = TypeVar("Command", bound=Callable[..., None])
 def mirrors(*functions: Callable[..., Any], without: Collection[str] = ()) -> Callable[[Command], Command]:
     """Puts the keyword arguments of `functions` into a command's signature, in the place of its `**options`.
 
-    Not those that the command has itself, nor those in `without`. The command gets what its user wrote, and the
-    functions have the defaults. Raises KeyError for a name that nothing describes.
+    Not those that the command has itself, nor those in `without`. The command gets what its user wrote, if the settings
+    of recipes with these names allow it, and the functions have the defaults. Raises KeyError for a name that nothing
+    describes.
     """
 
     def mirror(command: Command) -> Command:
         own = inspect.signature(command, eval_str=True).parameters.values()
         parameters = {parameter.name: parameter for parameter in own if parameter.kind is not parameter.VAR_KEYWORD}
+        mirrored = set()
         for function in functions:
             for name, parameter in _keyword_only(function).items():
                 if name not in parameters and name not in without:
+                    mirrored.add(name)
                     parameters[name] = parameter.replace(annotation=_option(parameter, function))
-        command.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
-        command.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
-        return command
+
+        @functools.wraps(command)
+        def checked(*arguments: Any, **options: Any) -> None:
+            for name in options.keys() & {*mirrored, *ALLOWED}:
+                check(name, options[name])
+            command(*arguments, **options)
+
+        checked.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+        checked.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
+        return cast("Command", checked)
 
     return mirror
 
@@ -76,18 +94,26 @@ def keywords(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[s
 
 def describe(name: str) -> str:
     """What `--help` says of an option."""
-    return HELP.get(name) or _settings()[name]
+    return HELP.get(name) or str(records.meta(_settings()[name]).description)
+
+
+def check(name: str, value: Any) -> None:
+    """InputError for a value that the option does not allow: what the setting of a recipe of this name does not."""
+    setting = _settings().get(SETTINGS.get(name, name))
+    kind = ALLOWED.get(name) or (setting.type if setting else Any)
+    if value is not None and (problem := records.problem(kind, value, f"--{name.replace('_', '-')}")):
+        raise InputError(problem.replace(" or null, got", ", got"))  # nobody writes null on a command line
 
 
 @functools.cache
-def _settings() -> dict[str, str]:
-    """The descriptions of a recipe's settings, by name."""
+def _settings() -> dict[str, FieldInfo]:
+    """A recipe's settings, by name."""
     from mipo.responses.sampling import Sampling
     from mipo.run.recipe import Contrast, Evaluation, Prompts, Recipe, Tokens
 
     kinds = (Prompts, Contrast, Sampling, Tokens, Evaluation, Recipe)
     fields = [field for kind in reversed(kinds) for field in structs.fields(kind)]
-    return {field.name: str(records.meta(field).description) for field in fields}
+    return {field.name: field for field in fields}
 
 
 def _keyword_only(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -28,6 +28,8 @@ def paths_by_name(words: Sequence[str]) -> dict[str, Path]:
         name, _, path = word.partition("=")
         if not name or not path:
             raise InputError(f"--beside: expected NAME=RUN, got {word!r}; for example --beside shuffled=runs/shuffled")
+        if name in paths:
+            raise InputError(f"--beside: expected each name once, got {name!r} again; name the runs apart")
         paths[name] = Path(path)
     return paths
 

@@ -5,6 +5,7 @@ Knows a model, token ids and a rule that judges responses. Knows nothing of trai
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,10 @@ from mipo.models.model import Model
 from mipo.negatives.draw import Kind, contrast
 from mipo.prompts.rows import numbered
 from mipo.responses.generation import generate
-from mipo.responses.requests import Requests, compose_requests, counter_prompts
+from mipo.responses.requests import Requests, compose_requests, counter_prompts, distinct
 from mipo.tokenizer.chat import encode_prompts
 from mipo.tokenizer.messages import key
+from mipo.tokenizer.table import TokenTable
 from mipo.tokens.groups import encode_responses
 from mipo.tokens.store import PairStore
 
@@ -31,14 +33,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+ROWS = 512  # whose information is measured, unless somebody asks for more
+NEGATIVES = 31
+NO_ROW = "no held-out row has a response and enough other prompts; give more held-out rows or fewer negatives"
+
+
 def evaluate(
     model: Model,
     prompts: pl.DataFrame,
     held_out: PairStore | None = None,
     *,
     kind: Kind = "random",
-    negatives: int = 31,
-    rows: int | None = None,
+    negatives: int | None = None,
+    rows: int | None = ROWS,
     rule: Rule | None = None,
     responses: pl.DataFrame | None = None,
     seed: int = 0,
@@ -53,28 +60,33 @@ def evaluate(
     The model answers every prompt as in training, or `responses` are its responses to the requests of these prompts
     (`mipo.responses.requests`), or of these and more.
 
-    Information: the responses to the first `rows` prompts are scored under `negatives` other prompts of the `kind`.
-    Empty responses, and those that do not fit the model's context with every one of these prompts, are passed over;
-    the figure says on how many rows it rests. `held_out` are fixed pairs of the reference model, whose log-probs are
-    measured; a group counts as one row. With a `rule`, responses are judged, sampled ones and greedy ones.
+    Information: the responses to the first `rows` prompts (None for all) are scored under `negatives` other prompts
+    (None for 31, or all others) of the `kind`. Empty responses, and those that do not fit the model's context with
+    every one of these prompts, are passed over; the figure says on how many rows it rests. `held_out` are fixed pairs
+    of the reference model, whose log-probs are measured; a group counts as one row. With a `rule`, responses are
+    judged, sampled and greedy ones.
 
     The table holds prompt, response, response_tokens, truncated, and where they are known infonce, leave_one_out,
     accuracy, malformed and accuracy_greedy of the row (see `change`). It also holds logps_chosen, logps_rejected and
     margin if every group of `held_out` belongs to another one of these prompts, by prompt_id.
     """
-    _check_rule(rule, prompts)
+    check(prompts, negatives=negatives, rule=rule)
+    negatives = negatives_of(negatives, prompts.height)
     if held_out is not None and held_out.fingerprint != model.tokenizer_fingerprint:
         raise InputError(
             f"held_out: expected token ids of {model.name}'s tokenizer and chat template, got those of another; make "
             "them again with `mipo tokens`"
         )
+    drawn = contrast(
+        prompts, kind="context" if kind in ("context", "dropped") else "random", negatives=negatives, seed=seed
+    )
     requests = compose_requests(prompts, chat=model.is_chat)
     settings: dict[str, Any] = {"top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
     settings |= {"batch_size": batch_size, "progress": f"{progress} responses".strip()}
     if responses is None:
         responses = generate(requests.prompts, model, temperature=temperature, **settings)
     table = _responses_of(requests, responses)
-    scored, logps = _candidate_logps(model, prompts, table, kind, negatives, rows, seed, progress)
+    scored, logps = _candidate_logps(model, prompts, table, drawn, negatives, rows, progress)
     bounds = information(logps, seed=seed)
     figures = {"infonce": bounds.infonce, "leave_one_out": bounds.leave_one_out}
     for name, values in zip(figures, row_bounds(logps), strict=True):
@@ -86,9 +98,10 @@ def evaluate(
     figures["response_tokens"] = mean(table["response_tokens"], seed=seed)
     figures["truncated"] = share(table["truncated"])
     if rule:
-        right, malformed = _judge(table, prompts, rule)
+        right, malformed = _judge(table["response"], prompts, rule)
         greedy = _responses_of(requests, generate(requests.prompts, model, temperature=0.0, **settings))
-        flags = {"accuracy": right, "malformed": malformed, "accuracy_greedy": _judge(greedy, prompts, rule)[0]}
+        right_greedy, _ = _judge(greedy["response"], prompts, rule)
+        flags = {"accuracy": right, "malformed": malformed, "accuracy_greedy": right_greedy}
         table = table.with_columns(pl.Series(name, values) for name, values in flags.items())
         figures |= {name: share(values) for name, values in flags.items()}
     return {name: asdict(figure) for name, figure in figures.items()}, table
@@ -129,39 +142,38 @@ def _with_margins(table: pl.DataFrame, prompts: pl.DataFrame, margins: pl.DataFr
     return table.hstack(rows) if complete else table
 
 
-def _judge(table: pl.DataFrame, prompts: pl.DataFrame, rule: Rule) -> tuple[list[bool], list[bool]]:
+def _judge(responses: Iterable[str], prompts: pl.DataFrame, rule: Rule) -> tuple[list[bool], list[bool]]:
     patterns = rule.pattern or prompts[str(rule.pattern_column)].to_list()
     answers = prompts[rule.answer]
     answers = answers.fill_nan(None) if answers.dtype.is_float() else answers
-    return judge(table["response"].to_list(), answers.cast(pl.String).to_list(), patterns)
+    return judge(list(responses), answers.cast(pl.String).to_list(), patterns)
 
 
 def _candidate_logps(
-    model: Model, prompts: pl.DataFrame, table: pl.DataFrame, kind: Kind, negatives: int, rows: int | None, seed: int,
+    model: Model, prompts: pl.DataFrame, table: pl.DataFrame, drawn: pl.DataFrame, negatives: int, rows: int | None,
     progress: str,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:  # fmt: skip
-    """Which rows were scored, [n], and log-probs [n, K+1] of their responses under their own prompt and K others."""
-    drawn = contrast(
-        prompts, kind="context" if kind in ("context", "dropped") else "random", negatives=negatives, seed=seed
-    )
-    own, others = table["prompt"], counter_prompts(prompts, drawn, chat=model.is_chat)
+    """Which rows were scored, [n], and log-probs [n, K+1] of their responses under their own prompt and K others.
+
+    A prompt is the own one of a row and another one of many: each distinct prompt is composed and encoded once.
+    """
     usable = drawn["reason"].is_null().to_numpy().reshape(-1, negatives).all(axis=1)
     usable &= (table["response"].str.strip_chars() != "").to_numpy()
     scored = np.flatnonzero(usable)[:rows]
-    columns = scored[:, None] * negatives + np.arange(negatives) + len(own)
-    candidates = np.concatenate([scored[:, None], columns], axis=1)  # rows of own and others, [n, K+1]
-    asked = pl.concat([own.alias("p"), others.alias("p")]).gather(candidates.ravel())
-    responses = table[np.repeat(scored, negatives + 1)]
-    prompt_ids, response_ids = (
-        _encode_candidates(asked, responses, model.tokenizer, negatives + 1) if len(scored) else ([], [])
-    )
+    if not len(scored):
+        raise InputError(NO_ROW)
+    places = scored[:, None] * negatives + np.arange(negatives)
+    others = counter_prompts(prompts, drawn[places.ravel()], chat=model.is_chat)
+    asked = distinct(table["prompt"].gather(scored), others)
+    # Rows of asked.prompts, [n, K+1].
+    candidates = np.column_stack([asked.own.to_numpy(), asked.counter.to_numpy().reshape(-1, negatives)])
+    responses = table[scored]
+    prompt_ids, response_ids = _encode_candidates(asked.prompts["prompt"], candidates, responses, model.tokenizer)
     room = model.context_length
     lengths = np.array([len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)], dtype=np.int64)
     fits = (lengths.reshape(-1, negatives + 1) <= (room or np.inf)).all(axis=1)
     if not fits.any():
-        raise InputError(
-            "no held-out row has a response and enough other prompts; give more held-out rows or fewer negatives"
-        )
+        raise InputError(NO_ROW)
     places = np.flatnonzero(np.repeat(fits, negatives + 1))
     logps = response_logps(
         model.weights, [prompt_ids[i] for i in places], [response_ids[i] for i in places],
@@ -171,35 +183,52 @@ def _candidate_logps(
 
 
 def _encode_candidates(
-    asked: pl.Series, responses: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, candidates: int
+    asked: pl.Series, candidates: NDArray[np.int64], responses: pl.DataFrame, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[NDArray[np.uint32]], list[NDArray[np.uint32]]]:
-    """Ids of prompts and responses, separated as in training; of `candidates` prompts the first is the response's."""
-    own, first = asked.gather_every(candidates), responses.gather_every(candidates)
+    """Ids of prompt and response of each of the `candidates` [n, K+1], rows of `asked`, separated as in training.
+
+    Column 0 is the prompt of the response itself, which is the row's.
+    """
     whole = encode_prompts(asked, tokenizer)
-    prompt_ids, response_ids = encode_responses(own, first["response"], tokenizer, truncated=first["truncated"])
-    if (prompt_ids.lengths() == whole.lengths()[::candidates]).all():
+    prompt_ids, response_ids = _encode_column(asked.gather(candidates[:, 0]), responses, tokenizer)
+    if (prompt_ids.lengths() == whole.lengths()[candidates[:, 0]]).all():
         # Prompts end where responses begin, so the response has the same ids after every prompt.
-        return list(whole), [ids for ids in response_ids for _ in range(candidates)]
-    prompt_ids, response_ids = encode_responses(
-        asked, responses["response"], tokenizer, truncated=responses["truncated"]
-    )
-    return list(prompt_ids), list(response_ids)
+        rows = list(whole)
+        return [rows[row] for row in candidates.ravel()], _by_row([response_ids] * candidates.shape[1])
+    # Each column by itself: every response once at a time.
+    columns = [_encode_column(asked.gather(column), responses, tokenizer) for column in candidates.T]
+    prompts_of, responses_of = zip(*columns, strict=True)
+    return _by_row(prompts_of), _by_row(responses_of)
 
 
-def check(prompts: pl.DataFrame, *, negatives: int | None, rule: Rule | None) -> None:
-    """Raises InputError for settings that `evaluate` would refuse on these prompts, before anything is generated."""
+def _encode_column(
+    asked: pl.Series, responses: pl.DataFrame, tokenizer: PreTrainedTokenizerBase
+) -> tuple[TokenTable, TokenTable]:
+    return encode_responses(asked, responses["response"], tokenizer, truncated=responses["truncated"])
+
+
+def _by_row(columns: Sequence[TokenTable]) -> list[NDArray[np.uint32]]:
+    return [ids for row in zip(*columns, strict=True) for ids in row]
+
+
+def negatives_of(wanted: int | None, rows: int) -> int:
+    """K of the information interval: 31, or all other rows, unless somebody asks for another number."""
+    return min(NEGATIVES, rows - 1) if wanted is None else wanted
+
+
+def check(prompts: pl.DataFrame, *, negatives: int | None, rule: Rule | None, at: str = "") -> None:
+    """Raises InputError for settings that `evaluate` would refuse on these prompts, before anything is generated.
+
+    `at` comes before the name of a setting.
+    """
     most = prompts.height - 1
     if negatives is not None and not 1 <= negatives <= most:
-        raise InputError(
-            f"evaluation.negatives: expected 1 to {most} ({prompts.height} held-out prompts), got {negatives}"
-        )
-    _check_rule(rule, prompts)
-
-
-def _check_rule(rule: Rule | None, prompts: pl.DataFrame) -> None:
+        raise InputError(f"{at}negatives: expected 1 to {most} ({prompts.height} held-out prompts), got {negatives}")
     for setting in ("answer", "pattern_column"):
         column = getattr(rule, setting, None)
         if column is not None and column not in prompts.columns:
             raise InputError(
-                f"rule.{setting}: expected a column of the prompts ({', '.join(prompts.columns)}), got {column!r}"
+                f"{at}rule.{setting}: expected a column of the prompts ({', '.join(prompts.columns)}), got {column!r}"
             )
+    if rule:
+        _judge([""] * prompts.height, prompts, rule)

@@ -27,6 +27,7 @@ SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".csv")
 _BUFFER = 1 << 20  # bytes of a Parquet column that are read at once
 _BOM = b"\xef\xbb\xbf"
 NO_TEXTS: Mapping[str, Kind] = {}
+TOO_DEEP = "its JSON is nested too deeply to be read; give it flatter"
 # Texts that polars may have converted from a number, a truth value, an object or a list in the JSON, or from half of a
 # surrogate pair, which it turns into \0. Few real texts look like this; only these are compared with the file.
 _SUSPECT = r'^(?:-?\d[\d.eE+-]*|true|false)$|^(?:\{["}]|\[(?:[\[{\]"\d-]|true|false|null))|\x00'
@@ -61,8 +62,11 @@ def load(source: str | Path, *, split: str = "train", texts: Mapping[str, Kind] 
 
 def check(source: str | Path) -> None:
     """NotThereError for a source that does not exist and cannot be the name of a dataset."""
-    if not Path(source).exists() and not _names_hub_dataset(str(source)):
+    path = Path(source)
+    if not path.exists() and not _names_hub_dataset(str(source)):
         raise NotThereError(f"{source}: no such file")
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError(f"{source}: expected a file or a folder, got a pipe or a device; write it to a file first")
 
 
 def scan(source: str | Path, texts: Mapping[str, Kind] = NO_TEXTS) -> pl.DataFrame | pl.LazyFrame:
@@ -72,11 +76,11 @@ def scan(source: str | Path, texts: Mapping[str, Kind] = NO_TEXTS) -> pl.DataFra
         return load(source, texts=texts)
     try:
         for part in parts:
-            _check_types(pq.read_schema(part), part)
+            _check_schema(pq.read_schema(part), part)
         lazy_frame = pl.scan_parquet(parts, glob=False)
         lazy_frame.collect_schema()
     except (pl.exceptions.PolarsError, pa.ArrowException) as error:
-        raise InputError(f"{source}: not a readable parquet file ({error})") from None
+        raise InputError(f"{source}: not a readable parquet file ({' '.join(str(error).split())})") from None
     return lazy_frame
 
 
@@ -149,14 +153,16 @@ def _open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
     """The file, read in small pieces; polars would read several row groups at once."""
     try:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER) as file:
-            _check_types(file.schema_arrow, path)
+            _check_schema(file.schema_arrow, path)
             yield file
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a readable parquet file ({error})") from None
+        raise InputError(f"{path}: not a readable parquet file ({' '.join(str(error).split())})") from None
 
 
-def _check_types(schema: pa.Schema, source: object) -> None:
-    """InputError for a column with list views, of which polars panics."""
+def _check_schema(schema: pa.Schema, source: object) -> None:
+    """InputError for two columns of one name, and for a column with list views, of which polars panics."""
+    if twice := [name for name in schema.names if schema.names.count(name) > 1]:
+        raise InputError(f"{source}: expected each column once, got {twice[0]!r} more than once; rename one")
     for field in schema:
         if "list_view<" in str(field.type):
             raise InputError(
@@ -241,7 +247,9 @@ def _dataset(source: str | Path, split: str) -> Any:
     try:
         saved = Path(source).is_dir()
         dataset = datasets.load_from_disk(str(source)) if saved else datasets.load_dataset(str(source), split=split)
-    except (OSError, ValueError) as error:
+    except IndexError:
+        raise InputError(f"{source}: expected a data set with rows, got one without any") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # its files may be anything
         raise NotThereError(f"{source}: neither a file nor a dataset that can be loaded ({error})") from None
     if isinstance(dataset, datasets.DatasetDict):
         if split not in dataset:
@@ -257,10 +265,10 @@ def _frame(dataset: Any, start: int, stop: int) -> pl.DataFrame:
 
 def _load_parquet(source: str | Path, data: bytes | None) -> pl.DataFrame:
     try:
-        _check_types(pq.read_schema(source if data is None else pa.BufferReader(data)), source)
+        _check_schema(pq.read_schema(source if data is None else pa.BufferReader(data)), source)
         return pl.read_parquet(source, glob=False) if data is None else pl.read_parquet(data)
     except (pl.exceptions.PolarsError, pa.ArrowException) as error:
-        raise InputError(f"{source}: not a readable parquet file ({error})") from None
+        raise InputError(f"{source}: not a readable parquet file ({' '.join(str(error).split())})") from None
 
 
 def _load_csv(source: str | Path, data: bytes | None) -> pl.DataFrame:
@@ -271,9 +279,13 @@ def _load_csv(source: str | Path, data: bytes | None) -> pl.DataFrame:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(f"{source}: line {line}: {_not_utf8(error)}")
     try:
-        return pl.read_csv(data, infer_schema=False)
+        frame = pl.read_csv(data, infer_schema=False)
     except pl.exceptions.PolarsError as problem:
-        raise InputError(f"{source}: not a readable csv file ({problem})") from None
+        raise InputError(f"{source}: not a readable csv file ({' '.join(str(problem).split())})") from None
+    for name in frame.columns:  # polars gives the second of two equal names this end
+        if name.endswith("_duplicated_0") and (twice := name.removesuffix("_duplicated_0")) in frame.columns:
+            raise InputError(f"{source}: expected each column once, got {twice!r} more than once; rename one")
+    return frame
 
 
 def _load_jsonl(
@@ -322,8 +334,10 @@ def _parse(
             raise InputError(f"{place}: {_not_utf8(problem)}")
         try:
             row = json.loads(line, parse_constant=constants.append)  # NaN is null: what pandas means by it
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise InputError(f"{place}: not valid JSON ({error})") from None
+        except RecursionError:
+            raise InputError(f"{place}: {TOO_DEEP}") from None
         if not isinstance(row, dict):
             raise InputError(f"{place}: expected a JSON object, got {columns.kind_of(row)}")
         if len(constants) > known:

@@ -56,13 +56,23 @@ def batches(table: Table, rows: int) -> Iterator[pl.DataFrame]:
     frames = [table] if isinstance(table, pl.DataFrame) else table.collect_batches(chunk_size=rows, lazy=True)
     empty = True
     # polars may split a batch in two.
-    for frame in frames:
+    for frame in _read(frames):
         rest = pl.concat([rest, frame]) if rest.height else frame
         while rest.height >= rows:
             yield rest[:rows]
             rest, empty = rest[rows:], False
     if rest.height or empty:
         yield rest
+
+
+def _read(frames: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """The same frames; InputError where a Parquet file of a LazyFrame, which knows no more of it, is broken."""
+    try:
+        yield from frames
+    except pl.exceptions.ComputeError as error:
+        if not str(error).startswith("parquet"):
+            raise
+        raise InputError(f"a Parquet file is broken ({' '.join(str(error).split())}); write it again") from None
 
 
 def ahead(batches: Iterator[T]) -> Generator[T, None, None]:

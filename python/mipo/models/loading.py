@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mipo.errors import InputError, NotThereError
+from mipo.errors import InputError, MipoError, NotThereError, first_line
 from mipo.io.lazy import torch
 
 if TYPE_CHECKING:
@@ -24,10 +24,8 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrained
     from transformers import AutoTokenizer
 
     _check_place(model, "tokenizer*", "vocab*", "*.model")
-    try:
+    with _reading(model, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise NotThereError(f"{model}: no tokenizer found there ({first_line(error)})") from None
     if tokenizer.eos_token_id is None:
         raise InputError(f"{model}: the tokenizer has no eos_token, so responses could never end; set one")
     if tokenizer.pad_token_id is None:
@@ -42,35 +40,40 @@ def load_config(model: str, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoConfig
 
     _check_place(model, "config.json", "adapter_config.json")
-    try:
+    with _reading(model, "config"):
         return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise NotThereError(f"{model}: no config found there ({first_line(error)})") from None
 
 
 def load_model(model: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> PreTrainedModel:
     """The causal model of a folder (also a PEFT adapter's) or hub name, in evaluation mode on the accelerator, if any.
 
     `dtype` is the name of a torch dtype, or `auto`: the saved dtype on an accelerator, float32 on a CPU. Raises
-    NotThereError where there is no such model, InputError where weights are missing.
+    NotThereError where there is no such model, InputError where weights are missing or not finite.
     """
     from transformers import AutoModelForCausalLM
 
     _check_place(model, "config.json", "adapter_config.json")
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     options = {"dtype": _dtype(dtype, device), "trust_remote_code": trust_remote_code, "output_loading_info": True}
-    try:
-        with without_bars():
-            weights, info = AutoModelForCausalLM.from_pretrained(model, **options)
-    except (OSError, ValueError, KeyError) as error:
-        raise NotThereError(f"{model}: no causal language model found there ({first_line(error)})") from None
+    with _reading(model, "causal language model", torch.OutOfMemoryError), without_bars():
+        weights, info = AutoModelForCausalLM.from_pretrained(model, **options)
     if missing := info["missing_keys"]:
         raise InputError(
             f"{model}: {len(missing)} weights of its architecture are missing, for example {min(missing)}; they would "
             "be random. Give a complete causal language model"
         )
     loaded: PreTrainedModel = weights.to(device).eval()
+    if name := not_finite(loaded):
+        raise InputError(
+            f"{model}: expected finite weights, got {name} with NaN or infinity, as after a training that diverged; "
+            "give another model"
+        )
     return loaded
+
+
+def not_finite(model: Any) -> str | None:
+    """The name of the first parameter with NaN or infinity; None where there is none."""
+    return next((name for name, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())), None)
 
 
 @contextmanager
@@ -88,6 +91,20 @@ def without_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def _reading(model: str, part: str, *others: type[Exception]) -> Iterator[None]:
+    """Makes a NotThereError of whatever a library raises for files that it cannot read, except for `others`.
+
+    tokenizers raises Exception itself, safetensors an error of its own, and a config may fail anywhere.
+    """
+    try:
+        yield
+    except (MipoError, ImportError, MemoryError, *others):
+        raise
+    except Exception as error:
+        raise NotThereError(f"{model}: no {part} found there that can be read ({first_line(error)})") from None
 
 
 def _check_place(model: str, *names: str) -> None:
@@ -109,8 +126,3 @@ def _dtype(name: str, device: torch.device | None) -> Any:
     if not isinstance(dtype, torch.dtype):
         raise InputError(f"dtype: expected auto or a dtype of torch, for example bfloat16, got {name!r}")
     return dtype
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type where the message is empty."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

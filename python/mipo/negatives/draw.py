@@ -97,8 +97,8 @@ def contrast(
 
 
 def listed(columns: Sequence[str]) -> list[str]:
-    """The names of columns, of which a single one may be given as text."""
-    return [columns] if isinstance(columns, str) else list(columns)
+    """The names of columns, each once; a single one may be given as text."""
+    return [columns] if isinstance(columns, str) else list(dict.fromkeys(columns))
 
 
 def draw(

@@ -31,6 +31,8 @@ COUNTERPARTS: dict[str, Kind] = {
     "prompt_id": "id", "counterpart_id": "id", "kind": "text", "part": "text", "reason": "text",
 }  # fmt: skip
 
+DRAWN = ("prompt_id", "counterpart_id", "negative", "kind", "reason")
+
 
 def pairs(prompts: Table, counterparts: Table, responses: Table) -> pl.DataFrame:
     """Preference pairs: one row for each counterpart that has both responses, if they differ.
@@ -107,12 +109,26 @@ def _stream(
     if batch_rows < 1:
         raise InputError(f"batch_rows: expected at least 1, got {batch_rows}")
     responses = columns.read(responses, KINDS, "responses")
+    tables.check_columns(counterparts, DRAWN, "counterparts")
     counterparts = columns.read(counterparts, COUNTERPARTS, "counterparts")
+    _check_repeated(counterparts, batch_rows)
     states = ResponseStates.of(responses, batch_rows)
     links = links_of(prompts, counterparts, responses, states, batch_rows=batch_rows, folder=folder)
     with open_rows(texts_of(responses), batch_rows, folder=folder) as texts:
         for batch in links:
             yield batch, with_texts(keep(batch), states.ids, texts)
+
+
+def _check_repeated(counterparts: Table, batch_rows: int) -> None:
+    """InputError for a counterpart that stands twice, whose pairs would be there twice as well."""
+    names = [name for name in counterparts.lazy().collect_schema() if name in COUNTERPARTS and name != "reason"]
+    batches = tables.batches(counterparts.select(names), batch_rows)
+    repeated = Index(np.concatenate([keys_of(batch.to_struct("row")) for batch in batches])).repeated()
+    if len(repeated):
+        raise InputError(
+            f"counterparts: {len(repeated)} rows are there more than once, the first is row {repeated[0] + 1}; give "
+            "each counterpart of a prompt once"
+        )
 
 
 def _prompt_rows(ids: Ids, wanted: pl.Series) -> NDArray[np.int64]:

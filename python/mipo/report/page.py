@@ -36,7 +36,7 @@ from mipo.report.watch import watch
 
 # Longest text shown of one turn in the sample, in characters: 200 pairs of long chains of thought would weigh 20 MB.
 _SHOWN_CHARACTERS = 10_000
-
+SIDES = ("before", "after", "change")  # of a run itself
 
 Cell = tuple[str, str]
 
@@ -134,7 +134,14 @@ def _column(title: str, cells: list[Any]) -> list[str]:
 
 
 def _read_all(folder: Path, beside: Mapping[str, Path] | None) -> tuple[Results, dict[str, Results]]:
-    return read(Path(folder)), {name: read(Path(other)) for name, other in (beside or {}).items()}
+    return read(Path(folder)), read_beside(beside or {})
+
+
+def read_beside(beside: Mapping[str, Path]) -> dict[str, Results]:
+    """The results of the runs that stand beside one; InputError for a name that the run's own figures have."""
+    if taken := [name for name in beside if name in SIDES]:
+        raise InputError(f"beside: expected another name than {', '.join(SIDES)}, got {taken[0]!r}; name the run apart")
+    return {name: read(Path(other)) for name, other in beside.items()}
 
 
 def _read_sample(folder: Path, sample: int) -> Sample | None:

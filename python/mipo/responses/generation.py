@@ -17,6 +17,7 @@ from mipo.responses.engines.local import sample
 from mipo.responses.sampling import Sampling
 from mipo.tokenizer.chat import encode_prompts
 from mipo.tokenizer.messages import key
+from mipo.tokenizer.template import RowError
 
 RESPONSE = ("response", "response_tokens", "truncated")  # what a part holds beside the prompts
 PART_ROWS = 512  # a kill costs at most one part; each has its own seed, so generating it again gives the same rows
@@ -123,7 +124,10 @@ def _check(folder: Path, prompts: pl.DataFrame, settings: dict[str, Any]) -> Non
 
 def _encode_fitting(prompts: pl.DataFrame, model: Model, new: int) -> list[list[int]]:
     """The ids of each prompt; InputError unless all leave room for `new` tokens."""
-    ids = [row.tolist() for row in encode_prompts(prompts["prompt"], model.tokenizer)]
+    try:
+        ids = [row.tolist() for row in encode_prompts(prompts["prompt"], model.tokenizer)]
+    except RowError as error:
+        raise InputError(f"response_id {prompts['response_id'][error.row]}: {error.message}") from error
     context = model.context_length
     longest = max(range(len(ids)), key=lambda row: len(ids[row]))
     if context is not None and len(ids[longest]) + new > context:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mipo.errors import InputError
+from mipo.io import tables
 from mipo.io.lazy import pl
 from mipo.negatives.partial import with_text
 from mipo.prompts.compose import compose
@@ -66,6 +67,7 @@ def counter_prompts(prompts: pl.DataFrame, counterparts: pl.DataFrame, *, chat: 
 
     `counterparts` as `contrast` drew them from these `prompts`; InputError for ids that the prompts do not have.
     """
+    tables.check_columns(counterparts, ("prompt_id", "counterpart_id", "kind", "reason"), "counterparts")
     own, other = (_rows_of(prompts, counterparts[column]) for column in ("prompt_id", "counterpart_id"))
     return compose_counter(own, other, counterparts, chat=chat)
 

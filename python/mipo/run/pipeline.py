@@ -62,6 +62,7 @@ def run_recipe(
         )
     if until is not None and until not in STAGES:
         raise InputError(f"until: expected one of {', '.join(STAGES)}, got {until!r}")
+    page.read_beside(beside or {})
     named = [Path(path).stem, *([] if seed is None else [f"seed-{seed}"]), *([control] if control else [])]
     folder = Path(output or Path("runs") / "-".join(named))
     recipe = load_checked(path, folder, seed=seed, control=control)
@@ -90,7 +91,8 @@ class _Pipeline:
     def prompts(self) -> Rows:
         """Reads the prompts and holds some of them out."""
         train, test, overlaps, rows = read_prompts(self.recipe, self.model)
-        measurement.check(test, negatives=self.recipe.evaluation.negatives, rule=self.recipe.evaluation.rule)
+        evaluation = self.recipe.evaluation
+        measurement.check(test, negatives=evaluation.negatives, rule=evaluation.rule, at="evaluation.")
         self._write(train, "prompts.parquet")
         self._write(test, "test.parquet")
         if overlaps is not None:
@@ -187,8 +189,7 @@ class _Pipeline:
         files.write_json(self.folder / "evaluation" / f"{side}.json", measured)
 
     def _negatives(self) -> int:
-        negatives = self.recipe.evaluation.negatives
-        return min(31, self._read("test.parquet").height - 1) if negatives is None else negatives
+        return measurement.negatives_of(self.recipe.evaluation.negatives, self._read("test.parquet").height)
 
     def _generate(self, requests: Requests, name: str, seed: int, progress: str) -> pl.DataFrame:
         """Responses to the prompts that fit the model's context; the others get none, and their pairs are dropped."""

@@ -21,7 +21,7 @@ def dry_run(path: str | Path, *, seed: int | None = None, rows: int = 3) -> str:
     recipe = load_checked(path, Path("runs") / Path(path).stem, seed=seed)
     model = Model(recipe.model, trust_remote_code=recipe.trust_remote_code)
     train, test, _, counts = read_prompts(recipe, model)
-    measurement.check(test, negatives=recipe.evaluation.negatives, rule=recipe.evaluation.rule)
+    measurement.check(test, negatives=recipe.evaluation.negatives, rule=recipe.evaluation.rule, at="evaluation.")
     drawn = contrast(train, seed=recipe.seed, **records.settings(recipe.contrast))
     requests = compose_requests(train, drawn, chat=model.is_chat)
     links = link(train, drawn, requests).with_row_index("row", offset=1)

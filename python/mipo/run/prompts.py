@@ -6,7 +6,9 @@ import polars as pl
 
 from mipo import reasons
 from mipo.errors import InputError
+from mipo.io import records
 from mipo.models.model import Model
+from mipo.negatives.draw import contrast
 from mipo.pairing.filter import dropped
 from mipo.prompts import rows as prompt_rows
 from mipo.prompts.overlap import overlap_reasons, overlaps
@@ -15,6 +17,7 @@ from mipo.responses.requests import compose_own
 from mipo.run.recipe import Recipe
 from mipo.run.stages import Rows
 from mipo.tokenizer.chat import encode_prompts
+from mipo.tokenizer.template import RowError
 
 
 def read_prompts(recipe: Recipe, model: Model) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame | None, Rows]:
@@ -39,6 +42,7 @@ def read_prompts(recipe: Recipe, model: Model) -> tuple[pl.DataFrame, pl.DataFra
         leaks = overlaps(train, held_out, words=section.overlap_words, share=section.overlap_share)
         train, leaked = _without(train, leaks)
         drops = drops | leaked
+    _check_held_out(held_out, recipe)
     return train, held_out, leaks, Rows(rows_in, train.height + held_out.height, drops, first)
 
 
@@ -54,8 +58,19 @@ def _read_fitting(source: str, recipe: Recipe, model: Model) -> prompt_rows.Prom
     """The prompts of a source that leave room for a response."""
     section, new = recipe.prompts, recipe.responses.max_new_tokens
     prompts = prompt_rows.read(source, prompt=section.prompt, context=section.context, split=section.split)
-    too_long = ~fits(compose_own(prompts.frame, chat=model.is_chat), model, new)
+    try:
+        too_long = ~fits(compose_own(prompts.frame, chat=model.is_chat), model, new)
+    except RowError as error:
+        raise InputError(f"{source}: row {prompts.rows[error.row]}: {error.message}") from error
     return prompt_rows.drop(prompts, reasons.too_long_for_context(model.room(new)), too_long)
+
+
+def _check_held_out(held_out: pl.DataFrame, recipe: Recipe) -> None:
+    """InputError where the counterparts of the held-out prompts, which come after all responses, cannot be drawn."""
+    try:
+        contrast(held_out, seed=recipe.seed, **records.settings(recipe.contrast) | {"negatives": 1})
+    except InputError as error:
+        raise InputError(f"held-out prompts: {error}") from error
 
 
 def _without(train: pl.DataFrame, leaks: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:

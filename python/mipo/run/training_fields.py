@@ -46,6 +46,10 @@ OURS: dict[str, Any] = {
     "gradient_accumulation_steps": Count,
     "seed": Seed,
     "data_seed": Seed | None,
+    "ref_model_sync_steps": Count,
+    "truncation_mode": Literal["keep_start", "keep_end"],
+    "dataloader_num_workers": Annotated[int, Meta(ge=0)],
+    "parallelism_config": None,  # an object, which no YAML value is
     "r": Count,
     "lora_alpha": Count,
     "lora_dropout": Annotated[float, Meta(ge=0, lt=1)],

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError
-from mipo.models.loading import load_config
+from mipo.models.loading import load_config, load_tokenizer
 from mipo.run.recipe import Recipe, load
 
 if TYPE_CHECKING:
@@ -29,12 +29,7 @@ def load_checked(path: str | Path, folder: Path, *, seed: int | None = None, con
     recipe = load(path, seed=seed, control=control)
     try:
         args, lora = build(recipe, folder)
-        if lora is not None:
-            from mipo.trainer.checks import check_modules
-
-            config = load_config(recipe.model, trust_remote_code=recipe.trust_remote_code)
-            with _refused("lora"):
-                check_modules(lora, args, config)
+        check_fit(args, lora, recipe.model)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return recipe
@@ -42,7 +37,10 @@ def load_checked(path: str | Path, folder: Path, *, seed: int | None = None, con
 
 def build(recipe: Recipe, folder: Path) -> tuple[MIPOConfig, LoraConfig | None]:
     """The configs that a recipe trains with, checkpoints in `folder`; InputError if training could not start."""
-    import peft  # noqa: F401  # a run needs it, and must say so at once
+    # A run needs them, the first two for its report, and must say so at once.
+    import jinja2  # noqa: F401
+    import matplotlib  # noqa: F401
+    import peft  # noqa: F401
 
     from mipo.trainer.checks import check_training
     from mipo.trainer.config import MIPOConfig, lora_config
@@ -50,9 +48,24 @@ def build(recipe: Recipe, folder: Path) -> tuple[MIPOConfig, LoraConfig | None]:
     fields = {"seed": recipe.seed, "trust_remote_code": recipe.trust_remote_code, **trainer_fields(recipe)}
     with _refused("trainer"):
         args = MIPOConfig(output_dir=str(folder / "checkpoints"), **fields)
-        check_training(args, negatives=recipe.contrast.negatives)
+        check_training(args, negatives=recipe.contrast.negatives, lora=recipe.lora is not None)
     with _refused("lora"):
         return args, None if recipe.lora is None else lora_config(recipe.lora)
+
+
+def check_fit(args: MIPOConfig, lora: LoraConfig | None, model: str) -> None:
+    """InputError where settings do not fit the model, of which only config and tokenizer are read."""
+    from mipo.trainer.checks import check_tokens
+    from mipo.trainer.model_checks import check_adapter, check_model
+
+    config = load_config(model, trust_remote_code=args.trust_remote_code)
+    with _refused("trainer"):
+        empty = check_model(args, config)
+        if args.pad_token is not None:
+            check_tokens(args, load_tokenizer(model, trust_remote_code=args.trust_remote_code))
+    if lora is not None:
+        with _refused("lora"):
+            check_adapter(lora, args, empty)
 
 
 def trainer_fields(recipe: Recipe) -> dict[str, Any]:
@@ -67,5 +80,7 @@ def _refused(section: str) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"{section}.{error}") from None
-    except (ValueError, TypeError, KeyError, NotImplementedError, ImportError, OSError) as error:
+    except OSError as error:  # a file that a setting names
+        raise InputError(f"{section}: {error.filename or 'a file'}: {error.strerror or error}") from error
+    except (ValueError, TypeError, KeyError, NotImplementedError, ImportError) as error:
         raise InputError(f"{section}: {' '.join(str(error).split())}") from error

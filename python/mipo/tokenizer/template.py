@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mipo.errors import InputError, InputTypeError
+from mipo.errors import InputError, InputTypeError, first_line
 from mipo.io import nested
 from mipo.io.lazy import _native, np, pa, pl
 
@@ -109,9 +109,20 @@ class Renderer:
                 continue
             text = _reference(self.tokenizer, messages, prompt, **how)
             if isinstance(text, Exception):
-                raise _refusal(rows[row] if rows else row, text) from text
+                raise self._refusal(rows[row] if rows else row, messages, prompt, text) from text
             texts[key] = text
         return pl.Series(conversations.name, [texts[key] for key in keys], dtype=pl.String)
+
+    def _refusal(self, row: int, messages: list[dict[str, Any]], prompt: bool, error: Exception) -> RowError:
+        """What the template says; that it takes no system message at all, where it renders the others alone."""
+        reason = first_line(error)
+        if messages[0].get("role") == "system" and isinstance(_reference(self.tokenizer, messages[1:], prompt), str):
+            return RowError(
+                row,
+                f"the chat template takes no system message, which is what a context becomes ({reason}); write the "
+                "context into the prompts' own text, or take a model with a template that has system messages",
+            )
+        return RowError(row, f"the chat template refuses the conversation: {reason}; drop or change it")
 
     def _compare(self, conversations: pl.Series, texts: pl.Series, failed: set[int], prompt: bool) -> None:
         """InputError where a sample of the rows is not what transformers renders."""
@@ -203,10 +214,6 @@ def _reference(tokenizer: Any, messages: list[dict[str, Any]], prompt: bool, **h
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt, **how))
     except Exception as error:
         return error
-
-
-def _refusal(row: int, error: Exception) -> RowError:
-    return RowError(row, f"the chat template refuses the conversation: {error}; drop or change it")
 
 
 def _difference(row: int, expected: str | Exception, text: str) -> RowError:

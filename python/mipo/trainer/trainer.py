@@ -5,6 +5,7 @@ for several the loss is one softmax over the group's implicit rewards (`mipo.los
 the model computes either loss in its forward (`mipo.trainer.preference_head`).
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -42,15 +43,22 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
 
     With `args.fused_loss` the loss is `mipo.fused.linear_preference_loss`, with the same losses, gradients and metrics:
     3F in the LM head instead of TRL's 4F, and 2F instead of 3F with a frozen head. It also trains LoRA on the LM head.
+
+    Where `args.precompute_ref_log_probs` is None, its default, the reference is scored before training unless TRL
+    refuses that: for an iterable or a vision data set, and with `sync_ref_model`. There it is scored in each step.
     """
 
     _precompute_engine: Any
 
     def __init__(self, model: Any, *, args: MIPOConfig | None = None, train_dataset: Any = None, **kwargs: Any) -> None:
         args = args or MIPOConfig(output_dir="mipo")
-        first: Mapping[str, Any] | None = None if train_dataset is None else next(iter(train_dataset), None)
+        first: Any = None if train_dataset is None else next(iter(train_dataset), None)
         if train_dataset is not None and first is None:
             raise InputError("train_dataset: expected at least one group, got no row")
+        first = first if isinstance(first, Mapping) else None  # TRL says what is wrong with other data sets
+        if getattr(args, "precompute_ref_log_probs", False) is None:
+            args = copy.copy(args)  # the caller's stay as they are, for the next data set
+            args.precompute_ref_log_probs = _can_precompute(args, first, train_dataset, kwargs.get("eval_dataset"))
         self._grouped = first is not None and _grouped(first)
         self._fused: bool = getattr(args, "fused_loss", False)
         if self._fused and first is not None:
@@ -81,7 +89,13 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
             )
         if args.max_length is not None and args.truncation_mode == "keep_start":
             # As in TRL: the collator would truncate the whole response of such a row.
-            return dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length)
+            kept = dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length)
+            if next(iter(kept), None) is None:
+                raise InputError(
+                    f"max_length: expected a group whose prompt is shorter, got {args.max_length}; leave it out, or "
+                    "raise it"
+                )
+            return kept
         return dataset
 
     def _precompute_ref_logps(self, dataset: datasets.Dataset, name: str, batch_size: int) -> datasets.Dataset:
@@ -207,6 +221,14 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
 def _by_group(sums: Tensor, mask: Tensor) -> Tensor:
     """The values [N] at the places [G, K+1] where `mask` is true, and 0 elsewhere."""
     return sums.new_zeros(mask.shape).masked_scatter(mask, sums)
+
+
+def _can_precompute(args: MIPOConfig, row: Mapping[str, Any] | None, train: Any, held_out: Any) -> bool:
+    """Whether TRL takes reference log-probs from before training with these settings and data sets."""
+    others = held_out.values() if isinstance(held_out, Mapping) else [held_out]
+    streamed = any(isinstance(dataset, datasets.IterableDataset) for dataset in [train, *others])
+    pictures = row is not None and not {"image", "images"}.isdisjoint(row)
+    return not (streamed or pictures or args.sync_ref_model)
 
 
 def _grouped(row: Mapping[str, Any]) -> bool:

@@ -9,12 +9,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import broadcast_object_list
-from transformers import PrinterCallback, ProgressCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from mipo.errors import InputError
 from mipo.io import outputs
-from mipo.models.loading import without_bars
+from mipo.models.loading import not_finite, without_bars
 from mipo.models.model import Model
 from mipo.tokenizer.encoder import fingerprint
 from mipo.tokens.store import PairStore
@@ -39,7 +40,8 @@ def train(
 
     `lora` are fields of `peft.LoraConfig` (default: train all weights). Training resumes from the last whole checkpoint
     in `args.output_dir`, and removes that folder at the end. Under `accelerate launch` every process calls this
-    function. Raises InputError for an empty store, and for the store of another tokenizer.
+    function. Raises InputError for an empty store, for the store of another tokenizer, and for a training that
+    diverged: weights that are not finite are not saved.
     """
     if not len(store):
         raise InputError("expected at least one group to train on, got none; see what `mipo tokens` dropped and why")
@@ -62,7 +64,9 @@ def train(
         trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
         if not args.disable_tqdm:
             trainer.add_callback(_Progress)
+        trainer.add_callback(_Divergence(trainer))
         trainer.train(resume_from_checkpoint=_checkpoint(trainer))
+        _check_finite(trainer)
         _save(trainer, output)
     log: list[dict[str, Any]] = trainer.state.log_history
     # TRL's patched forward refers back to its model: without a collection now, the weights stay on the accelerator
@@ -97,6 +101,30 @@ class _Progress(ProgressCallback):  # type: ignore[misc]
 
     def on_log(self, *args: Any, **kwargs: Any) -> None:
         """Prints nothing."""
+
+
+class _Divergence(TrainerCallback):  # type: ignore[misc]
+    """Stops a training that diverged before its weights take the place of the last checkpoint."""
+
+    def __init__(self, trainer: MIPOTrainer) -> None:
+        self._trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Runs after the callback that decides whether this step is saved."""
+        if control.should_save:
+            _check_finite(self._trainer)
+
+
+def _check_finite(trainer: MIPOTrainer) -> None:
+    """InputError in every process where the weights of any are not finite: each may hold another part of them."""
+    name = not_finite(trainer.model)
+    diverged = torch.tensor([float(name is not None)], device=trainer.accelerator.device)
+    if trainer.accelerator.reduce(diverged, reduction="sum").item():
+        raise InputError(
+            f"the training diverged: weights are NaN or infinite after step {trainer.state.global_step}"
+            f"{f' ({name})' if name else ''}, and are not saved; lower learning_rate or max_grad_norm, or look at the "
+            "longest pairs"
+        )
 
 
 def _checkpoint(trainer: MIPOTrainer) -> str | None:
