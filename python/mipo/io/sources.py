@@ -70,6 +70,8 @@ def scan(source: str | Path, texts: Mapping[str, Kind] = NO_TEXTS) -> pl.DataFra
     parts = _parquet_files(Path(source))
     if not parts or not all(part.stat().st_size for part in parts):
         return load(source, texts=texts)
+    for part in parts:
+        tables.verify(part)
     try:
         lazy_frame = pl.scan_parquet(parts, glob=False)
         lazy_frame.collect_schema()
@@ -145,6 +147,7 @@ def _parquet_files(path: Path) -> list[Path]:
 @contextmanager
 def _open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
     """The file, read in small pieces; polars would read several row groups at once."""
+    tables.verify(path)
     try:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER) as file:
             yield file
@@ -244,6 +247,8 @@ def _frame(dataset: Any, start: int, stop: int) -> pl.DataFrame:
 
 
 def _load_parquet(source: str | Path, data: bytes | None) -> pl.DataFrame:
+    if data is None:
+        tables.verify(Path(source))
     try:
         return pl.read_parquet(source, glob=False) if data is None else pl.read_parquet(data)
     except pl.exceptions.PolarsError as error:

@@ -3,7 +3,6 @@
 import gc
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +17,7 @@ from mipo.models.loading import without_bars
 from mipo.models.model import Model
 from mipo.tokenizer.encoder import fingerprint
 from mipo.tokens.store import PairStore
+from mipo.trainer.checkpoints import Recorder, last_checkpoint
 from mipo.trainer.config import MIPOConfig, lora_config
 from mipo.trainer.trainer import MIPOTrainer
 
@@ -37,8 +37,8 @@ def train(
 ) -> list[dict[str, Any]]:
     """Trains `model` on the groups of `store`, writes it whole to `output`, and returns TRL's log of the training.
 
-    `lora` are fields of `peft.LoraConfig` (default: train all weights). Training resumes from the last whole checkpoint
-    in `args.output_dir`, and removes that folder at the end. Under `accelerate launch` every process calls this
+    `lora` are fields of `peft.LoraConfig` (default: train all weights). Training resumes from the last checkpoint in
+    `args.output_dir` that is as it was written, and removes that folder at the end. Under `accelerate launch` every process calls this
     function. Raises InputError for an empty store, and for the store of another tokenizer.
     """
     if not len(store):
@@ -62,6 +62,8 @@ def train(
         trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
         if not args.disable_tqdm:
             trainer.add_callback(_Progress)
+        trainer.add_callback(Recorder(trainer.args.save_total_limit))
+        trainer.args.save_total_limit = None
         trainer.train(resume_from_checkpoint=_checkpoint(trainer))
         _save(trainer, output)
     log: list[dict[str, Any]] = trainer.state.log_history
@@ -80,18 +82,6 @@ def _origin(store: PairStore, model: str, args: MIPOConfig, lora: Mapping[str, A
     return json.loads(json.dumps(whole | settings, default=str))  # type: ignore[no-any-return]
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint, or None; removes newer ones that a killed process left half-written."""
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2])):
-        try:
-            # transformers writes this file last.
-            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-            return checkpoint
-        except (OSError, ValueError):
-            shutil.rmtree(checkpoint)
-    return None
-
-
 class _Progress(ProgressCallback):  # type: ignore[misc]
     """The bar without printed logs: the log goes to `training.json` and to `report_to`."""
 
@@ -104,9 +94,7 @@ def _checkpoint(trainer: MIPOTrainer) -> str | None:
     result: list[str | None] = [None]
     if trainer.is_world_process_zero():
         last = last_checkpoint(Path(trainer.args.output_dir))
-        if last:
-            print(f"train: resuming from {last.name}")
-            result = [str(last)]
+        result = [str(last)] if last else result
     broadcast_object_list(result)
     return result[0]
 
