@@ -5,6 +5,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::Path;
 
+use crate::interrupt;
 use rayon::prelude::*;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -39,6 +40,22 @@ pub fn checksum(buffers: &[&[u8]]) -> u128 {
     xxh3_128(&digest)
 }
 
+/// 128 bits of each text, high half first: the same wherever they are computed.
+///
+/// # Examples
+/// ```
+/// use mipo::checksum::digests;
+///
+/// let same = digests(&["prompt", "Prompt", "prompt"]);
+/// assert_eq!(same[0], same[2]);
+/// assert_ne!(same[0], same[1]);
+/// ```
+#[must_use]
+pub fn digests(texts: &[&str]) -> Vec<[u64; 2]> {
+    let halves = |digest: u128| [(digest >> 64) as u64, digest as u64];
+    texts.par_iter().map(|text| halves(xxh3_128(text.as_bytes()))).collect()
+}
+
 /// The checksum of a file's bytes, those of `hole` read as zeros: a file may hold its own checksum there.
 ///
 /// A thread holds a block at a time; nothing is mapped, so that a file that is cut off meanwhile is an error.
@@ -49,6 +66,7 @@ pub fn checksum_file(path: &Path, hole: Range<u64>) -> io::Result<u128> {
     let length = path.metadata()?.len();
     let open = || (File::open(path), Vec::new());
     let hash = |(file, bytes): &mut (io::Result<File>, Vec<u8>), block: u64| {
+        interrupt::check();
         let file = file.as_mut().map_err(|error| io::Error::from(error.kind()))?;
         let start = block * BLOCK as u64;
         let end = length.min(start + BLOCK as u64);

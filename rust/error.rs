@@ -45,6 +45,21 @@ pub enum Error {
         /// Counterparts a row.
         negatives: u64,
     },
+    /// What a call needs does not fit in memory.
+    #[error(
+        "expected {mebibytes} MiB of free memory for this call, got less; free some, raise the limit (ulimit -v), \
+             or give fewer rows"
+    )]
+    NoMemory {
+        /// Mebibytes that the call needs at most.
+        mebibytes: usize,
+    },
+    /// The system starts no thread, mostly for want of memory.
+    #[error("expected the system to start the threads of this call, got {reason}; free memory, or raise the limit")]
+    NoThreads {
+        /// The system's message.
+        reason: String,
+    },
     /// Without a column that must differ a row could be its own counterpart.
     #[error(
         "differ_codes: expected at least one column in which a counterpart must differ, got none; \
@@ -238,7 +253,7 @@ impl From<Error> for pyo3::PyErr {
         use python::{InputError, InputTypeError};
         let message = error.to_string();
         match error {
-            Error::Memory { .. } => PyMemoryError::new_err(message),
+            Error::Memory { .. } | Error::NoMemory { .. } | Error::NoThreads { .. } => PyMemoryError::new_err(message),
             Error::NotText { .. } | Error::NotMessages { .. } => InputTypeError::new_err(message),
             _ => InputError::new_err(message),
         }

@@ -16,6 +16,8 @@
 
 pub mod checksum;
 pub mod error;
+mod interrupt;
+mod memory;
 pub mod negatives;
 pub mod prompts;
 pub mod random;

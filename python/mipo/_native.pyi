@@ -21,6 +21,7 @@ __all__ = [
     "clusters",
     "counterparts",
     "counterparts_within",
+    "digests",
     "overlaps",
 ]
 
@@ -129,6 +130,9 @@ def checksum_file(path: str | PathLike[str], start: int, stop: int) -> str:
 
     Raises OSError for a file that cannot be read.
     """
+
+def digests(texts: _ArrowArray | _ArrowStream) -> NDArray[np.uint64]:
+    """XXH3 of each text, 128 bits: uint64 [texts, 2]."""
 
 _Table = tuple[NDArray[np.int64], NDArray[np.uint32]]
 _Texts = tuple[_ArrowArray | _ArrowStream, _ArrowArray | _ArrowStream, _ArrowArray | _ArrowStream]

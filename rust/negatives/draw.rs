@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use crate::error::Error;
+use crate::interrupt;
 use crate::negatives::independent::Independent;
 use crate::negatives::shifts::{draw_distinct, turn};
 use crate::negatives::source;
@@ -107,7 +108,10 @@ fn for_each_chunk(out: &mut [u64], negatives: usize, fill: impl Fn(u64, &mut [u6
     let rows = (CHUNK / negatives).max(1);
     out.par_chunks_mut(rows * negatives)
         .enumerate()
-        .for_each(|(number, chunk)| fill((number * rows) as u64, chunk));
+        .for_each(|(number, chunk)| {
+            interrupt::check();
+            fill((number * rows) as u64, chunk);
+        });
 }
 
 fn fill_balanced(rows: &Permutation, shifts: &[u64], n: u64, first: u64, chunk: &mut [u64]) {

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::interrupt;
 use crate::negatives::rule::{Near, Rule};
 use crate::negatives::shifts::draw_distinct;
 use crate::negatives::source;
@@ -68,6 +69,7 @@ impl<'a> Remainder<'a> {
     /// Draws K distinct admissible rows with a bounded number of tries; whether that succeeds. Where it does, every
     /// choice of K was equally likely.
     fn sample(&self, one: &Unserved, others: &mut Vec<usize>, write: &(impl Fn(usize, usize, u64) + Sync)) -> bool {
+        interrupt::check();
         let Unserved { row, ref window } = *one;
         let mut stream = Stream::new(&[source::SAMPLE, self.seed, row as u64]);
         others.clear();
@@ -123,6 +125,7 @@ impl<'a> Remainder<'a> {
         };
         let admissible: Vec<usize> = union.filter(differs).collect();
         for Unserved { row, window } in rows {
+            interrupt::check();
             let start = admissible.partition_point(|&place| place < window.start);
             let stop = admissible.partition_point(|&place| place < window.end);
             if stop - start < self.negatives {

@@ -2,6 +2,8 @@
 
 use rayon::prelude::*;
 
+use crate::interrupt;
+
 /// Bits of a digit: as many streams of writes as a cache has room for.
 const DIGIT: u32 = 8;
 const BUCKETS: usize = 1 << DIGIT;
@@ -25,6 +27,7 @@ pub(crate) fn sort(records: &mut [u128]) {
 
 /// Sorts `records`; with `moved`, into `scratch`.
 fn sort_into(records: &mut [u128], scratch: &mut [u128], moved: bool) {
+    interrupt::check();
     if records.len() <= SMALL {
         records.sort_unstable();
         if moved {

@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use rayon::prelude::*;
 
 use crate::error::Error;
+use crate::interrupt;
+use crate::memory;
 use crate::negatives::blocks::blocks;
 use crate::negatives::record::{CODE_BITS, ROW_BITS, pack, row_of, segment_of};
 use crate::negatives::remainder::{Remainder, Unserved};
@@ -24,6 +26,9 @@ use crate::random::{Scramble, key};
 
 /// Stands in all places of a row that has too few admissible counterparts.
 pub const ABSENT: u64 = u64::MAX;
+
+/// Bytes that a row needs besides its counterparts, and with `near` once more: what is sorted, twice, and codes.
+const ROW_BYTES: usize = 96;
 
 /// Rows that a thread takes at once.
 const SHARE: usize = 1 << 14;
@@ -73,6 +78,8 @@ pub fn counterparts_within(
         .and_then(|negatives| rows.checked_mul(negatives));
     let length = length.ok_or(too_large.clone())?;
     Vec::<u64>::new().try_reserve_exact(length).map_err(|_| too_large)?;
+    let besides = ROW_BYTES * (1 + usize::from(near.is_some()));
+    memory::expect(rows, besides.saturating_add(8 * negatives as usize))?;
     let out: Vec<AtomicU64> = (0..length).into_par_iter().map(|_| AtomicU64::new(ABSENT)).collect();
     if negatives < rows as u64 {
         draw(match_codes, differ_codes, near, negatives as usize, seed, &out);
@@ -226,6 +233,7 @@ impl Sorted {
         starts
             .par_windows(2)
             .flat_map_iter(|window| {
+                interrupt::check();
                 let mut segment = Segment::new(*rule, &shifts);
                 let (mut unserved, mut start) = (Vec::new(), window[0]);
                 for records in

@@ -10,8 +10,13 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use rayon::prelude::*;
 
 use crate::error::Error;
+use crate::interrupt;
+use crate::memory;
 use crate::prompts::forest::Forest;
 use crate::prompts::ngrams::{Sets, hash};
+
+/// What a text without characters needs, as characters of a text.
+const TEXT_BYTES: usize = 16;
 
 /// Sets that a thread looks up in one go.
 const CHUNK: u32 = 64;
@@ -54,6 +59,9 @@ pub fn clusters(texts: &[&str], size: usize, threshold: f64) -> Result<Vec<u64>,
     {
         return Err(Error::TooLarge { got });
     }
+    // A character has an n-gram; one in a prefix, an entry and a posting, each of which is moved once as it is gathered.
+    let bytes = (8.0 + 80.0 * (1.0 - threshold)) as usize;
+    memory::expect(memory::bytes(texts, TEXT_BYTES), bytes)?;
     let first = first_equal(texts);
     let distinct: Vec<u32> = (0..texts.len() as u32)
         .filter(|&row| first[row as usize] == row)
@@ -245,6 +253,7 @@ fn link(sets: &Sets, forest: &Forest) {
             if end == 0 {
                 return;
             }
+            interrupt::check();
             (end.saturating_sub(CHUNK)..end).for_each(|set| index.link(set, sets, forest, &mut seen));
         }
     });

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use rayon::prelude::*;
 
+use crate::interrupt;
 use crate::random::mix;
 
 /// Bits of a token that are its n-gram's hash; those above say how often the n-gram occurs.
@@ -55,6 +56,7 @@ impl Sets {
         }
         let counts = Counts::new(start);
         sets.par_iter_mut().zip(&mut slices).for_each(|(set, slice)| {
+            interrupt::check();
             set.size = shingle(texts[set.row as usize], size, slice) as u32;
             slice[..set.size as usize].iter().for_each(|&token| counts.add(token));
         });

@@ -4,6 +4,8 @@ use rayon::prelude::*;
 use unicode_segmentation::UnicodeSegmentation;
 
 use crate::error::Error;
+use crate::interrupt;
+use crate::memory;
 use crate::random::{key, mix};
 
 /// Stands in the place of a held-out row where there is none.
@@ -11,6 +13,9 @@ pub const ABSENT: u64 = u64::MAX;
 
 /// The weight of a word. A character of a script without spaces between words weighs 1: about two of them make a word.
 const WORD: u32 = 2;
+
+/// Bytes that a byte of a held-out text needs: a word has five letters, and takes 72 bytes while it is gathered.
+const HELD_OUT_BYTES: usize = 16;
 
 /// What each text has in common with a held-out text.
 #[derive(Debug, Clone, PartialEq)]
@@ -78,6 +83,7 @@ pub fn overlaps(
             });
         }
     }
+    memory::expect(memory::bytes(held_out.0, 8) + 4 * texts.0.len(), HELD_OUT_BYTES)?;
     let index = Index::new(held_out.0, held_out.1, words)?;
     let compare = |(text, &group): (&&str, &u64)| index.find(text, group, share);
     let matches: Vec<Match> = texts.0.par_iter().zip(texts.1).map(compare).collect();
@@ -105,6 +111,7 @@ struct Word {
 
 /// The words of a text, in order.
 fn words_of(text: &str) -> Vec<Word> {
+    interrupt::check();
     let mut words = Vec::new();
     let mut segments = text.split_word_bounds().peekable();
     while let Some(segment) = segments.next() {

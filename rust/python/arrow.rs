@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use crate::error::Error;
 use crate::error::python::InputTypeError;
+use crate::memory;
 use crate::tokenizer::Conversations;
 
 /// The chunks of an object with Arrow's PyCapsule interface.
@@ -26,7 +27,9 @@ pub(super) fn chunks(texts: &Bound<'_, PyAny>) -> PyResult<Vec<ArrayRef>> {
 
 /// Every text of the chunks, borrowed. Arrow's interface promises UTF-8; here it is checked.
 pub(super) fn strings(chunks: &[ArrayRef]) -> Result<Vec<&str>, Error> {
-    let mut texts: Vec<&[u8]> = Vec::with_capacity(chunks.iter().map(|chunk| chunk.len()).sum());
+    let count = chunks.iter().map(|chunk| chunk.len()).sum();
+    memory::expect(count, 3 * size_of::<&str>())?;
+    let mut texts: Vec<&[u8]> = Vec::with_capacity(count);
     for chunk in chunks {
         if let Some(row) = (0..chunk.len()).find(|&row| chunk.null_count() > 0 && chunk.is_null(row)) {
             return Err(Error::Null { row: texts.len() + row });
@@ -102,6 +105,7 @@ pub(super) fn conversations_of_chunk(chunk: &ArrayRef, before: usize) -> Result<
     // A slice of a table may hold the messages of the whole table.
     let (first, last) = (offsets.first().copied(), offsets.last().copied());
     let used = first.unwrap_or(0)..last.unwrap_or(0);
+    memory::expect(used.len(), messages.fields().len() * size_of::<Option<&str>>())?;
     let fields = messages.fields().iter().zip(messages.columns());
     let fields = fields.map(|(field, column)| Some((field.name().clone(), texts(messages, column, used.clone())?)));
     Ok(Conversations {

@@ -14,7 +14,7 @@ use pyo3::pymodule;
 #[pymodule]
 mod _native {
     #[pymodule_export]
-    use crate::python::checksum::{checksum, checksum_file};
+    use crate::python::checksum::{checksum, checksum_file, digests};
     #[pymodule_export]
     use crate::python::negatives::{counterparts, counterparts_within};
     #[pymodule_export]

@@ -31,7 +31,7 @@ pub(super) fn counterparts<'py>(
     let array = empty(py, stop - start, negatives)?;
     let mut entries = array.try_readwrite()?;
     let out = entries.as_slice_mut()?;
-    detached(py, || draw::fill(out, n, negatives, seed, start, draw));
+    detached(py, || draw::fill(out, n, negatives, seed, start, draw))?;
     drop(entries);
     Ok(array)
 }
@@ -68,6 +68,6 @@ pub(super) fn counterparts_within<'py>(
         .map(|(values, &(_, tolerance))| Near { values, tolerance });
     let flat = detached(py, || {
         negatives::counterparts_within(rows, &columns, near, negatives, seed)
-    })?;
+    })??;
     matrix(py, flat, rows.len() as u64, negatives)
 }

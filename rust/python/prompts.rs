@@ -17,7 +17,7 @@ pub(super) fn clusters<'py>(
     threshold: f64,
 ) -> PyResult<Bound<'py, PyArray1<u64>>> {
     let chunks = chunks(texts)?;
-    let clusters = detached(py, || prompts::clusters(&strings(&chunks)?, size, threshold))?;
+    let clusters = detached(py, || prompts::clusters(&strings(&chunks)?, size, threshold))??;
     Ok(clusters.into_pyarray(py))
 }
 
@@ -47,7 +47,7 @@ pub(super) fn overlaps<'py>(
         let (texts, held_out) = (strings(&texts)?, strings(&held_out)?);
         prompts::overlaps((&texts, groups), (&held_out, held_out_groups), words, share)
     };
-    let overlaps = detached(py, compare)?;
+    let overlaps = detached(py, compare)??;
     Ok((
         overlaps.held_out.into_pyarray(py),
         overlaps.shares.into_pyarray(py),

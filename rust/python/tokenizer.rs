@@ -19,7 +19,7 @@ impl Encoder {
     #[pyo3(signature = (json, engine="auto"))]
     fn new(py: Python<'_>, json: &[u8], engine: &str) -> PyResult<Self> {
         let choice = EngineChoice::from_name(engine)?;
-        Ok(Self(detached(py, || tokenizer::Encoder::from_json(json, choice))?))
+        Ok(Self(detached(py, || tokenizer::Encoder::from_json(json, choice))??))
     }
 
     /// The engine that encodes: fastokens or tokenizers.
@@ -38,7 +38,7 @@ impl Encoder {
     fn encode(&self, py: Python<'_>, texts: &Bound<'_, PyAny>, add_special_tokens: bool) -> PyResult<PyTable> {
         let chunks = chunks(texts)?;
         let encode = || self.0.encode(&strings(&chunks)?, add_special_tokens);
-        Ok(to_python(py, detached(py, encode)?))
+        Ok(to_python(py, detached(py, encode)??))
     }
 }
 
@@ -75,7 +75,7 @@ impl Template {
         add_generation_prompt: bool,
     ) -> PyResult<PyTexts> {
         let chunks = chunks(conversations)?;
-        let rendering = detached(py, || render(&self.0, &chunks, add_generation_prompt))?;
+        let rendering = detached(py, || render(&self.0, &chunks, add_generation_prompt))??;
         Ok((
             rendering.offsets.into_pyarray(py).unbind(),
             rendering.bytes.into_pyarray(py).unbind(),
@@ -90,7 +90,7 @@ fn render(template: &tokenizer::Template, chunks: &[ArrayRef], prompt: bool) -> 
     for chunk in chunks {
         let conversations = conversations_of_chunk(chunk, rows)?;
         rows += conversations.len();
-        renderings.push(template.render_all(&conversations, prompt));
+        renderings.push(template.render_all(&conversations, prompt)?);
     }
     Ok(Rendering::joined(renderings))
 }

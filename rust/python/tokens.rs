@@ -117,7 +117,7 @@ impl GroupBuilder {
                 truncated: groups.truncated,
             };
             interner.push(encoder, &texts, groups, limit)
-        })?;
+        })??;
         Ok(rows_to_python(py, rows))
     }
 
@@ -144,7 +144,7 @@ impl GroupBuilder {
                 rejected: conversations(&arrays[2])?,
             };
             interner.push(encoder, &chats, groups, limit)
-        });
+        })?;
         match rows {
             Ok(rows) => Ok(Some(rows_to_python(py, rows))),
             Err(Error::RenderGroup { .. }) => Ok(None),
@@ -172,7 +172,7 @@ impl GroupBuilder {
                 rejected: strings(&arrays[2])?,
             };
             interner.push(encoder, &texts, groups, limit)
-        })?;
+        })??;
         Ok(rows_to_python(py, rows))
     }
 

@@ -5,10 +5,15 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::error::Error;
+use crate::interrupt;
+use crate::memory;
 use crate::tokenizer::engine::EngineChoice;
 use crate::tokenizer::open::{Opened, open};
 use crate::tokenizer::probe;
 use crate::tokenizer::table::Table;
+
+/// Bytes that a byte of a text needs, if each is a token of its own; mostly four are one.
+const ID_BYTES: usize = 4;
 
 /// Texts that a thread encodes in one go.
 const CHUNK: usize = 64;
@@ -102,6 +107,7 @@ impl Encoder {
     /// # Errors
     /// The first text that the tokenizer refuses, or whose ids are not those of `tokenizers`, with its row.
     pub fn encode(&self, texts: &[&str], add_special_tokens: bool) -> Result<Table, Error> {
+        memory::expect(memory::bytes(texts, 8), ID_BYTES)?;
         let chunks = cut(texts);
         let mut offsets = vec![0; texts.len() + 1];
         let (mut lengths, mut ids, mut end) = (&mut offsets[1..], Vec::new(), 0);
@@ -149,6 +155,7 @@ impl Encoder {
     ) -> Result<(), Error> {
         ids.clear();
         for (row, length) in rows.zip(lengths) {
+            interrupt::check();
             let start = ids.len();
             self.encode_into(texts[row], special, ids)
                 .map_err(|reason| Error::EncodeText { row, reason })?;

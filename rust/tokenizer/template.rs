@@ -10,10 +10,14 @@ use minijinja::{Environment, Error as Raised};
 use rayon::prelude::*;
 
 use crate::error::Error;
+use crate::interrupt;
+use crate::memory;
 use crate::tokenizer::filters::environment;
 
 /// Conversations that a thread renders in one go.
 const CHUNK: usize = 64;
+/// What a template writes around the texts of a conversation, as a guess: a system message, roles and marks.
+const CONVERSATION_BYTES: usize = 512;
 /// The names of a message's reasoning, in the order in which transformers asks for them. It has the first two together.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 const NAME: &str = "chat";
@@ -32,6 +36,12 @@ impl Conversations<'_> {
     #[must_use]
     pub fn len(&self) -> usize {
         self.offsets.len().saturating_sub(1)
+    }
+
+    /// The bytes of all texts.
+    fn bytes(&self) -> usize {
+        let texts = self.fields.iter().flat_map(|(_, texts)| texts);
+        texts.map(|text| text.map_or(0, str::len)).sum()
     }
 
     /// Whether there are none.
@@ -67,7 +77,7 @@ pub struct Rendering {
 ///         ("content".into(), vec![Some("Hi!"), Some("2 + 3?"), Some("5")]),
 ///     ],
 /// };
-/// let rendering = template.render_all(&conversations, false);
+/// let rendering = template.render_all(&conversations, false)?;
 /// assert_eq!(rendering.offsets, [0, 9, 33]);
 /// assert_eq!(rendering.bytes, b"<user>Hi!<user>2 + 3?<assistant>5");
 /// assert!(rendering.failed.is_empty());
@@ -115,11 +125,15 @@ impl Template {
     }
 
     /// Every conversation, in order, on all threads.
-    #[must_use]
-    pub fn render_all(&self, conversations: &Conversations, add_generation_prompt: bool) -> Rendering {
+    ///
+    /// # Errors
+    /// Too little memory.
+    pub fn render_all(&self, conversations: &Conversations, add_generation_prompt: bool) -> Result<Rendering, Error> {
+        memory::expect(conversations.bytes() + conversations.len() * CONVERSATION_BYTES, 2)?;
         let columns = Columns::of(conversations);
         let compiled = self.compiled();
         let render = |row: usize| {
+            interrupt::check();
             let (start, end) = (conversations.offsets[row], conversations.offsets[row + 1]);
             let messages = (start..end).map(|message| columns.message(message));
             let messages = messages.collect::<Result<_, _>>()?;
@@ -131,7 +145,7 @@ impl Template {
         };
         let rows: Vec<usize> = (0..conversations.len()).collect();
         let chunks: Vec<Rendering> = rows.par_chunks(CHUNK).map(|rows| Rendering::of(rows, render)).collect();
-        Rendering::joined(chunks)
+        Ok(Rendering::joined(chunks))
     }
 
     fn compiled(&self) -> Result<minijinja::Template<'_, '_>, String> {

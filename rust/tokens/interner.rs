@@ -5,6 +5,8 @@ use rayon::prelude::*;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::error::Error;
+use crate::interrupt;
+use crate::memory;
 use crate::tokenizer::{Encoder, Seams, Table};
 use crate::tokens::distinct::Distinct;
 use crate::tokens::groups::{GroupRows, Groups, Verdict};
@@ -12,6 +14,9 @@ use crate::tokens::texts::Texts;
 
 /// Groups that a thread tokenizes in one go.
 const CHUNK: usize = 64;
+
+/// What the ids and texts of a group need while a batch is tokenized, as a guess: a thousand tokens.
+const GROUP_BYTES: usize = 8 << 10;
 
 /// Tokenizes groups into two tables, of prompts and of responses, in which equal ids are one row.
 ///
@@ -43,9 +48,11 @@ impl Interner {
     ) -> Result<GroupRows, Error> {
         groups.check(texts.sizes())?;
         let count = groups.rows.len();
+        memory::expect(count, GROUP_BYTES)?;
         let results: Vec<Result<Chunk, Error>> = (0..count.div_ceil(CHUNK))
             .into_par_iter()
             .map(|number| {
+                interrupt::check();
                 let mut chunk = Chunk::default();
                 (number * CHUNK..count.min((number + 1) * CHUNK))
                     .try_for_each(|group| chunk.add(encoder, texts, groups, group, limit))?;

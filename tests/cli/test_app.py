@@ -117,6 +117,49 @@ def test_ctrl_c_and_sigterm_end_with_one_line(number, code, tmp_path):
     assert error == "\nmipo demo: stopped; run the same command again to continue\n"
 
 
+NATIVE = """
+import sys
+from mipo.cli import app, signals
+def hang(*words, **options):
+    import hashlib
+    print("there", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # hours, without Python's lock
+sys.argv = ["mipo", "doctor"]
+app.app.parse_args = lambda *words, **options: (hang, type("Bound", (), {"args": (), "kwargs": {}}), {})
+sys.exit(app.main())
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_they_end_a_library_s_native_call_too(number, code):
+    with subprocess.Popen(
+        [sys.executable, "-c", NATIVE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "there\n"
+        process.send_signal(number)
+        error = process.communicate(timeout=60)[1]
+    assert process.returncode == code
+    assert error == "\nmipo doctor: stopped; run the same command again to continue\n"
+
+
+def test_the_signals_of_a_worker_are_not_the_command_s():
+    """A data loader ends its workers, which are forks, with SIGTERM."""
+    program = (
+        "import os, signal, time\n"
+        "from mipo.cli import signals\n"
+        "signals.SECONDS = 0\n"
+        "signals.end_on_signals('mipo train')\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    while True: time.sleep(1)\n"
+        "os.kill(child, signal.SIGTERM)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        "time.sleep(0.3)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.returncode, ended.stdout) == (0, f"{-signal.SIGTERM}\n"), ended.stderr
+
+
 def _opened(pipe: Path, reader: subprocess.Popen[str]) -> int:
     """The writing end of a pipe, once the process reads it."""
     while reader.poll() is None:

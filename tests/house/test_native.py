@@ -3,6 +3,8 @@
 import itertools
 import json
 import lzma
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -298,3 +300,69 @@ def test_ids_of_real_texts_are_those_of_tokenizers(name: str) -> None:
 
 def _prefix(one: list[int], other: list[int]) -> int:
     return next((at for at, (x, y) in enumerate(zip(one, other, strict=False)) if x != y), min(len(one), len(other)))
+
+
+CALLS = {
+    "counterparts": "_native.counterparts(2 * 10**8, 1, 0, 0, 2 * 10**8)",
+    "counterparts_within": "_native.counterparts_within(np.zeros(N, np.uint64), [np.arange(N, dtype=np.uint64)], 2, 0)",
+    "counterparts_within near": "_native.counterparts_within("
+    "np.zeros(N, np.uint64), [np.arange(N, dtype=np.uint64)], 1, 0, (np.linspace(0, 1, N), 0.1))",
+    "clusters": "_native.clusters(TEXTS, 5, 0.7)",
+    "overlaps": "_native.overlaps((TEXTS, GROUPS), (TEXTS, GROUPS), 5, 0.8)",
+    "encode": "ENCODER.encode(TEXTS, False)",
+    "digests": "_native.digests(TEXTS)",
+}
+SHORT_OF_MEMORY = """
+import resource, sys
+import numpy as np, polars as pl
+from mipo import _native
+from mipo.tokenizer.encoder import open_encoder
+from mipo import demo
+N = 400_000
+TEXTS = pl.Series([f"{i} hello world this is {i * 7} a text {i % 13} foo bar" for i in range(60_000)])
+GROUPS = np.zeros(len(TEXTS), np.uint64)
+ENCODER = open_encoder(str(demo.HERE / "model"))
+_native.digests(TEXTS[:9])  # threads are there
+def limit(mebibytes):
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (mebibytes << 20), resource.RLIM_INFINITY))
+for mebibytes in (2, 16, 48, 80, 120):
+    limit(mebibytes)
+    try:
+        CALL
+    except MemoryError as error:
+        print("MemoryError", error)
+    else:
+        print("done")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+@pytest.mark.parametrize("name", CALLS)
+def test_too_little_memory_is_a_memory_error_and_never_an_abort(name):
+    program = SHORT_OF_MEMORY.replace("CALL", CALLS[name])
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=300)
+    assert ended.returncode == 0, ended.stderr[-2_000:]
+    lines = ended.stdout.splitlines()
+    assert len(lines) == 5
+    assert all(line == "done" or line.startswith("MemoryError expected") for line in lines), lines
+    assert lines[0] != "done"
+
+
+def test_ctrl_c_ends_a_native_call(tmp_path):
+    """Of a file of 64 TiB, which takes no space: the whole checksum would take hours."""
+    with (tmp_path / "holes").open("wb") as file:
+        try:
+            file.truncate(2**46)
+        except OSError:
+            file.truncate(2**43)
+    program = (
+        "import os, signal, threading, sys\n"
+        "from mipo import _native\n"
+        "threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "try: _native.checksum_file(sys.argv[1], 0, 0)\n"
+        "except KeyboardInterrupt: print('interrupted', _native.checksum([]) == _native.checksum([]))\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "holes")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert ended.stdout == "interrupted True\n", ended.stderr

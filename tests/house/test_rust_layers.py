@@ -8,7 +8,19 @@ from pathlib import Path
 import pytest
 
 RUST = Path(__file__).parents[2] / "rust"
-ORDER = ["error", "random", "checksum", "negatives", "prompts", "tokenizer", "tokens", "python", "lib"]
+ORDER = [
+    "error",
+    "interrupt",
+    "memory",
+    "random",
+    "checksum",
+    "negatives",
+    "prompts",
+    "tokenizer",
+    "tokens",
+    "python",
+    "lib",
+]
 
 NOT_CODE = re.compile(
     r"""//[^\n]*|/\*.*?\*/|\bb?r(?P<hashes>\#*)".*?"(?P=hashes)|b?"(?:\\.|[^"\\])*"|b?'(?:\\u\{\w*\}|\\.|[^'\\])'""",

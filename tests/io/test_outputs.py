@@ -185,13 +185,18 @@ def test_no_command_writes_into_what_is_somebody_s(name, inputs, strangers, tmp_
     targets = [strangers, file, tmp_path / "pipe.parquet", tmp_path / "link.parquet", tmp_path / "link-to-file.parquet"]
     if name != "tokens":
         targets.append(tmp_path / "store.parquet")
-    before = contents(tmp_path / "store.parquet"), contents(strangers), file.read_bytes()
+    if name not in ("run", "demo"):  # a run's folder, and what is in it
+        run = tmp_path / "run.parquet"
+        outputs.mark(run, "run")
+        (run / "manifest.json").write_text("{}")
+        targets.append(run)
+    before = contents(tmp_path), file.read_bytes()
     for target in targets:
         assert cli.main([*commands(inputs)[name], "--output", str(target)]) == 2, target
         error = capsys.readouterr().err
         assert len(error.strip().splitlines()) == 1, error
         assert "expected" in error or "nothing in it says" in error, error
-    assert (contents(tmp_path / "store.parquet"), contents(strangers), file.read_bytes()) == before
+    assert (contents(tmp_path), file.read_bytes()) == before
     assert (tmp_path / "pipe.parquet").is_fifo()
     assert (tmp_path / "link.parquet").is_symlink()
 
@@ -213,3 +218,36 @@ def test_checkpoints_go_into_no_folder_of_somebody_s(inputs, strangers, tmp_path
     assert cli.main(arguments) == 2
     assert "expected a new or empty folder, or one for checkpoints" in capsys.readouterr().err
     assert contents(strangers) == before
+
+
+@pytest.fixture(scope="module")
+def private_outputs(inputs, tmp_path_factory):
+    """What came of every command with outputs on devices, a read-only disk and full ones, in a namespace of its own."""
+    unshare = ["unshare", "-m"]
+    allowed = shutil.which("unshare") and subprocess.run(
+        [*unshare, "mount", "-t", "tmpfs", "none", "/mnt"], check=False
+    )
+    if not allowed or allowed.returncode:
+        pytest.skip(
+            "unshare -m and mount are not permitted here: no disk can be filled, and no device made, for a test"
+        )
+    folder = tmp_path_factory.mktemp("private")
+    program = [sys.executable, str(Path(__file__).parents[1] / "support" / "private_outputs.py")]
+    call = [*unshare, *program, str(folder), json.dumps(commands(inputs))]
+    ended = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_command_replaces_a_device_or_changes_a_read_only_or_full_disk(name, private_outputs):
+    tried = [result[1:] for result in private_outputs if result[0] == name]
+    assert len(tried) == 7
+    for output, code, error, unchanged in tried:
+        assert unchanged, output
+        if output == "nearly/new.parquet" and code == 0:
+            continue  # what was written may fit
+        assert code == 2, (output, code, error)
+        lines = [line for line in error.strip().splitlines() if not line.startswith(("generate:", "tokens:"))]
+        assert len(lines) == 1, (output, error)
+        assert f"mipo {name}: error: " in lines[0]

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mipo.io import tables
+from mipo.errors import InputError
+from mipo.io import checksum, sources, tables
 
 
 def broken(frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
@@ -78,3 +79,39 @@ def test_frames_are_written_one_after_another_or_not_at_all(tmp_path: Path, suff
     with pytest.raises(ValueError, match="row 11 is wrong"):
         tables.write(broken(frame), path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_any_flipped_byte_of_a_table_is_found_by_every_reader(tmp_path: Path) -> None:
+    """But for the mark itself, without which the table is read as anybody's, with what it holds."""
+    frame, path = frame_of([(i, str(i)) for i in range(10)]), tmp_path / "table.parquet"
+    tables.write([frame], path)
+    whole = path.read_bytes()
+    readers = [
+        lambda: sources.load(path),
+        lambda: sources.scan(path).lazy().collect(),
+        lambda: pl.concat(sources.stream(path, 4)),
+        lambda: tables.scan(path).collect(),
+    ]
+    unseen = []
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        assert not tables.is_own(path) or checksum.MARK not in path.read_bytes()
+        try:
+            read = readers[place % len(readers)]()
+        except InputError:
+            continue
+        unseen.append(place)
+        assert read.equals(frame)
+    assert len(unseen) <= len(checksum.MARK)
+    for length in range(0, len(whole), 7):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError):
+            readers[length % len(readers)]()
+    path.write_bytes(whole)
+    assert all(read().equals(frame) for read in readers)
+
+
+def test_digests_are_the_same_wherever_they_are_made() -> None:
+    """Not those of polars, whose hashes differ from version to version."""
+    texts = pl.Series("text", ["prompt", None, "", "prompt"])
+    assert tables.digests(texts).to_list() == DIGESTS

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_folder import DEMO, SHUFFLED, make_run, write_json
+from run_folder import DEMO, SHUFFLED, make_run, write_json, write_manifest
 
+from mipo.report import page
 from mipo.report.results import read
 from mipo.report.watch import Item, watch
 
@@ -80,7 +81,7 @@ def test_rows_that_vanish_and_stages_that_stopped(tmp_path: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["stages"]["tokens"]["rows_out"] -= 1
     manifest["stages"]["train"]["state"] = "failed"
-    write_json(folder / "manifest.json", manifest)
+    write_manifest(folder, manifest)
     assert items(folder)["Rows of tokens do not add up"].grave
     assert items(folder)["Stage train is not done"].grave
     assert items(folder)["Rows dropped in prompts"].text == "4 of 1,028 (empty prompt: 4)."
@@ -92,7 +93,7 @@ def test_a_control_that_is_none_or_of_another_model(tmp_path: Path) -> None:
     assert "other is not like this run" not in items(run, other=other), "the same hash is the same model"
     manifest = json.loads((other / "manifest.json").read_text())
     manifest["model"]["checksum"] = "00" * 32
-    write_json(other / "manifest.json", manifest)
+    write_manifest(other, manifest)
     assert items(run, other=other)["other is not like this run"].text.startswith("They differ in model")
 
 
@@ -104,3 +105,18 @@ def test_what_limits_the_figures(tmp_path: Path) -> None:
     evaluation["after"]["infonce"]["rows"] = 8
     write_json(few / "evaluation.json", evaluation)
     assert items(few)["Few held-out rows"].text.startswith("Some figures rest on 8 rows.")
+
+
+def test_a_file_that_is_not_as_the_run_wrote_it_is_named(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    assert "Files changed since the run" not in items(folder)
+    for name in ("evaluation.json", "pairs.parquet", "recipe.yaml", "responses/part-00000.parquet", "manifest.json"):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content.replace(b'"seed": 0', b'"seed": 1') + b"\n")
+        item = items(folder)["Files changed since the run"]
+        assert item.grave
+        assert item.text.startswith(f"Not as the run wrote them: {name}.")
+        assert f"Not as the run wrote them: {name}." in page.table(folder)
+        (folder / name).write_bytes(content)
+    (folder / "pairs.parquet").unlink()
+    assert items(folder)["Files changed since the run"].text.startswith("Not as the run wrote them: pairs.parquet.")

@@ -327,7 +327,7 @@ def test_a_manifest_that_names_files_elsewhere_is_refused(done, tmp_path):
     manifest = json.loads((theirs / "manifest.json").read_text())
     for name in ("../secret.txt", str(tmp_path / "secret.txt"), "inner/../../secret.txt"):
         manifest["stages"]["prompts"]["files"] = {name: checksum.of_file(tmp_path / "secret.txt")}
-        (theirs / "manifest.json").write_text(json.dumps(manifest))
+        (theirs / "manifest.json").write_text(json.dumps(checksum.signed(manifest)))
         with pytest.raises(ValueError, match=rf"names '{name}', which is not inside it"):
             pipeline.run_recipe(done / "in" / "recipe.yaml", output=tmp_path / "new", reuse=theirs, until="prompts")
     with pytest.raises(ValueError, match="expected a new or empty folder, or one for run that mipo made"):
@@ -338,4 +338,12 @@ def test_a_broken_manifest_is_no_manifest(done, tmp_path):
     shutil.copytree(done / "out", tmp_path / "copy")
     (tmp_path / "copy" / "manifest.json").write_text('{"stages":')
     with pytest.raises(ValueError, match=r"manifest\.json: not valid JSON .*delete it and run again"):
+        pipeline.run_recipe(done / "in" / "recipe.yaml", output=tmp_path / "copy")
+
+
+def test_a_changed_manifest_is_refused(done, tmp_path):
+    shutil.copytree(done / "out", tmp_path / "copy")
+    path = tmp_path / "copy" / "manifest.json"
+    path.write_text(path.read_text().replace('"rows_in": ', '"rows_in": 1', 1))
+    with pytest.raises(ValueError, match=r"manifest\.json: changed since it was written; put it back, or delete it"):
         pipeline.run_recipe(done / "in" / "recipe.yaml", output=tmp_path / "copy")

@@ -8,6 +8,8 @@ from typing import Any
 
 import polars as pl
 
+from mipo.io import checksum
+
 BOOTSTRAP = "95 %, percentile bootstrap over rows, 2000 resamples"
 Ends = tuple[tuple[float, float], tuple[float, float]]
 # (value, half width of the interval) before and after, as in a run of the demo
@@ -49,13 +51,22 @@ def make_run(
     changes = changes_of(figures) if paired is None else paired
     change = {name: figure(*ends) for name, ends in changes.items()}
     write_json(folder / "evaluation.json", {**sides, "change": change, "negatives": 31, "rows": 512})
-    write_json(folder / "manifest.json", manifest(control, rows, model))
     write_json(folder / "training.json", training())
     (folder / "recipe.yaml").write_text(
         f"model: {json.dumps(model)}\ncontrast:\n  kind: context\ntrainer:\n  beta: 0.3\n{hostile}\n"
     )
     write_pairs(folder, rows, chat, hostile)
+    write_manifest(folder, manifest(control, rows, model))
     return folder
+
+
+def write_manifest(folder: Path, content: dict[str, Any]) -> None:
+    """Write a manifest with its checksum and those of the files that are there."""
+    for stage in content.get("stages", {}).values():
+        for name in stage["files"]:
+            stage["files"][name] = checksum.of_file(folder / name) if (folder / name).exists() else "0" * 32
+    content["recipe_checksum"] = checksum.of_file(folder / "recipe.yaml")
+    write_json(folder / "manifest.json", checksum.signed(content))
 
 
 def changes_of(figures: dict[str, Ends]) -> dict[str, tuple[float, float]]:

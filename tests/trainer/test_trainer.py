@@ -37,10 +37,11 @@ from mipo.models.loading import load_model, load_tokenizer
 from mipo.tokens.groups import tokenize
 from mipo.tokens.store import PairStore
 from mipo.trainer import preference_head, training
+from mipo.trainer.checkpoints import last_checkpoint
 from mipo.trainer.collators import GroupCollator
 from mipo.trainer.config import MIPOConfig
 from mipo.trainer.trainer import MIPOTrainer
-from mipo.trainer.training import last_checkpoint, train
+from mipo.trainer.training import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DEMO = str(Path(mipo.demo.__file__).parent / "model")
@@ -726,9 +727,9 @@ def test_training_goes_on_from_its_checkpoint(
             train(ragged, DEMO, tokenizer, tmp_path / "model", args=args)
     assert [path.name for path in (tmp_path / "model").iterdir()] == [".mipo.json"]
     assert [path.name for path in (tmp_path / "b").glob("checkpoint-*")] == ["checkpoint-4"]
-    # A kill while a newer one is written: its state, which comes last, is missing.
+    # A kill while a newer one is written: its record, which comes last, is missing.
     shutil.copytree(tmp_path / "b" / "checkpoint-4", tmp_path / "b" / "checkpoint-6")
-    (tmp_path / "b" / "checkpoint-6" / "trainer_state.json").write_text('{"global_st')
+    (tmp_path / "b" / "checkpoint-6" / "mipo.json").unlink()
     log = train(ragged, DEMO, tokenizer, tmp_path / "model", args=args)
     assert "resuming from checkpoint-4" in capsys.readouterr().out
     assert losses(log) == pytest.approx(losses(whole), abs=PADDING_ATOL)
@@ -739,14 +740,63 @@ def test_training_goes_on_from_its_checkpoint(
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
 
 
-def test_a_half_written_checkpoint_is_passed_over_and_removed(tmp_path: Path) -> None:
+def test_a_checkpoint_is_checked_before_a_training_goes_on_from_it(
+    ragged: PairStore,
+    tokenizer: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whichever file is damaged: the checkpoint before it is resumed, which is said, and the model is the same."""
+    fields = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
+    train(ragged, DEMO, tokenizer, tmp_path / "whole", args=arguments(tmp_path / "a", **fields))
+    args = arguments(tmp_path / "b", **fields)
+    plain = MIPOTrainer.__init__
+
+    def killed(self: Any, *args: Any, **options: Any) -> None:
+        plain(self, *args, **options, callbacks=[Kill(5)])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MIPOTrainer, "__init__", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(ragged, DEMO, tokenizer, tmp_path / "model", args=args)
+    shutil.copytree(tmp_path / "b", tmp_path / "kept")
+    last = tmp_path / "kept" / "checkpoint-4"
+    names = {path.name for path in last.iterdir()}
+    assert {"optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors", "trainer_state.json"} < names
+    capsys.readouterr()
+    for name in sorted(names):
+        content = (last / name).read_bytes()
+        for changed in (content[:-7], content[:9] + bytes([content[9] ^ 1]) + content[10:], None):
+            copy = tmp_path / "copy"
+            shutil.copytree(tmp_path / "kept", copy)
+            if changed is None:
+                (copy / "checkpoint-4" / name).unlink()
+            else:
+                (copy / "checkpoint-4" / name).write_bytes(changed)
+            assert last_checkpoint(copy) == copy / "checkpoint-2"
+            said = "was not finished" if changed is None and name == "mipo.json" else f"is damaged ({name})"
+            assert capsys.readouterr().out == f"train: checkpoint-4 {said}; resuming from checkpoint-2\n"
+            assert sorted(path.name for path in copy.glob("*")) == ["checkpoint-2"]
+            shutil.rmtree(copy)
+    (tmp_path / "b" / "checkpoint-4" / "optimizer.pt").write_bytes(b"")
+    train(ragged, DEMO, tokenizer, tmp_path / "model", args=args)
+    assert "checkpoint-4 is damaged (optimizer.pt); resuming from checkpoint-2" in capsys.readouterr().out
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("model", "whole")]
+    assert weights[0] == weights[1]
+
+
+def test_a_checkpoint_without_its_record_was_not_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert last_checkpoint(tmp_path / "nothing") is None
-    for step, state in ((9, '{"a": 1}'), (10, '{"a"'), (11, None)):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if state is not None:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-9"
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-9"]
+    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-of-mine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trainer_state.json").write_text("{}")
+    assert not capsys.readouterr().out
+    assert last_checkpoint(tmp_path) is None
+    assert capsys.readouterr().out == (
+        "train: checkpoint-10 was not finished; checkpoint-9 was not finished; starting again\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-of-mine"]
 
 
 def test_a_checkpoint_of_another_training_is_refused_and_kept(

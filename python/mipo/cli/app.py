@@ -4,11 +4,11 @@ Knows argument parsing and exit codes. Loads a command, and with it the stage th
 """
 
 import os
-import signal
 import sys
 
 from cyclopts import App, Parameter
 
+from mipo.cli import signals
 from mipo.cli.errors import one_line
 
 # Set before torch loads, unless the user set them. Waiting threads must sleep, since spinning takes the core from every
@@ -61,15 +61,15 @@ def main(arguments: list[str] | None = None) -> int:
     if not words:
         app.help_print([])
         return 2
-    if arguments is None:  # this process is mipo's own
-        signal.signal(signal.SIGTERM, _terminate)
     called = f"mipo {words[0]}" if words[0] in COMMANDS else "mipo"
+    if arguments is None:  # this process is mipo's own
+        signals.end_on_signals(called)
     try:
         command, bound, of_process = app.parse_args(words, exit_on_error=False, print_error=False)
         command(*bound.args, **bound.kwargs, **dict.fromkeys(of_process, arguments is None))
     except KeyboardInterrupt as interrupt:
-        print(f"\n{called}: stopped; run the same command again to continue", file=sys.stderr)
-        return 143 if isinstance(interrupt, _Terminated) else 130
+        signals.tell(called)
+        return 143 if isinstance(interrupt, signals.Terminated) else 130
     except Exception as error:
         line = one_line(error)
         if line is None or os.environ.get("MIPO_TRACEBACK"):
@@ -77,11 +77,3 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{called}: error: {line}", file=sys.stderr)
         return 2
     return 0
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, as a scheduler sends it: a command ends as after Ctrl-C."""
-
-
-def _terminate(*_: object) -> None:
-    raise _Terminated

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError, NotThereError
-from mipo.io.lazy import _native, np, pa
+from mipo.io import checksum
+from mipo.io.checksum import DIGITS, MARK
+from mipo.io.lazy import np, pa
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
 # The mark and its digits are metadata of the schema, which a file has in its head and again in its footer. The digits
 # in the head become the checksum of all bytes of the file, with these digits read as NUL. So no byte of a broken file
 # reaches Arrow's reader, which checks little of its input.
-MARK, DIGITS = b"mipo.xxh3:", 32
 HEAD = 4096  # bytes at the start of a file that contain the mark
 
 
@@ -43,11 +44,7 @@ class Writer:
         """Ends the file and returns its checksum."""
         self._writer.close()
         place, _ = _stored_checksum(self._path)
-        checksum = _native.checksum_file(self._path, place, place + DIGITS)
-        with self._path.open("rb+") as file:
-            file.seek(place)
-            file.write(checksum.encode())
-        return checksum
+        return checksum.stamp(self._path, place)
 
 
 def read(path: Path, schema: pa.Schema, *, trusted: bool = False) -> tuple[list[pa.RecordBatch], str]:
@@ -58,15 +55,15 @@ def read(path: Path, schema: pa.Schema, *, trusted: bool = False) -> tuple[list[
     """
     if not path.is_file():
         raise NotThereError(f"{path}: no such file; it was not written, or not to its end")
-    place, checksum = _stored_checksum(path)
-    if not trusted and _native.checksum_file(path, place, place + DIGITS) != checksum:
+    place, digits = _stored_checksum(path)
+    if not trusted and not checksum.is_stamped(path, place, digits):
         raise InputError(f"{path}: is not as it was written, or was cut off; make it again")
     # The mapping outlives the file descriptor: it stays as long as a batch is in use.
     reader = pa.ipc.open_file(pa.memory_map(str(path)))
     if not reader.schema.equals(schema):
         expected, got = (", ".join(f"{field.name}: {field.type}" for field in each) for each in (schema, reader.schema))
         raise InputError(f"{path}: expected the columns {expected}; got {got}; name another file")
-    return [reader.get_batch(number) for number in range(reader.num_record_batches)], checksum
+    return [reader.get_batch(number) for number in range(reader.num_record_batches)], digits
 
 
 def lists(offsets: NDArray[np.int64], values: NDArray[Any]) -> pa.LargeListArray:

@@ -12,6 +12,9 @@ from typing import Any
 
 from mipo.io.lazy import _native, np
 
+# A file may hold its own checksum: the mark and its digits, which count as NUL in it.
+MARK, DIGITS = b"mipo.xxh3:", 32
+
 
 def of_bytes(data: bytes | memoryview) -> str:
     """The checksum of bytes."""
@@ -28,10 +31,39 @@ def of_file(path: Path) -> str:
     return _native.checksum_file(path, 0, 0)
 
 
+def stamp(path: Path, place: int) -> str:
+    """Writes the checksum of a file, with these digits read as NUL, into its digits at `place`; returns it."""
+    digits = _native.checksum_file(path, place, place + DIGITS)
+    with path.open("rb+") as file:
+        file.seek(place)
+        file.write(digits.encode())
+    return digits
+
+
+def is_stamped(path: Path, place: int, digits: str) -> bool:
+    """Whether a file is as `stamp` left it."""
+    return _native.checksum_file(path, place, place + DIGITS) == digits
+
+
+def signed(value: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object with its own checksum."""
+    return {**value, "checksum": _of_object(value)}
+
+
+def is_signed(value: Any) -> bool:
+    """Whether a JSON object is as `signed` made it."""
+    return isinstance(value, dict) and value.get("checksum") == _of_object(value)
+
+
+def of_files(folder: Path) -> dict[str, str]:
+    """The checksum of each file in a folder, by its path there."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): of_file(path) for path in files}
+
+
 def of_folder(folder: Path) -> str:
     """The checksum of the names and contents of all files in a folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return of_value([(path.relative_to(folder).as_posix(), of_file(path)) for path in files])
+    return of_value(list(of_files(folder).items()))
 
 
 def of_source(name: str) -> str:
@@ -40,3 +72,7 @@ def of_source(name: str) -> str:
     if path.is_file():
         return of_file(path)
     return of_folder(path) if path.is_dir() else of_value(name)
+
+
+def _of_object(value: dict[str, Any]) -> str:
+    return of_value({name: inner for name, inner in value.items() if name != "checksum"})

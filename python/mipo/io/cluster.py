@@ -11,6 +11,7 @@ from mipo.io.lazy import pl, ray
 from mipo.io.tables import from_arrow, to_arrow
 
 Result = TypeVar("Result")
+Shared = TypeVar("Shared")
 
 
 @contextmanager
@@ -31,11 +32,12 @@ def connected(address: str | None = None, *, cores: int | None = None) -> Iterat
         ray.shutdown()
 
 
-def perform(tasks: Sequence[Callable[[], Result]]) -> Iterator[Result]:
-    """Calls each task on one core of the cluster; yields the results as they arrive."""
+def perform(tasks: Sequence[Callable[[Shared], Result]], shared: Shared) -> Iterator[Result]:
+    """Calls each task on one core of the cluster, with `shared`, which is sent once; yields results as they arrive."""
     single = {"env_vars": {name: "1" for name in ("RAYON_NUM_THREADS", "POLARS_MAX_THREADS", "OMP_NUM_THREADS")}}
     call = ray.remote(num_cpus=1, runtime_env=single)(_call)
-    pending = [call.remote(task) for task in tasks]
+    place = ray.put(shared)
+    pending = [call.remote(task, place) for task in tasks]
     while pending:
         done, pending = ray.wait(pending)
         yield from ray.get(done)
@@ -65,5 +67,5 @@ def blocks_of(dataset: ray.data.Dataset) -> list[ray.ObjectRef]:
     return [ref for ref, rows in zip(refs, heights, strict=True) if rows] or refs[:1]
 
 
-def _call(task: Callable[[], Result]) -> Result:
-    return task()
+def _call(task: Callable[[Shared], Result], shared: Shared) -> Result:
+    return task(shared)

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,9 +45,13 @@ _held: set[Path] = set()  # folders that this process has claimed
 def check_file(path: Path) -> Path:
     """The file that a path names, its links followed; InputError for what mipo must not write over.
 
-    That is a device or a pipe, a folder, and a file with contents that no metadata shows to be mipo's.
+    That is a device or a pipe, a folder, and a file with contents that no metadata shows to be mipo's. Removes what
+    killed processes left beside it.
     """
     target = path.resolve()
+    if target.parent.is_dir():
+        beginning = f".{target.name}."
+        _clean(other for other in target.parent.glob(".*.tmp") if other.name.startswith(beginning))
     try:
         mode = target.stat().st_mode
     except FileNotFoundError:
@@ -116,7 +120,7 @@ def claim(folder: Path, kind: str) -> Iterator[None]:
             pass  # a file system without locks
         if not _mark(place):
             mark(place, kind)
-        _clean(place)
+        _clean(place.rglob(".*.tmp"))
         _held.add(place)
         try:
             yield
@@ -133,7 +137,10 @@ def mark(folder: Path, kind: str) -> None:
 def check_origin(folder: Path, origin: dict[str, Any]) -> None:
     """Notes in the mark of a claimed folder what its files are made from; InputError if it says something else."""
     known = _mark(folder)
-    earlier = known.setdefault("made_from", origin)
+    if "made_from" not in known:
+        (folder / MARK).write_text(json.dumps(known | {"made_from": origin}) + "\n", encoding="utf-8")
+        return
+    earlier = known["made_from"]
     differing = [name for name in sorted({*earlier, *origin}) if earlier.get(name) != origin.get(name)]
     lines = [f"{name}: {earlier.get(name)!r} there, {origin.get(name)!r} now" for name in differing]
     if lines:
@@ -142,7 +149,6 @@ def check_origin(folder: Path, origin: dict[str, Any]) -> None:
             + "\n  ".join(lines)
             + "\nName another folder, or delete this one."
         )
-    (folder / MARK).write_text(json.dumps(known) + "\n", encoding="utf-8")
 
 
 def mark_model(folder: Path, *more: str) -> None:
@@ -214,9 +220,9 @@ def _is_own_table(path: Path) -> bool:
         return False
 
 
-def _clean(folder: Path) -> None:
-    """Removes the temporary files and folders that killed processes of this machine left."""
-    for path in list(folder.rglob(".*.tmp")):
+def _clean(temporaries: Iterable[Path]) -> None:
+    """Removes those of the temporary files and folders that killed processes of this machine left."""
+    for path in list(temporaries):
         owner = _TEMPORARY.fullmatch(path.name)
         if owner and not _is_running(int(owner[1])):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)

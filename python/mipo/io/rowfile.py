@@ -5,13 +5,13 @@ Knows rows and files. Knows nothing of what the columns mean.
 
 from __future__ import annotations
 
-import os
+import mmap
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from mipo.io import tables
 from mipo.io.lazy import np, pa, pl
@@ -33,16 +33,17 @@ class Rows(Protocol):
 def open_rows(table: Table, batch_rows: int, *, folder: Path | None = None) -> Iterator[Rows]:
     """The rows of `table` by number. A LazyFrame of more than `batch_rows` rows goes to a temporary Arrow file first.
 
-    The file is uncompressed and lies in `folder` (default: the system's temporary folder). The pages that `take` reads
-    belong to the operating system's cache, and are released before the next call.
+    The file is uncompressed and lies in `folder` (default: the system's temporary folder) without a name, so that
+    nothing is left of it however the process ends. The pages that `take` reads belong to the operating system's cache,
+    and are released before the next call.
     """
     if isinstance(table, pl.DataFrame) or tables.height(table) <= batch_rows:
         yield _Frame(table.lazy().collect())
         return
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".rows.", suffix=f".{os.getpid()}.tmp", dir=folder) as name:
-        yield _File(Path(name) / "rows.arrow", table, batch_rows)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        yield _File(file, table, batch_rows)
 
 
 class _Frame:
@@ -56,15 +57,16 @@ class _Frame:
 class _File:
     """An Arrow file, mapped into memory anew for each call, which releases the pages in between."""
 
-    def __init__(self, path: Path, table: Table, batch_rows: int) -> None:
-        self._path, heights = path, list[int]()
+    def __init__(self, file: IO[bytes], table: Table, batch_rows: int) -> None:
+        self._file, heights = file, list[int]()
         writer: Any = None
         for frame in tables.batches(table, batch_rows):
             batch = tables.to_arrow(frame).combine_chunks()
-            writer = writer or pa.ipc.new_file(str(path), batch.schema)
+            writer = writer or pa.ipc.new_file(file, batch.schema)
             writer.write_table(batch)
             heights.append(len(batch))
         writer.close()
+        file.flush()
         self._starts = np.array(list(accumulate(heights, initial=0)))
 
     def take(self, rows: NDArray[np.int64]) -> pl.DataFrame:
@@ -72,7 +74,8 @@ class _File:
         order = np.argsort(present, kind="stable")
         sorted_rows = present[order]
         borders = np.searchsorted(sorted_rows, self._starts)
-        with pa.memory_map(str(self._path)) as mapped, pa.ipc.open_file(mapped) as file:
+        mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        with pa.ipc.open_file(pa.py_buffer(mapped)) as file:
             pieces = [
                 file.get_batch(number).take(pa.array(sorted_rows[start:stop] - self._starts[number]))
                 for number, (start, stop) in enumerate(pairwise(borders))

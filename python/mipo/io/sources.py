@@ -74,6 +74,8 @@ def scan(source: str | Path, texts: Mapping[str, Kind] = NO_TEXTS) -> pl.DataFra
     parts = _parquet_files(Path(source))
     if not parts or not all(part.stat().st_size for part in parts):
         return load(source, texts=texts)
+    for part in parts:
+        tables.verify(part)
     try:
         for part in parts:
             _check_schema(pq.read_schema(part), part)
@@ -151,6 +153,7 @@ def _parquet_files(path: Path) -> list[Path]:
 @contextmanager
 def _open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
     """The file, read in small pieces; polars would read several row groups at once."""
+    tables.verify(path)
     try:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER) as file:
             _check_schema(file.schema_arrow, path)
@@ -264,6 +267,8 @@ def _frame(dataset: Any, start: int, stop: int) -> pl.DataFrame:
 
 
 def _load_parquet(source: str | Path, data: bytes | None) -> pl.DataFrame:
+    if data is None:
+        tables.verify(Path(source))
     try:
         _check_schema(pq.read_schema(source if data is None else pa.BufferReader(data)), source)
         return pl.read_parquet(source, glob=False) if data is None else pl.read_parquet(data)

@@ -1,19 +1,21 @@
-"""Tables too large for memory: reads and writes a batch of rows at a time.
+"""Tables too large for memory: reads and writes a batch of rows at a time. A Parquet file carries its own checksum.
 
 Knows rows and files. Knows nothing of what the columns mean.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeAlias, TypeVar, cast
 
 from mipo.errors import InputError
-from mipo.io import files, nested, outputs
-from mipo.io.lazy import pa, pl, pq
+from mipo.io import checksum, files, nested, outputs
+from mipo.io.lazy import _native, pa, pl, pq
 
 if TYPE_CHECKING:
     Table: TypeAlias = pl.DataFrame | pl.LazyFrame
@@ -38,13 +40,14 @@ def check_columns(table: Table, columns: Iterable[str], name: object) -> None:
             raise InputError(f"{name}: no column {column!r}; it has {', '.join(present) or 'no columns'}")
 
 
-def digests(values: pl.Series) -> pl.Series:
-    """128 bits of each value, as text: equal for equal values wherever polars has this version; null for null.
+def digests(texts: pl.Series) -> pl.Series:
+    """128 bits of each text, as text: equal for equal texts on every machine; null for null.
 
-    The chance that two of 10⁹ different values share a digest is below 10⁻²⁰.
+    The chance that two of 10⁹ different texts share a digest is below 10⁻²⁰.
     """
-    text = pl.concat_str(values.hash(seed=1), values.hash(seed=2), separator=" ")
-    return pl.select(pl.when(values.is_not_null()).then(text).alias(values.name)).to_series()
+    halves = [pl.Series(half) for half in _native.digests(texts.fill_null("")).T.copy()]
+    digest = pl.concat_str(*halves, separator=" ")
+    return pl.select(pl.when(texts.is_not_null()).then(digest).alias(texts.name)).to_series()
 
 
 def batches(table: Table, rows: int) -> Iterator[pl.DataFrame]:
@@ -107,13 +110,15 @@ def write(frames: Iterable[pl.DataFrame], path: Path) -> None:
         try:
             for frame in frames:
                 table = to_arrow(frame).replace_schema_metadata(outputs.PARQUET_MARK)
-                writer = writer or pq.ParquetWriter(
-                    temporary, table.schema, compression="zstd", write_page_checksum=True
-                )
+                writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
                 writer.write_table(table, row_group_size=ROW_GROUP)
+            if writer:
+                writer.add_key_value_metadata({"checksum": checksum.MARK + b"0" * checksum.DIGITS})
         finally:
             if writer:
                 writer.close()
+        if place := _place_of_checksum(temporary):
+            checksum.stamp(temporary, place)
 
 
 def _write_ndjson(frame: pl.DataFrame, file: IO[bytes]) -> None:
@@ -127,13 +132,54 @@ def _write_ndjson(frame: pl.DataFrame, file: IO[bytes]) -> None:
         file.write(line.encode() + b"\n")
 
 
-def read_own(path: Path) -> pl.DataFrame | None:
-    """The table in a Parquet file of `write`, with its pages' checksums compared; None for any other file."""
+def scan(path: Path) -> pl.LazyFrame:
+    """The table in a Parquet file, read lazily once its checksum is compared."""
+    verify(path)
+    return pl.scan_parquet(path, glob=False)
+
+
+def is_own(path: Path) -> bool:
+    """Whether a Parquet file is as `write` wrote it."""
     try:
-        table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
-    except (pa.ArrowException, OSError):
-        return None
-    return from_arrow(table) if outputs.is_own(table.schema) else None
+        verify(path)
+        return outputs.is_own(pq.read_schema(path))
+    except (InputError, pa.ArrowException, OSError):
+        return False
+
+
+def verify(path: Path) -> None:
+    """InputError for a Parquet file of `write` that is not as it was written; knows nothing of other files.
+
+    Reads every byte once, at the speed of memory or of the disk, and not again while the file stays the same.
+    """
+    state = path.stat()
+    _verify(path, state.st_ino, state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _verify(path: Path, *_: int) -> None:
+    place = _place_of_checksum(path)
+    if place is None:
+        return
+    with path.open("rb") as file:
+        file.seek(place)
+        digits = file.read(checksum.DIGITS).decode("latin-1")
+    if not checksum.is_stamped(path, place, digits):
+        raise InputError(f"{path}: is not as mipo wrote it, or was cut off; make it again")
+
+
+def _place_of_checksum(path: Path) -> int | None:
+    """Where in a Parquet file its checksum stands: in the footer, whose length the last eight bytes tell."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 8))
+        end = file.read()
+        length = int.from_bytes(end[:4], "little") + 8
+        if end[4:] != b"PAR1" or length > size:
+            return None
+        file.seek(size - length)
+        place = file.read(length).rfind(checksum.MARK)
+    return None if place < 0 else size - length + place + len(checksum.MARK)
 
 
 def to_arrow(frame: pl.DataFrame) -> pa.Table:

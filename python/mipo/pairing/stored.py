@@ -36,7 +36,7 @@ class StoredPairs:
 
     def rows(self) -> pl.LazyFrame:
         """All rows, pairs and others: prompt_id, negative, kind, asked_id, chosen_id, rejected_id, reason."""
-        return pl.scan_parquet(self.folder / PAIRS, glob=False)
+        return tables.scan(self.folder / PAIRS)
 
     def height(self) -> int:
         """How many of the rows are pairs."""

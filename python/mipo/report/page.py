@@ -32,7 +32,7 @@ from mipo.report.findings import (
     state,
 )
 from mipo.report.results import Results, read, refuse
-from mipo.report.watch import watch
+from mipo.report.watch import changed, watch
 
 # Longest text shown of one turn in the sample, in characters: 200 pairs of long chains of thought would weigh 20 MB.
 _SHOWN_CHARACTERS = 10_000
@@ -99,7 +99,7 @@ def table(folder: Path, *, beside: Mapping[str, Path] | None = None) -> str:
     columns = [_column(title, cells) for title, *cells in zip(head, *lines, strict=True)]
     body = "\n".join("  ".join(cells).rstrip() for cells in zip(*columns, strict=True))
     counts = f"{run.rows:,} held-out rows, K = {run.negatives} negatives, cap of InfoNCE log(K+1) = {run.cap:.3f} nats."
-    notes = "\n".join(textwrap.fill(note, 100) for note in (counts, *_rules(rows, controls)))
+    notes = "\n".join(textwrap.fill(note, 100) for note in (counts, *_rules(rows, controls), changed(run)) if note)
     return "\n\n".join(part for part in (describe_control(run), body, notes) if part)
 
 

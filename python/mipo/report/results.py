@@ -9,9 +9,11 @@ from typing import Any, NoReturn
 
 from mipo.errors import InputError, NotThereError
 from mipo.evaluation.figures import Figure
-from mipo.io.files import read_json
+from mipo.io import checksum
+from mipo.io.files import inside, read_json
 from mipo.report.paths import last_part
 
+SHOWN = ("evaluation.json", "training.json", "recipe.yaml", "pairs.parquet")
 Figures = dict[str, Figure]
 
 
@@ -19,7 +21,8 @@ Figures = dict[str, Figure]
 class Results:
     """The results of a finished run: its figures before and after training, and their paired changes, where measured.
 
-    `paired` has the mean of after − before over rows, `negatives` is K, `rows` counts held-out rows.
+    `paired` has the mean of after − before over rows, `negatives` is K, `rows` counts held-out rows. `changed`
+    are the files that the report shows and that are no longer as the run wrote them.
     """
 
     folder: Path
@@ -29,6 +32,7 @@ class Results:
     paired: Figures
     negatives: int
     rows: int
+    changed: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -69,7 +73,21 @@ def read(folder: Path) -> Results:
     negatives, rows = (_read_count(path, name, evaluation.get(name)) for name in ("negatives", "rows"))
     before, after = (_read_side(path, name, evaluation.get(name)) for name in ("before", "after"))
     paired = _read_figures(path, "change", evaluation.get("change", {}))
-    return Results(folder, manifest, before, after, paired, negatives, rows)
+    return Results(folder, manifest, before, after, paired, negatives, rows, _changed(folder, manifest))
+
+
+def _changed(folder: Path, manifest: dict[str, Any]) -> tuple[str, ...]:
+    """The files that a report shows and that differ from their checksums in the manifest, or the manifest itself."""
+    if not checksum.is_signed(manifest):
+        return ("manifest.json",)
+    written = {name: digest for stage in manifest["stages"].values() for name, digest in stage.get("files", {}).items()}
+    written["recipe.yaml"] = manifest.get("recipe_checksum")
+    shown = [name for name in written if name in SHOWN or name.startswith("responses/")]
+    return tuple(
+        name
+        for name in shown
+        if not (path := inside(folder, name)).is_file() or checksum.of_file(path) != written[name]
+    )
 
 
 def refuse(path: Path, expected: str, value: Any) -> NoReturn:

@@ -118,7 +118,15 @@ def _model(run: Results) -> object:
     return run.model.get("checksum") or (run.model.get("name"), run.model.get("revision"))
 
 
+def changed(run: Results) -> str:
+    """Which files are not as the run wrote them, in a sentence; nothing where all are."""
+    names = ", ".join(run.changed)
+    return f"Not as the run wrote them: {names}. Run `mipo run` again to make them anew." if names else ""
+
+
 def _bookkeeping(run: Results) -> Iterator[Item]:
+    if run.changed:
+        yield Item("Files changed since the run", changed(run), grave=True)
     for name, stage in run.manifest.get("stages", {}).items():
         rows_in, rows_out, dropped = stage.get("rows_in"), stage.get("rows_out"), stage.get("dropped") or {}
         if stage.get("state", "done") != "done":

@@ -76,8 +76,8 @@ def _answered(
         for number, start in enumerate(range(0, prompts.height, PART_ROWS)):
             rows, path = slice(start, start + PART_ROWS), folder / f"part-{number:05d}.parquet" if folder else None
             if path and path.exists():
-                part = tables.read_own(path)
-                if part is not None and part.columns == [*prompts.columns, *RESPONSE] and _same(part, prompts[rows]):
+                part = tables.scan(path).collect() if tables.is_own(path) else pl.DataFrame()
+                if part.columns == [*prompts.columns, *RESPONSE] and _same(part, prompts[rows]):
                     parts.append(part)
                     bar.update(part.height)
                     continue

@@ -117,7 +117,7 @@ class _Pipeline:
         """Decides which links are pairs; a shuffled control then swaps chosen and rejected in half of them."""
         responses = ResponseStates.of(sources.scan(self.folder / "responses"), BATCH_ROWS)
         path = self.folder / "pairs.parquet"
-        rows = Rows(*write_with_reasons(pl.scan_parquet(self.folder / "links.parquet", glob=False), responses, path))
+        rows = Rows(*write_with_reasons(tables.scan(self.folder / "links.parquet"), responses, path))
         if not rows.rows_out:
             path.unlink()
             raise InputError(f"pairs: none of {rows.rows_in} rows is a pair ({rows.dropped})")
@@ -199,7 +199,7 @@ class _Pipeline:
         return generate(prompts, self.model, folder=self.folder / name, seed=seed, progress=progress, **settings)
 
     def _read(self, name: str) -> pl.DataFrame:
-        return pl.read_parquet(self.folder / name, glob=False)
+        return tables.scan(self.folder / name).collect()
 
     def _write(self, frame: pl.DataFrame, name: str) -> None:
         tables.write([frame], self.folder / name)

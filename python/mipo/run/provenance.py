@@ -13,7 +13,7 @@ from typing import Any
 
 from mipo.io import checksum, records
 from mipo.models.model import Model
-from mipo.run.recipe import Recipe
+from mipo.run.recipe import Recipe, dump
 from mipo.run.stages import RunFolder
 from mipo.run.training_settings import trainer_fields
 
@@ -44,6 +44,7 @@ def describe(recipe: Recipe, model: Model) -> dict[str, Any]:
         "control": recipe.control,
         "versions": {"python": platform.python_version(), **{library: _version(library) for library in LIBRARIES}},
         "model": {"name": model.name, **model.content},
+        "recipe_checksum": checksum.of_bytes(dump(recipe).encode()),
         "template_checksum": None if template is None else checksum.of_value(str(template)),
         "tokenizer_fingerprint": model.tokenizer_fingerprint,
     }

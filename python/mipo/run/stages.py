@@ -55,8 +55,8 @@ class RunFolder:
         self.reuse = reuse
         if reuse:
             outputs.check_folder(reuse, "run")
-        self.reusable = files.read_json(reuse / "manifest.json").get("stages", {}) if reuse else {}
-        earlier = files.read_json(self.path) if self.path.exists() else {}
+        self.reusable = _read(reuse / "manifest.json").get("stages", {}) if reuse else {}
+        earlier = _read(self.path) if self.path.exists() else {}
         stages = earlier.get("stages", {})
         settings = {name: value for name, value in records.settings(recipe).items() if name != "max_dropped"}
         begun = any(stage["state"] == "done" for stage in stages.values())
@@ -144,7 +144,14 @@ class RunFolder:
         self._save()
 
     def _save(self) -> None:
-        files.write_json(self.path, self.manifest)
+        files.write_json(self.path, checksum.signed(self.manifest))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    manifest = files.read_json(path)
+    if not checksum.is_signed(manifest):
+        raise InputError(f"{path}: changed since it was written; put it back, or delete it to do all stages again")
+    return manifest  # type: ignore[no-any-return]
 
 
 def _is_intact(folder: Path, record: dict[str, Any]) -> bool:

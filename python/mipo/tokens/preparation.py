@@ -36,7 +36,7 @@ def prepare(
     split: str = "train",
     encoder: Choice = "auto",
     progress: str | None = "tokens",
-    perform: Callable[[list[ShardTask]], Iterable[dict[str, Any]]] | None = None,
+    perform: Callable[[list[ShardTask], Any], Iterable[dict[str, Any]]] | None = None,
 ) -> dict[str, Any]:
     """Tokenizes preference pairs as TRL 1.16 does, into a store for `mipo.PairStore.open`.
 
@@ -59,16 +59,14 @@ def prepare(
     parts = [part for source in pairs for part in parts_of(source, shard_rows, split)]
     settings = {"fingerprint": fingerprint(tokenizer), "max_length": max_length}
     row_bar = progress if perform is None else None
-    tasks = [
-        ShardTask(folder, number, part, tokenizer, encoder, settings, row_bar) for number, part in enumerate(parts)
-    ]
+    tasks = [ShardTask(folder, number, part, encoder, settings, row_bar) for number, part in enumerate(parts)]
     with outputs.claim(folder, "tokens"):
         todo = [task for task in tasks if not task.is_done()]
         if max(shards.numbers(folder), default=0) >= len(parts):
             raise InputError(
                 f"{folder}: holds tokens of more pairs than these; name another folder, or delete this one"
             )
-        results = _perform_here(todo) if perform is None else perform(todo)
+        results = (perform or _perform_here)(todo, tokenizer)
         hidden = perform is None or not progress
         for _ in tqdm(results, total=len(todo), desc=progress, unit="shard", delay=0.5, disable=hidden):
             pass
@@ -79,12 +77,12 @@ def prepare(
         return shards.finish(folder, {**settings, **totals, "dropped": dict(dropped)})
 
 
-def _perform_here(tasks: Sequence[ShardTask]) -> Iterator[dict[str, Any]]:
+def _perform_here(tasks: Sequence[ShardTask], tokenizer: Any) -> Iterator[dict[str, Any]]:
     """Writes one shard after another, with what the shards of a source share read once."""
     for source, group in groupby(tasks, key=lambda task: task.part.source):
         with source.opened() as opened:
             for task in group:
-                yield replace(task, part=replace(task.part, source=opened))()
+                yield replace(task, part=replace(task.part, source=opened))(tokenizer)
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,6 @@ class ShardTask:
     folder: Path
     number: int
     part: Part
-    tokenizer: Any
     encoder: Choice
     settings: dict[str, Any]
     progress: str | None
@@ -115,11 +112,11 @@ class ShardTask:
             )
         return record is not None and shards.is_whole(self.folder, record)
 
-    def __call__(self) -> dict[str, Any]:
-        """Writes the shard and returns its record."""
+    def __call__(self, tokenizer: Any) -> dict[str, Any]:
+        """Writes the shard, tokenized by `tokenizer`, and returns its record."""
         from tqdm import tqdm
 
-        builder = GroupBuilder(self.tokenizer, max_length=self.settings["max_length"], encoder=self.encoder)
+        builder = GroupBuilder(tokenizer, max_length=self.settings["max_length"], encoder=self.encoder)
         total = self.part.stop - self.part.start
         bar = tqdm(total=total, desc=self.progress, unit="row", delay=0.5, disable=self.progress is None)
         # At any time one batch is read, one is tokenized and one is written.

@@ -76,7 +76,7 @@ class ShardWriter:
         try:
             if kind is None:
                 self.record["checksums"] = {name: writer.close() for name, writer in self._writers.items()}
-                files.write_json(self._temporary / RECORD, _signed(self.record))
+                files.write_json(self._temporary / RECORD, checksum.signed(self.record))
                 for writer in self._writers.values():
                     writer.flush()
                 shutil.rmtree(self._path, ignore_errors=True)
@@ -108,7 +108,7 @@ def finish(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Writes the manifest, with the records of all shards in order: it makes the folder a store."""
     paths = [folder / f"shard-{number:05}" / RECORD for number in numbers(folder)]
     records = [_verified(path, files.read_json(path)) for path in paths]
-    manifest = _signed({"format": FORMAT, **settings, "shards": records})
+    manifest = checksum.signed({"format": FORMAT, **settings, "shards": records})
     files.write_json(folder / MANIFEST, manifest)
     return manifest
 
@@ -152,15 +152,7 @@ def _schema(name: str) -> pa.Schema:
     return pa.schema([pa.field(column, kind, nullable=False) for column, kind in kinds.items()])
 
 
-def _signed(record: dict[str, Any]) -> dict[str, Any]:
-    return {**record, "checksum": _checksum(record)}
-
-
 def _verified(path: Path, content: Any) -> dict[str, Any]:
-    if not isinstance(content, dict) or content.get("checksum") != _checksum(content):
+    if not checksum.is_signed(content):
         raise InputError(f"{path}: changed since it was written; make the store again")
-    return content
-
-
-def _checksum(record: dict[str, Any]) -> str:
-    return checksum.of_value({name: value for name, value in record.items() if name != "checksum"})
+    return content  # type: ignore[no-any-return]

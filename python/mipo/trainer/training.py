@@ -3,7 +3,6 @@
 import gc
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +18,7 @@ from mipo.models.loading import not_finite, without_bars
 from mipo.models.model import Model
 from mipo.tokenizer.encoder import fingerprint
 from mipo.tokens.store import PairStore
+from mipo.trainer.checkpoints import Recorder, last_checkpoint
 from mipo.trainer.config import MIPOConfig, lora_config
 from mipo.trainer.trainer import MIPOTrainer
 
@@ -38,10 +38,10 @@ def train(
 ) -> list[dict[str, Any]]:
     """Trains `model` on the groups of `store`, writes it whole to `output`, and returns TRL's log of the training.
 
-    `lora` are fields of `peft.LoraConfig` (default: train all weights). Training resumes from the last whole checkpoint
-    in `args.output_dir`, and removes that folder at the end. Under `accelerate launch` every process calls this
-    function. Raises InputError for an empty store, for the store of another tokenizer, and for a training that
-    diverged: weights that are not finite are not saved.
+    `lora` are fields of `peft.LoraConfig` (default: train all weights). Training resumes from the last checkpoint in
+    `args.output_dir` that is as it was written, and removes that folder at the end. Under `accelerate launch` every
+    process calls this function. Raises InputError for an empty store, for the store of another tokenizer, and for a
+    training that diverged: weights that are not finite are not saved.
     """
     if not len(store):
         raise InputError("expected at least one group to train on, got none; see what `mipo tokens` dropped and why")
@@ -65,6 +65,8 @@ def train(
         if not args.disable_tqdm:
             trainer.add_callback(_Progress)
         trainer.add_callback(_Divergence(trainer))
+        trainer.add_callback(Recorder(trainer.args.save_total_limit))
+        trainer.args.save_total_limit = None
         trainer.train(resume_from_checkpoint=_checkpoint(trainer))
         _check_finite(trainer)
         _save(trainer, output)
@@ -82,18 +84,6 @@ def _origin(store: PairStore, model: str, args: MIPOConfig, lora: Mapping[str, A
     content = Model(model, trust_remote_code=args.trust_remote_code).content
     whole = {"tokens": store.content, "model": model, **content, "lora": None if lora is None else dict(lora)}
     return json.loads(json.dumps(whole | settings, default=str))  # type: ignore[no-any-return]
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint, or None; removes newer ones that a killed process left half-written."""
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2])):
-        try:
-            # transformers writes this file last.
-            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-            return checkpoint
-        except (OSError, ValueError):
-            shutil.rmtree(checkpoint)
-    return None
 
 
 class _Progress(ProgressCallback):  # type: ignore[misc]
@@ -132,9 +122,7 @@ def _checkpoint(trainer: MIPOTrainer) -> str | None:
     result: list[str | None] = [None]
     if trainer.is_world_process_zero():
         last = last_checkpoint(Path(trainer.args.output_dir))
-        if last:
-            print(f"train: resuming from {last.name}")
-            result = [str(last)]
+        result = [str(last)] if last else result
     broadcast_object_list(result)
     return result[0]
 

@@ -40,7 +40,7 @@ fn all_at_once_is_one_by_one() {
     let chats = conversations(&texts);
     let template = template(SOURCE);
     for prompt in [false, true] {
-        let all = template.render_all(&chats, prompt);
+        let all = template.render_all(&chats, prompt).unwrap();
         assert_eq!(all.offsets.len(), texts.len() + 1);
         assert!(all.failed.is_empty());
         for c in 0..texts.len() {
@@ -67,7 +67,7 @@ fn a_failed_row_has_no_text_and_a_reason() {
         .collect();
     let chats = conversations(&texts);
     let source = "{% if (v_messages|item(0)).content == 'no' %}{{ raise_exception('never') }}{% endif %}x";
-    let all = template(source).render_all(&chats, false);
+    let all = template(source).render_all(&chats, false).unwrap();
     assert_eq!(all.failed, [(200, "the error never".to_owned())]);
     assert!((0..300).all(|c| row(&all, c) == if c == 200 { "" } else { "x" }));
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -53,10 +54,10 @@ def _on_disk(source: str | Path, output: Path, batch_rows: int, options: Mapping
             rows_in += prompts.rows_in
             yield prompts.frame.select(c for c in prompts.frame.columns if c in ("prompt_id", "prompt", "context"))
 
-    path = output.with_name(f".{output.name}.prompts.{os.getpid()}.parquet")
+    folder = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
-        tables.write(frames(), path)
+        tables.write(frames(), folder / "prompts.parquet")
         print_rows(source, rows_in, dropped)
-        yield pl.scan_parquet(path, glob=False)
+        yield tables.scan(folder / "prompts.parquet")
     finally:
-        path.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
