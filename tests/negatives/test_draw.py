@@ -3,6 +3,7 @@
 import itertools
 import re
 import unicodedata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from mipo import contrast, counterparts
 from mipo.negatives.partial import part
 from mipo.prompts.equality import normalised
+from mipo.prompts.rows import read
 from mipo.responses.requests import counter_prompts
 
 seeds = st.integers(0, 2**64 - 1)
@@ -455,3 +457,18 @@ def test_counterparts_of_a_shard_are_those_of_the_whole() -> None:
     whole = counterparts(10, negatives=2, seed=3)
     shards = [counterparts(10, negatives=2, seed=3, start=a, stop=b) for a, b in itertools.pairwise([0, 4, 4, 10])]
     np.testing.assert_array_equal(np.concatenate(shards), whole)
+
+
+def test_nan_is_null_in_the_columns_of_constraints(tmp_path: Path) -> None:
+    """pandas writes a missing number as NaN into one file, and as null into the next."""
+    group = [1.0, None, 2.0, 1.0, float("nan"), 2.0]
+    frame = pl.DataFrame({"prompt": list("abcdef"), "group": group})
+    frame.write_parquet(tmp_path / "p.parquet")
+    prompts = read(tmp_path / "p.parquet").frame
+    for kind in ("match", "differ"):
+        nan, null = (
+            contrast(table, seed=3, **{kind: ["group"]})  # type: ignore[arg-type]
+            for table in (prompts, prompts.with_columns(pl.col("group").fill_nan(None)))
+        )
+        assert nan.equals(null)
+    assert contrast(prompts, match=["group"], seed=3)["counterpart_id"].to_list() == [3, 4, 5, 0, 1, 2]

@@ -99,10 +99,10 @@ def _reading(model: str, part: str, *others: type[Exception]) -> Iterator[None]:
 
     tokenizers raises Exception itself, safetensors an error of its own, and a config may fail anywhere.
     """
-    as_they_are: tuple[type[Exception], ...] = (MipoError, ImportError, MemoryError, *others)
+    passing: tuple[type[Exception], ...] = (MipoError, ImportError, MemoryError, *others)
     try:
         yield
-    except as_they_are:
+    except passing:
         raise
     except Exception as error:
         raise NotThereError(f"{model}: no {part} found there that can be read ({first_line(error)})") from None

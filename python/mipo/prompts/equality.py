@@ -8,7 +8,8 @@ from mipo.io.lazy import pl
 
 
 def first_equal(frame: pl.DataFrame, columns: Sequence[str]) -> pl.Series:
-    """For each row the first row with equal values in `columns` (null equals null), uint64."""
+    """For each row the first row with equal values in `columns` (null equals null, and NaN is null), uint64."""
+    frame = frame.with_columns(pl.selectors.float().fill_nan(None))
     values = frame.select(pl.struct(columns).alias("values"), pl.int_range(pl.len(), dtype=pl.UInt64).alias("row"))
     return values.select(pl.col("row").first().over("values")).to_series()
 
