@@ -38,8 +38,8 @@ def train(
     """Trains `model` on the groups of `store`, writes it whole to `output`, and returns TRL's log of the training.
 
     `lora` are fields of `peft.LoraConfig` (default: train all weights). Training resumes from the last checkpoint in
-    `args.output_dir` that is as it was written, and removes that folder at the end. Under `accelerate launch` every process calls this
-    function. Raises InputError for an empty store, and for the store of another tokenizer.
+    `args.output_dir` that is as it was written, and removes that folder at the end. Under `accelerate launch` every
+    process calls this function. Raises InputError for an empty store, and for the store of another tokenizer.
     """
     if not len(store):
         raise InputError("expected at least one group to train on, got none; see what `mipo tokens` dropped and why")
