@@ -130,8 +130,8 @@ def claim(folder: Path, kind: str) -> Iterator[None]:
             if error.errno not in NO_ROOM or isinstance(error, MipoError):
                 raise
             raise WriteError(
-                f"{folder}: could not be written ({os.strerror(error.errno)}); remove the cause and run the same command "
-                "again to continue"
+                f"{folder}: could not be written ({os.strerror(error.errno)}); remove the cause and run the same "
+                "command again to continue"
             ) from error
         finally:
             _held.discard(place)
