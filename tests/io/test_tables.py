@@ -114,4 +114,9 @@ def test_any_flipped_byte_of_a_table_is_found_by_every_reader(tmp_path: Path) ->
 def test_digests_are_the_same_wherever_they_are_made() -> None:
     """Not those of polars, whose hashes differ from version to version."""
     texts = pl.Series("text", ["prompt", None, "", "prompt"])
-    assert tables.digests(texts).to_list() == DIGESTS
+    assert tables.digests(texts).to_list() == [
+        "12119011279377256771 15357574304987744943",
+        None,
+        "11072670137173121240 6918025063187695999",
+        "12119011279377256771 15357574304987744943",
+    ]

@@ -6,6 +6,7 @@ nothing of pytest.
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -75,8 +76,9 @@ def _be_child(work: Callable[[], int], printed: int, counted: int, below: str, e
     try:
         os.dup2(printed, 1)
         os.dup2(printed, 2)
-        sys.stdout = sys.__stdout__ = open(1, "w", buffering=1, closefd=False)
-        sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, closefd=False)
+        sys.stdout, sys.stderr = (
+            io.TextIOWrapper(io.FileIO(n, "w", closefd=False), line_buffering=True) for n in (1, 2)
+        )
         _count(counted, below, event, delay)
         code = work()
     except BaseException:

@@ -33,7 +33,18 @@ def prepare(folder: Path) -> dict[str, list[str]]:
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     words = ["tokens", f"{folder}/pairs.jsonl", "--tokenizer", model, "--output", f"{folder}/tokens"]
     assert forked.command(words, below=folder).code == 0
-    steps = ["--max_steps", "6", "--save_steps", "2", "--save_total_limit", "2", "--use_cpu", "True"]
+    steps = [
+        "--max_steps",
+        "6",
+        "--save_steps",
+        "2",
+        "--save_total_limit",
+        "2",
+        "--use_cpu",
+        "True",
+        "--logging_steps",
+        "1",
+    ]
     return {
         "train": ["train", "--model", model, "--tokens", f"{folder}/tokens", *steps, "--disable_tqdm", "True"],
         "generate": ["generate", f"{folder}/prompts.jsonl", "--model", model, "--max-new-tokens", "6"],
@@ -41,12 +52,13 @@ def prepare(folder: Path) -> dict[str, list[str]]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The files below a folder; of the log of a training, what does not depend on time."""
+    """The files below a folder; of the log of a training, its steps."""
     found = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
     if "training.json" in found:
-        timed = ("runtime", "per_second")
-        log = [{k: v for k, v in e.items() if not k.endswith(timed)} for e in json.loads(found["training.json"])]
-        found["training.json"] = json.dumps(log).encode()
+        steps = [
+            entry for entry in json.loads(found["training.json"]) if "loss" in entry
+        ]  # the summary counts one call
+        found["training.json"] = json.dumps(steps).encode()
     return found
 
 

@@ -51,7 +51,7 @@ def state(folder: Path) -> dict[str, object]:
         status = path.lstat()
         if path.name.startswith("mine"):
             found[str(path)] = path.read_bytes().hex()
-        elif not stat.S_ISDIR(status.st_mode) and "new.parquet" not in path.parts:
+        elif not stat.S_ISDIR(status.st_mode) and "new.parquet" not in str(path):
             found[str(path)] = (stat.S_IFMT(status.st_mode), status.st_rdev, status.st_ino)
     return found
 
@@ -72,7 +72,7 @@ def main() -> None:
             place = str(output.relative_to(folder))
             results.append([name, place, code, error.getvalue(), state(folder) == before])
             if "new.parquet" in place and output.parent.name != "fixed":
-                subprocess.run(["rm", "-rf", output, output.with_name(".new.parquet.tmp")], check=True)
+                subprocess.run(["rm", "-rf", *output.parent.glob("*new.parquet*")], check=True)
     print(json.dumps(results))
 
 

@@ -777,7 +777,7 @@ def test_a_checkpoint_is_checked_before_a_training_goes_on_from_it(
             assert last_checkpoint(copy) == copy / "checkpoint-2"
             said = "was not finished" if changed is None and name == "mipo.json" else f"is damaged ({name})"
             assert capsys.readouterr().out == f"train: checkpoint-4 {said}; resuming from checkpoint-2\n"
-            assert sorted(path.name for path in copy.glob("*")) == ["checkpoint-2"]
+            assert [path.name for path in copy.glob("checkpoint-*")] == ["checkpoint-2"]
             shutil.rmtree(copy)
     (tmp_path / "b" / "checkpoint-4" / "optimizer.pt").write_bytes(b"")
     train(ragged, DEMO, tokenizer, tmp_path / "model", args=args)

@@ -7,6 +7,7 @@ what they hold.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mipo.errors import InputError, WriteError
+from mipo.errors import InputError, MipoError, WriteError
 from mipo.io.lazy import pa, pq
 
 try:
@@ -38,6 +39,7 @@ FILES: dict[str, tuple[str, ...]] = {
     "unfinished model": ("**/*",),
     "checkpoints": ("checkpoint-*/**/*", "README.md"),  # and TRL's card, but not what `report_to` logs
 }
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # what a disk answers, whatever is written
 _TEMPORARY = re.compile(r"\..*\.(\d+)\.tmp")  # the number is the process
 _held: set[Path] = set()  # folders that this process has claimed
 
@@ -118,12 +120,19 @@ def claim(folder: Path, kind: str) -> Iterator[None]:
             ) from None
         except OSError:
             pass  # a file system without locks
-        if not _mark(place):
-            mark(place, kind)
         _clean(place.rglob(".*.tmp"))
         _held.add(place)
         try:
+            if not _mark(place):
+                mark(place, kind)
             yield
+        except OSError as error:
+            if error.errno not in NO_ROOM or isinstance(error, MipoError):
+                raise
+            raise WriteError(
+                f"{folder}: could not be written ({os.strerror(error.errno)}); remove the cause and run the same "
+                "command again to continue"
+            ) from error
         finally:
             _held.discard(place)
 

@@ -32,7 +32,7 @@ class Results:
     paired: Figures
     negatives: int
     rows: int
-    changed: tuple[str, ...]
+    changed: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

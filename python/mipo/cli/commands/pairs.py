@@ -54,7 +54,7 @@ def _on_disk(source: str | Path, output: Path, batch_rows: int, options: Mapping
             rows_in += prompts.rows_in
             yield prompts.frame.select(c for c in prompts.frame.columns if c in ("prompt_id", "prompt", "context"))
 
-    folder = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    folder = output.with_name(f".{output.name}.prompts.{os.getpid()}.tmp")
     try:
         tables.write(frames(), folder / "prompts.parquet")
         print_rows(source, rows_in, dropped)
