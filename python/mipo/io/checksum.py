@@ -32,11 +32,3 @@ def of_folder(folder: Path) -> str:
     """The checksum of the names and contents of all files in a folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return of_value([(path.relative_to(folder).as_posix(), of_file(path)) for path in files])
-
-
-def of_source(name: str) -> str:
-    """The checksum of a file or a folder; of a data set, which is neither, that of its name."""
-    path = Path(name)
-    if path.is_file():
-        return of_file(path)
-    return of_folder(path) if path.is_dir() else of_value(name)

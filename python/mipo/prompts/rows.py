@@ -39,7 +39,7 @@ class Prompts:
 
 
 def read(source: str | Path, *, prompt: str = "prompt", context: str | None = None, split: str = "train") -> Prompts:
-    """Reads prompts from JSONL, Parquet or CSV (also .gz, .xz), or a Hugging Face dataset (saved folder or hub name).
+    """Reads prompts from JSONL, Parquet or CSV (also .gz, .xz), a folder of these, or a Hugging Face dataset.
 
     `prompt` names the column with the prompt: text, or chat messages `[{"role": …, "content": …}, …]`. `context` names
     the column with the user's context, a text. Other columns are kept; one called prompt_id, prompt or context becomes
@@ -60,7 +60,7 @@ def read_batches(
         yield read(source, prompt=prompt, context=context, split=split)
         return
     names, rows_in, rows_out, dropped = _new_names(prompt, context), 0, 0, Counter[str]()
-    for batch in tables.batches(sources.scan(source), rows):
+    for batch in tables.batches(sources.scan(source, split=split), rows):
         prompts = _prompts(batch, source, names, before=rows_in)
         yield replace(prompts, frame=prompts.frame.with_columns(pl.col("prompt_id") + rows_out))
         rows_in, rows_out = rows_in + prompts.rows_in, rows_out + prompts.frame.height

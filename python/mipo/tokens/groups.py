@@ -21,7 +21,16 @@ from mipo.tokenizer.messages import fields_of, is_messages, key
 from mipo.tokenizer.table import TokenTable
 from mipo.tokenizer.template import Renderer, RowError
 from mipo.tokens.store import Groups, PairStore
-from mipo.tokens.trl_reference import KINDS, SIDES, arguments_in, template_arguments, trl_ids, with_prompts
+from mipo.tokens.trl_reference import (
+    KINDS,
+    SIDES,
+    arguments_in,
+    repeated,
+    replaces_prompt,
+    template_arguments,
+    trl_ids,
+    with_prompts,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,7 +44,8 @@ class GroupBuilder:
     """Turns preference pairs into groups of token ids, batch by batch.
 
     Each prompt and response is stored once; after 229,376 new ones the builder forgets which it has. `take` returns
-    those added since its last call. `dropped` counts pairs by reason, `merged` counts groups whose border moved.
+    those added since its last call. `dropped` counts pairs by reason, `merged` counts groups whose border moved,
+    `replaced` pairs whose prompt is text beside messages, and `repeated` those whose responses begin with the prompt.
     """
 
     def __init__(self, tokenizer: Any, *, max_length: int | None = None, encoder: Choice = "auto") -> None:
@@ -45,7 +55,7 @@ class GroupBuilder:
             )
         self.tokenizer, self.max_length = tokenizer, max_length
         self.encoder = open_encoder(tokenizer, encoder)
-        self.dropped, self.merged = Counter[str](), 0
+        self.dropped, self.merged, self.replaced, self.repeated = Counter[str](), 0, 0, 0
         self._builder = _native.GroupBuilder(self.encoder)
 
     @cached_property
@@ -60,9 +70,11 @@ class GroupBuilder:
         for rows that are not pairs, and for a row that the template refuses.
         """
         pairs = cast("pl.DataFrame", columns.read(pairs, KINDS, "pairs", before=before))
-        pairs = self._usable(with_prompts(pairs.with_columns(_row=pl.int_range(before, before + pairs.height))))
+        stated = "prompt" in pairs.columns and not replaces_prompt(pairs)
+        pairs = self._usable(self._with_prompts(pairs.with_columns(_row=pl.int_range(before, before + pairs.height))))
         if not pairs.height:
             return Groups.none()
+        self.repeated += repeated(pairs) if stated else 0
         starts = _starts(pairs)
         sizes = np.diff(starts, append=pairs.height)
         limit = np.iinfo(np.int64).max if self.max_length is None else self.max_length
@@ -82,6 +94,20 @@ class GroupBuilder:
     def pending(self) -> int:
         """Bytes of ids that `take` has not returned yet."""
         return self._builder.pending()
+
+    def _with_prompts(self, pairs: pl.DataFrame) -> pl.DataFrame:
+        """The pairs with prompts by TRL's rule; InputError for a text prompt beside messages that share no message."""
+        replaced = replaces_prompt(pairs)
+        pairs = with_prompts(pairs)
+        if replaced:
+            apart = (pairs["prompt"].list.len() == 0).arg_true()
+            if len(apart):
+                raise InputError(
+                    f"row {pairs['_row'][apart[0]] + 1}: prompt is text, and chosen and rejected are messages that do "
+                    "not begin with the same one; write prompt as messages [{role, content}, …], too"
+                )
+            self.replaced += int(pairs["prompt"].count())
+        return pairs
 
     def _usable(self, pairs: pl.DataFrame) -> pl.DataFrame:
         """The pairs that can be tokenized; drops the others by reason. Raises InputError for wrong columns."""

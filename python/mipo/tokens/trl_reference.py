@@ -7,7 +7,7 @@ from typing import Any
 
 from mipo.io.columns import Kind
 from mipo.io.lazy import pl
-from mipo.tokenizer.messages import plain
+from mipo.tokenizer.messages import is_messages, plain
 
 SIDES = ("prompt", "chosen", "rejected")
 KINDS: dict[str, Kind] = {
@@ -21,14 +21,37 @@ ARGUMENTS = ("tools", "chat_template_kwargs")
 def with_prompts(pairs: pl.DataFrame) -> pl.DataFrame:
     """The pairs with a prompt column: without one, the prompt is what chosen and rejected begin with in common.
 
-    This is TRL's `extract_prompt`: the first messages, or characters, that are equal.
+    This is TRL's `extract_prompt`: the first messages, or characters, that are equal. As in its `maybe_extract_prompt`,
+    a prompt that is text beside messages is replaced in the same way; a null stays null.
     """
-    if "prompt" in pairs.columns or not {"chosen", "rejected"} <= set(pairs.columns):
+    replaced = replaces_prompt(pairs)
+    if not {"chosen", "rejected"} <= set(pairs.columns) or ("prompt" in pairs.columns and not replaced):
         return pairs
     responses = zip(pairs["chosen"].to_list(), pairs["rejected"].to_list(), strict=True)
     parts = [_extract(chosen, rejected) for chosen, rejected in responses]
     kinds = {"prompt": pairs.schema["chosen"], "chosen": pairs.schema["chosen"], "rejected": pairs.schema["rejected"]}
-    return pairs.with_columns(pl.DataFrame(parts, schema=kinds, orient="row"))
+    extracted = pl.DataFrame(parts, schema=kinds, orient="row")
+    if replaced:
+        extracted = extracted.with_columns(pl.when(pairs["prompt"].is_not_null()).then(pl.col("prompt")))
+    return pairs.with_columns(extracted)
+
+
+def replaces_prompt(pairs: pl.DataFrame) -> bool:
+    """Whether the prompts are text and the responses are messages, which begin with the prompt (UltraFeedback)."""
+    kinds = [is_messages(pairs[side]) for side in SIDES if side in pairs.columns]
+    return kinds == [False, True, True] and pairs["prompt"].null_count() < pairs.height
+
+
+def repeated(pairs: pl.DataFrame) -> int:
+    """In how many pairs both responses begin with the prompt, or with its first message."""
+    prompt, *responses = (pairs[side] for side in SIDES)
+    if not is_messages(prompt):
+        both = pl.all_horizontal(pl.lit(side).str.starts_with(pl.lit(prompt)) for side in responses)
+        return int(pl.select((both & (pl.lit(prompt) != "")).sum()).item())
+    first, *others = (side.list.first().struct.unnest() for side in (prompt, *responses))
+    fields = [name for name in ("role", "content") if len({frame.schema.get(name) for frame in (first, *others)}) == 1]
+    same = [first[name] == other[name] for other in others for name in fields]
+    return int(pl.select(pl.all_horizontal(same).sum()).item()) if len(fields) == 2 else 0
 
 
 def _extract(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:

@@ -43,8 +43,27 @@ def command(
     print_rows(output, manifest["rows_in"], manifest["dropped"])
     for reason in {shard["why"] for shard in manifest["shards"] if shard["encoder"] == "tokenizers"}:
         print(f"{output}: tokenized by tokenizers, which is slow, since {reason}")
+    for source in dict.fromkeys(shard["source"] for shard in manifest["shards"]):
+        _print_prompts(source, [shard for shard in manifest["shards"] if shard["source"] == source])
     if manifest["merged"]:
         print(f"{output}: in {manifest['merged']:,} groups prompt and response share a token, or more, as in TRL")
+
+
+def _print_prompts(source: str, shards: list[dict[str, Any]]) -> None:
+    """Prints what was taken for the prompt of a source, if that is not simply its column."""
+    replaced, repeated = (sum(shard[name] for shard in shards) for name in ("replaced", "repeated"))
+    if shards[0]["note"]:
+        print(f"{source}: {shards[0]['note']}")
+    if replaced:
+        print(
+            f"{source}: in {replaced:,} rows prompt is text, and chosen and rejected are messages; prompt is left "
+            "out, and what both begin with is the prompt, as in TRL's maybe_extract_prompt"
+        )
+    if repeated:
+        print(
+            f"{source}: in {repeated:,} rows chosen and rejected begin with the prompt, which so stands twice, as in "
+            "TRL; if they hold the prompt already, leave the column prompt out"
+        )
 
 
 @contextmanager
