@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mipo.io import sources
+from mipo.io import hub, sources
 from mipo.io.streams import open_stream
 from mipo.prompts.compose import compose
 from mipo.prompts.rows import drop, numbered, read, read_batches
@@ -266,8 +266,11 @@ def test_a_dataset_saved_to_disk(tmp_path: Path) -> None:
     assert read(tmp_path / "several", split="test").frame.height == 3
     with pytest.raises(ValueError, match="no split 'dev'; it has train, test"):
         read(tmp_path / "several", split="dev")
-    with pytest.raises(FileNotFoundError, match="neither a file nor a dataset"):
-        read(tmp_path)
+    with pytest.raises(ValueError, match="one: no split 'dev'; it was saved as one split, train"):
+        read(tmp_path / "one", split="dev")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match=r"none: expected data files \(Parquet, JSON Lines or CSV\), got none"):
+        read(tmp_path / "none")
 
 
 def test_categories_are_text(tmp_path: Path) -> None:
@@ -286,10 +289,8 @@ def test_other_columns_come_along_and_none_is_taken_for_a_context_unasked(tmp_pa
     "name", ["gsm8k", "openai/gsm8k", "allenai/llama-3.1-tulu-3-8b-preference-mixture", "prompts", "data/prompts"]
 )
 def test_what_may_be_a_dataset_on_the_hub(name: str) -> None:
-    from mipo.io.sources import _names_hub_dataset
-
-    assert _names_hub_dataset(name)
-    assert not any(_names_hub_dataset(wrong) for wrong in (f"./{name}", f"/{name}", f"{name}.jsonl", f"{name}.csv.gz"))
+    assert hub.is_name(name)
+    assert not any(hub.is_name(wrong) for wrong in (f"./{name}", f"/{name}", f"{name}.jsonl", f"{name}.csv.gz"))
 
 
 def test_real_prompts_are_read_as_they_are(shared: Path, rows_of: Any) -> None:

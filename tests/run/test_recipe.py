@@ -189,8 +189,8 @@ def test_settings_are_plain_values_in_a_fixed_form() -> None:
     assert records.settings(loaded) == {
         "model": "m",
         "prompts": {
-            "source": "p", "prompt": "prompt", "context": None, "split": "train", "test": None, "holdout": None,
-            "holdout_by": None, "overlap_share": None, "overlap_words": 8,
+            "source": "p", "prompt": "prompt", "context": None, "split": "train", "test": None, "test_split": None,
+            "holdout": None, "holdout_by": None, "overlap_share": None, "overlap_words": 8,
         },
         "contrast": {
             "kind": "random", "negatives": 1, "match": (), "differ": (), "near": None, "near_duplicates": None,
@@ -203,6 +203,7 @@ def test_settings_are_plain_values_in_a_fixed_form() -> None:
         "seed": 0,
         "control": None,
         "max_dropped": 0.01,
+        "redo_after_upgrade": False,
         "trust_remote_code": False,
     }  # fmt: skip
     rule = records.read(Evaluation, {"rule": {"answer": "a", "pattern_column": "p"}})

@@ -112,7 +112,13 @@ def _check_rows(source: str | Path, rows_out: int, rows_in: int, dropped: dict[s
 
 def _prompts(table: pl.DataFrame, source: str | Path, names: dict[str, str], before: int = 0) -> Prompts:
     """The prompts in a table, the rows of its source after the first `before`; numbered from 0."""
-    tables.check_columns(table, names, source)
+    for column, name in names.items():
+        if column not in table.columns:
+            has = ", ".join(table.columns) or "no columns"
+            raise InputError(
+                f"{source}: no column {column!r}; it has {has}; name the one with the {name}: --{name}, or "
+                f"prompts.{name} in a recipe"
+            )
     table = cast("pl.DataFrame", columns.read(table, _kinds(names), source, before=before))
     labels = {name: column for column, name in names.items()}
     table = _renamed(table, names, source)

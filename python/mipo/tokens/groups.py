@@ -26,7 +26,6 @@ from mipo.tokens.trl_reference import (
     SIDES,
     arguments_in,
     repeated,
-    replaces_prompt,
     template_arguments,
     trl_ids,
     with_prompts,
@@ -44,8 +43,8 @@ class GroupBuilder:
     """Turns preference pairs into groups of token ids, batch by batch.
 
     Each prompt and response is stored once; after 229,376 new ones the builder forgets which it has. `take` returns
-    those added since its last call. `dropped` counts pairs by reason, `merged` counts groups whose border moved,
-    `replaced` pairs whose prompt is text beside messages, and `repeated` those whose responses begin with the prompt.
+    those added since its last call. `dropped` counts pairs by reason, `merged` counts groups whose border moved, and
+    `repeated` counts pairs whose responses begin with the prompt that has a column of its own.
     """
 
     def __init__(self, tokenizer: Any, *, max_length: int | None = None, encoder: Choice = "auto") -> None:
@@ -55,7 +54,7 @@ class GroupBuilder:
             )
         self.tokenizer, self.max_length = tokenizer, max_length
         self.encoder = open_encoder(tokenizer, encoder)
-        self.dropped, self.merged, self.replaced, self.repeated = Counter[str](), 0, 0, 0
+        self.dropped, self.merged, self.repeated = Counter[str](), 0, 0
         self._builder = _native.GroupBuilder(self.encoder)
 
     @cached_property
@@ -70,8 +69,8 @@ class GroupBuilder:
         for rows that are not pairs, and for a row that the template refuses.
         """
         pairs = cast("pl.DataFrame", columns.read(pairs, KINDS, "pairs", before=before))
-        stated = "prompt" in pairs.columns and not replaces_prompt(pairs)
-        pairs = self._usable(self._with_prompts(pairs.with_columns(_row=pl.int_range(before, before + pairs.height))))
+        stated = "prompt" in pairs.columns
+        pairs = self._usable(with_prompts(pairs.with_columns(_row=pl.int_range(before, before + pairs.height))))
         if not pairs.height:
             return Groups.none()
         self.repeated += repeated(pairs) if stated else 0
@@ -95,20 +94,6 @@ class GroupBuilder:
         """Bytes of ids that `take` has not returned yet."""
         return self._builder.pending()
 
-    def _with_prompts(self, pairs: pl.DataFrame) -> pl.DataFrame:
-        """The pairs with prompts by TRL's rule; InputError for a text prompt beside messages that share no message."""
-        replaced = replaces_prompt(pairs)
-        pairs = with_prompts(pairs)
-        if replaced:
-            apart = (pairs["prompt"].list.len() == 0).arg_true()
-            if len(apart):
-                raise InputError(
-                    f"row {pairs['_row'][apart[0]] + 1}: prompt is text, and chosen and rejected are messages that do "
-                    "not begin with the same one; write prompt as messages [{role, content}, …], too"
-                )
-            self.replaced += int(pairs["prompt"].count())
-        return pairs
-
     def _usable(self, pairs: pl.DataFrame) -> pl.DataFrame:
         """The pairs that can be tokenized; drops the others by reason. Raises InputError for wrong columns."""
         if missing := [column for column in SIDES if column not in pairs.columns]:
@@ -119,7 +104,7 @@ class GroupBuilder:
             return pairs
         kinds = {column: "messages" if is_messages(pairs[column]) else "text" for column in SIDES}
         if len(set(kinds.values())) > 1:
-            raise InputError(f"pairs: expected text or chat messages in all columns, got {kinds}")
+            raise InputError(_mixed(pairs, kinds))
         chat = kinds["prompt"] == "messages"
         if chat and not getattr(self.tokenizer, "chat_template", None):
             raise InputError(
@@ -243,6 +228,20 @@ def encode_responses(
     _, prompt, chosen, *_ = builder._push(builder._builder, pairs, np.arange(pairs.height), None)
     prompt_table, response_table = builder.take()
     return prompt_table.take(prompt), response_table.take(chosen)
+
+
+def _mixed(pairs: pl.DataFrame, kinds: dict[str, str]) -> str:
+    """What to do about text in some of the columns and messages in others."""
+    if kinds != {"prompt": "text", "chosen": "messages", "rejected": "messages"}:
+        return f"pairs: expected text or chat messages in all columns, got {kinds}"
+    row = pairs.row(0, named=True)
+    within = all(row[side] and row[side][0].get("content") == row["prompt"] for side in ("chosen", "rejected"))
+    remedy = (
+        "chosen and rejected begin with the prompt, so leave the column prompt out: what both begin with is the prompt"
+        if within
+        else "write prompt as messages [{role, content}, …], too"
+    )
+    return f"row {row['_row'] + 1}: prompt is text, and chosen and rejected are messages; {remedy}"
 
 
 def _joined(prompts: pl.Series, responses: pl.Series) -> pl.Series:

@@ -51,7 +51,7 @@ class Files:
         fields = self.stream.fields
         if "prompt" in fields or not {"chosen", "rejected"} <= set(fields):
             return None
-        others = [repr(name) for name in fields if name not in KINDS and not name.endswith("_id")]
+        others = [repr(name) for name in fields if name not in KINDS and name != "id" and not name.endswith("_id")]
         hint = f"; if the prompt is in {' or '.join(others)}, rename that column to 'prompt'" if others else ""
         return f"no column 'prompt', so a prompt is what chosen and rejected begin with in common, as in TRL{hint}"
 

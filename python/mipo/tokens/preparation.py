@@ -76,7 +76,7 @@ def prepare(
         for _ in tqdm(results, total=len(todo), desc=progress, unit="shard", delay=0.5, disable=hidden):
             pass
         records = [shards.record_of(folder, number) or {} for number in range(len(parts))]
-        names = ("rows_in", "groups", "merged", "replaced", "repeated")
+        names = ("rows_in", "groups", "merged", "repeated")
         totals: dict[str, Any] = {name: sum(record.get(name, 0) for record in records) for name in names}
         dropped = sum((Counter(record["dropped"]) for record in records), Counter[str]())
         return shards.finish(folder, {**settings, **totals, "dropped": dict(dropped)})
@@ -147,7 +147,7 @@ class ShardTask:
             source = Path(self.part.source.name).name
             writer.record |= {"key": self.key, "source": source, "rows_in": rows}
             writer.record |= {"merged": builder.merged, "dropped": dict(builder.dropped)}
-            writer.record |= {"replaced": builder.replaced, "repeated": builder.repeated, "note": self.part.source.note}
+            writer.record |= {"repeated": builder.repeated, "note": self.part.source.note}
             writer.record |= {"encoder": builder.encoder.name, "why": builder.encoder.why}
         return writer.record
 

@@ -21,25 +21,14 @@ ARGUMENTS = ("tools", "chat_template_kwargs")
 def with_prompts(pairs: pl.DataFrame) -> pl.DataFrame:
     """The pairs with a prompt column: without one, the prompt is what chosen and rejected begin with in common.
 
-    This is TRL's `extract_prompt`: the first messages, or characters, that are equal. As in its `maybe_extract_prompt`,
-    a prompt that is text beside messages is replaced in the same way; a null stays null.
+    This is TRL's `extract_prompt`: the first messages, or characters, that are equal.
     """
-    replaced = replaces_prompt(pairs)
-    if not {"chosen", "rejected"} <= set(pairs.columns) or ("prompt" in pairs.columns and not replaced):
+    if "prompt" in pairs.columns or not {"chosen", "rejected"} <= set(pairs.columns):
         return pairs
     responses = zip(pairs["chosen"].to_list(), pairs["rejected"].to_list(), strict=True)
     parts = [_extract(chosen, rejected) for chosen, rejected in responses]
     kinds = {"prompt": pairs.schema["chosen"], "chosen": pairs.schema["chosen"], "rejected": pairs.schema["rejected"]}
-    extracted = pl.DataFrame(parts, schema=kinds, orient="row")
-    if replaced:
-        extracted = extracted.with_columns(pl.when(pairs["prompt"].is_not_null()).then(pl.col("prompt")))
-    return pairs.with_columns(extracted)
-
-
-def replaces_prompt(pairs: pl.DataFrame) -> bool:
-    """Whether the prompts are text and the responses are messages, which begin with the prompt (UltraFeedback)."""
-    kinds = [is_messages(pairs[side]) for side in SIDES if side in pairs.columns]
-    return kinds == [False, True, True] and pairs["prompt"].null_count() < pairs.height
+    return pairs.with_columns(pl.DataFrame(parts, schema=kinds, orient="row"))
 
 
 def repeated(pairs: pl.DataFrame) -> int:

@@ -51,14 +51,9 @@ def command(
 
 def _print_prompts(source: str, shards: list[dict[str, Any]]) -> None:
     """Prints what was taken for the prompt of a source, if that is not simply its column."""
-    replaced, repeated = (sum(shard[name] for shard in shards) for name in ("replaced", "repeated"))
+    repeated = sum(shard["repeated"] for shard in shards)
     if shards[0]["note"]:
         print(f"{source}: {shards[0]['note']}")
-    if replaced:
-        print(
-            f"{source}: in {replaced:,} rows prompt is text, and chosen and rejected are messages; prompt is left "
-            "out, and what both begin with is the prompt, as in TRL's maybe_extract_prompt"
-        )
     if repeated:
         print(
             f"{source}: in {repeated:,} rows chosen and rejected begin with the prompt, which so stands twice, as in "
