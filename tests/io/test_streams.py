@@ -16,7 +16,7 @@ import polars as pl
 import pytest
 from hub_cache import HubCache
 
-from mipo.errors import InputError
+from mipo.errors import InputError, WriteError
 from mipo.io import lines, sources
 from mipo.io.streams import open_stream
 from mipo.tokens import parts
@@ -93,6 +93,20 @@ def test_what_is_unpacked_is_removed_after_an_error_and_after_a_kill(tmp_path: P
     (left / "copy").write_text("{}")
     prepare([write(tmp_path / "pairs.jsonl.gz", 9)], demo_tokenizer, tmp_path / "tokens")
     assert not left.exists()
+
+
+def test_a_broken_archive_is_named_and_a_full_disk_too(tmp_path: Path, demo_tokenizer: Any) -> None:
+    path = tmp_path / "pairs.jsonl.gz"
+    whole = write(path, 999).read_bytes()
+    for broken in (b"no archive", whole[:-50], whole[:50] + bytes(50) + whole[100:]):
+        path.write_bytes(broken)
+        with pytest.raises(InputError, match=r"pairs\.jsonl\.gz: broken gz file"):
+            prepare([path], demo_tokenizer, tmp_path / "tokens")
+        assert not list((tmp_path / "tokens").glob(".scratch*"))
+    path.write_bytes(whole)
+    with pytest.raises(WriteError, match=r"full: could not be written \(No space left on device\)"):
+        (tmp_path / "full").symlink_to("/dev/full")
+        lines.survey(path, copy=tmp_path / "full")
 
 
 @pytest.mark.parametrize("kind", ["pairs.jsonl", "pairs.jsonl.xz", "pairs.parquet", "pairs.csv", "folder"])

@@ -11,7 +11,7 @@ import lzma
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -70,14 +70,13 @@ def survey(path: Path, *, sought: Sequence[str] = (), copy: Path | None = None) 
     """Reads a file once, and unpacks it to `copy`, which the caller removes."""
     rows = number = byte = 0
     starts, fields = [], dict[str, None]()
-    with unpacked(path) as file, _writing(copy) as written:
+    with unpacked(path) as file, _Copy(copy) as written:
         while lines := list(islice(file, BLOCK)):
             data = b"".join(lines)
             starts.append((rows, number, byte))
             _add_fields(fields, lines, data, sought)
             rows, number, byte = rows + sum(not is_blank(line) for line in lines), number + len(lines), byte + len(data)
-            if written:
-                written.write(data)
+            written.add(data)
     place = copy or path
     return Lines(place, place.stat().st_size, rows, tuple(starts) or ((0, 0, 0),), tuple(fields))
 
@@ -101,13 +100,25 @@ def _fields(line: bytes) -> tuple[str, ...]:
     return tuple(row) if isinstance(row, dict) else ()
 
 
-@contextmanager
-def _writing(path: Path | None) -> Iterator[IO[bytes] | None]:
-    try:
-        with path.open("wb") if path else nullcontext() as file:
-            yield file
-    except OSError as error:
-        if path is None or error.filename not in (None, str(path)):
-            raise
-        path.unlink(missing_ok=True)
-        raise WriteError(f"{path}: could not be written ({error.strerror or error}); it needs room to unpack") from None
+class _Copy:
+    """The file that a survey writes, if any; WriteError where it cannot be written."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path, self.file = path, None if path is None else path.open("wb")
+
+    def __enter__(self) -> _Copy:
+        return self
+
+    def add(self, data: bytes) -> None:
+        if self.file:
+            try:
+                self.file.write(data)
+                self.file.flush()
+            except OSError as error:
+                raise WriteError(
+                    f"{self.path}: could not be written ({error.strerror}); make room to unpack"
+                ) from error
+
+    def __exit__(self, *_: object) -> None:
+        if self.file:
+            self.file.close()
