@@ -104,8 +104,8 @@ def test_a_broken_archive_is_named_and_a_full_disk_too(tmp_path: Path, demo_toke
             prepare([path], demo_tokenizer, tmp_path / "tokens")
         assert not list((tmp_path / "tokens").glob(".scratch*"))
     path.write_bytes(whole)
+    (tmp_path / "full").symlink_to("/dev/full")
     with pytest.raises(WriteError, match=r"full: could not be written \(No space left on device\)"):
-        (tmp_path / "full").symlink_to("/dev/full")
         lines.survey(path, copy=tmp_path / "full")
 
 
