@@ -103,6 +103,12 @@ def test_names_of_folders_and_files_are_no_patterns(name: str, tmp_path: Path) -
     assert sorted(prompts(folder, "train")) == sorted([f"train-{name}.parquet", "train-1.parquet"])
 
 
+def test_a_path_is_no_pattern_for_the_library_either(tmp_path: Path) -> None:
+    write(tmp_path / "data1", ["train.json"])
+    with pytest.raises(InputError, match=r"data\[1\]: train.json is for the library datasets, .* rename the folder"):
+        sources.load(write(tmp_path / "data[1]", ["train.json"]))
+
+
 def test_what_mipo_made_in_a_folder_is_no_data(tmp_path: Path) -> None:
     folder = write(tmp_path / "data", ["train.parquet", "runs/a/train.parquet"])
     outputs.mark(folder / "runs" / "a", "run")

@@ -73,6 +73,10 @@ def test_a_wrong_value_is_named_with_what_is_allowed_and_what_it_got(
     [
         ("prompts: {source: 5}", "prompts.source: expected text, got 5"),
         ("prompts: {source: ''}", "prompts.source: expected text, got ''"),
+        (
+            "prompts: {source: p, test_split: a}",
+            "prompts.test_split: expected a source test with it, got 'a' and no test",
+        ),
         ("prompts: {prompt: question}", "prompts.source: is missing; expected text"),
         ("prompts:", "prompts.source: is missing; expected text"),
         ("", "prompts.source: is missing; expected text"),

@@ -56,6 +56,11 @@ def files(folder: Path, split: str) -> list[Path] | None:
         raise InputError(f"{folder}: expected data files in the split {split!r}, got none")
     chosen = _of_one_format(splits[split])
     if config.keys() - _KNOWN_SETTINGS or any(name.endswith((".json", ".arrow", ".tsv")) for name in chosen):
+        if re.search(r"[*?[]", str(folder.resolve())):
+            raise InputError(
+                f"{folder}: {chosen[0]} is for the library datasets, which takes *, ? and [ in the path of a folder "
+                "for a pattern; rename the folder, or write the rows as JSON Lines (.jsonl)"
+            )
         return None
     return [folder / name for name in chosen]
 

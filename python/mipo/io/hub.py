@@ -17,7 +17,8 @@ def is_name(source: str) -> bool:
 
 def is_saved(folder: Path) -> bool:
     """Whether `save_to_disk` wrote the folder."""
-    return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
+    one = (folder / "state.json").exists() and (folder / "dataset_info.json").exists()
+    return one or (folder / "dataset_dict.json").exists()
 
 
 def load(source: str | Path, split: str) -> Any:

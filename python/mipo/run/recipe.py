@@ -61,6 +61,10 @@ class Prompts(Record, frozen=True, kw_only=True):
     ] = None
     overlap_words: Annotated[Words, Meta(description="words in a run that counts as shared with a held-out prompt")] = 8
 
+    def __post_init__(self) -> None:
+        if self.test_split and not self.test:
+            raise InputError(f"test_split: expected a source test with it, got {self.test_split!r} and no test")
+
     @property
     def held_out_split(self) -> str:
         """The split of `test`."""

@@ -51,9 +51,9 @@ def command(
 
 def _print_prompts(source: str, shards: list[dict[str, Any]]) -> None:
     """Prints what was taken for the prompt of a source, if that is not simply its column."""
-    repeated = sum(shard["repeated"] for shard in shards)
-    if shards[0]["note"]:
-        print(f"{source}: {shards[0]['note']}")
+    repeated = sum(shard.get("repeated", 0) for shard in shards)
+    for note in {shard["note"] for shard in shards if shard.get("note")}:
+        print(f"{source}: {note}")
     if repeated:
         print(
             f"{source}: in {repeated:,} rows chosen and rejected begin with the prompt, which so stands twice, as in "
