@@ -14,9 +14,9 @@ OPTIONS = {
     "run": "--beside --control --dry-run --output --reuse --seed --until",
     "recipe": "--schema",
     "demo": "--control --output --seed",
-    "overlap": "--context --held-out --output --prompt --share --split --words",
-    "contrast": "--address --context --differ --engine --held-out --kind --match --near --near-duplicates --negatives "
-    "--output --overlap-share --overlap-words --prompt --seed --split",
+    "overlap": "--context --held-out --held-out-split --output --prompt --share --split --words",
+    "contrast": "--address --context --differ --engine --held-out --held-out-split --kind --match --near "
+    "--near-duplicates --negatives --output --overlap-share --overlap-words --prompt --seed --split",
     "generate": "--batch-size --context --counterparts --max-new-tokens --model --output --prompt --seed --split "
     "--temperature --top-p --trust-remote-code",
     "pairs": "--batch-rows --context --counterparts --output --prompt --responses --split",

@@ -57,10 +57,3 @@ def test_a_folder_is_its_names_and_contents(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_is_the_system_s_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         checksum.of_file(tmp_path / "absent")
-
-
-def test_a_source_is_its_content_or_the_name_of_a_data_set(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("1")
-    assert checksum.of_source(str(tmp_path / "a")) == checksum.of_bytes(b"1")
-    assert checksum.of_source(str(tmp_path)) == checksum.of_folder(tmp_path)
-    assert checksum.of_source("owner/name") == checksum.of_value("owner/name") != checksum.of_source("owner/other")

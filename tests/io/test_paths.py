@@ -7,6 +7,7 @@ import pytest
 
 from mipo import PairStore, cli, demo
 from mipo.io import sources
+from mipo.io.streams import open_stream
 
 MODEL = str(demo.HERE / "model")
 # A name that a pattern's reader takes for others, and the name of another file that it would take.
@@ -28,9 +29,9 @@ def test_a_file_is_read_by_its_own_name(name, suffix, tmp_path):
     write(pl.DataFrame({"prompt": ["wrong"] * 2}), tmp_path / f"{NAMES[name]}{suffix}")
     path = tmp_path / f"{name}{suffix}"
     assert sources.load(path)["prompt"].to_list() == ["right"]
-    assert pl.concat(sources.stream(path, 10))["prompt"].to_list() == ["right"]
+    assert pl.concat(open_stream(path).batches(10))["prompt"].to_list() == ["right"]
     assert sources.scan(path).lazy().collect()["prompt"].to_list() == ["right"]
-    assert sources.height(path) == 1
+    assert open_stream(path).rows == 1
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mipo.io import sources
+from mipo.io import hub, sources
+from mipo.io.streams import open_stream
 from mipo.prompts.compose import compose
 from mipo.prompts.rows import drop, numbered, read, read_batches
 from mipo.prompts.split import hold_out
@@ -265,8 +266,11 @@ def test_a_dataset_saved_to_disk(tmp_path: Path) -> None:
     assert read(tmp_path / "several", split="test").frame.height == 3
     with pytest.raises(ValueError, match="no split 'dev'; it has train, test"):
         read(tmp_path / "several", split="dev")
-    with pytest.raises(FileNotFoundError, match="neither a file nor a dataset"):
-        read(tmp_path)
+    with pytest.raises(ValueError, match="one: no split 'dev'; it was saved as one split, train"):
+        read(tmp_path / "one", split="dev")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match=r"none: expected data files \(Parquet, JSON Lines or CSV\), got none"):
+        read(tmp_path / "none")
 
 
 def test_categories_are_text(tmp_path: Path) -> None:
@@ -285,10 +289,8 @@ def test_other_columns_come_along_and_none_is_taken_for_a_context_unasked(tmp_pa
     "name", ["gsm8k", "openai/gsm8k", "allenai/llama-3.1-tulu-3-8b-preference-mixture", "prompts", "data/prompts"]
 )
 def test_what_may_be_a_dataset_on_the_hub(name: str) -> None:
-    from mipo.io.sources import _names_hub_dataset
-
-    assert _names_hub_dataset(name)
-    assert not any(_names_hub_dataset(wrong) for wrong in (f"./{name}", f"/{name}", f"{name}.jsonl", f"{name}.csv.gz"))
+    assert hub.is_name(name)
+    assert not any(hub.is_name(wrong) for wrong in (f"./{name}", f"/{name}", f"{name}.jsonl", f"{name}.csv.gz"))
 
 
 def test_real_prompts_are_read_as_they_are(shared: Path, rows_of: Any) -> None:
@@ -442,10 +444,10 @@ def test_rows_of_parquet_files_are_read_from_anywhere_to_anywhere(
     whole = sources.scan(folder).lazy().collect()
     start = data.draw(st.integers(0, sum(sizes)))
     stop = data.draw(st.none() | st.integers(start, sum(sizes) + 1))
-    batches = list(sources.stream(folder, rows, start=start, stop=stop))
+    batches = list(open_stream(folder).batches(rows, start=start, stop=stop))
     assert pl.concat([whole.clear(), *batches]).equals(whole[start:stop])
     assert all(0 < batch.height <= rows for batch in batches)
-    assert sources.height(folder) == whole.height
+    assert open_stream(folder).rows == whole.height
 
 
 @given(st.lists(st.booleans(), max_size=12), st.integers(0, 13), st.none() | st.integers(0, 13), st.integers(1, 5))
@@ -456,16 +458,16 @@ def test_rows_of_jsonl_are_read_from_anywhere_to_anywhere_blank_lines_aside(
     path = tmp_path_factory.mktemp("lines") / "p.jsonl"
     places = [place for place, full in enumerate(lines) if full]
     path.write_text("\n" + "".join(f'{{"n": {place}}}\n' if full else " \n" for place, full in enumerate(lines)))
-    batches = list(sources.stream(path, rows, start=start, stop=stop))
+    batches = list(open_stream(path).batches(rows, start=start, stop=stop))
     assert [n for batch in batches for n in batch["n"]] == places[start:stop]
-    assert sources.height(path) == len(places)
+    assert open_stream(path).rows == len(places)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    batches = list(sources.stream(path, rows, start=start, stop=stop))
+    batches = list(open_stream(path).batches(rows, start=start, stop=stop))
     assert [n for batch in batches for n in batch["n"]] == places[start:stop], "a byte order mark is nothing"
-    assert sources.height(path) == len(places)
+    assert open_stream(path).rows == len(places)
     path.write_bytes(path.read_bytes() + b"{broken\n")
     with pytest.raises(ValueError, match=rf"p\.jsonl: row {len(places) + 1} \(line {len(lines) + 2}\): not valid JSON"):
-        list(sources.stream(path, rows, start=min(start, len(places))))
+        list(open_stream(path).batches(rows, start=min(start, len(places))))
 
 
 def test_a_broken_parquet_file_is_named_with_the_row_where_it_is_known(tmp_path: Path) -> None:
@@ -479,15 +481,15 @@ def test_a_broken_parquet_file_is_named_with_the_row_where_it_is_known(tmp_path:
     for column in (pa.array(texts, pa.binary()).view(pa.string()), nested.view(as_text)):
         pq.write_table(pa.table({"said": column}), tmp_path / "p.parquet", row_group_size=6)
         with pytest.raises(ValueError, match=r"p\.parquet: row 14: not valid UTF-8"):
-            list(sources.stream(tmp_path / "p.parquet", 4, start=7))
+            list(open_stream(tmp_path / "p.parquet").batches(4, start=7))
         pq.write_table(pa.table({"said": column[:3]}), tmp_path / "a.parquet")
         with pytest.raises(ValueError, match=r"p\.parquet: row 14: not valid UTF-8"):
-            list(sources.stream(tmp_path, 4))
+            list(open_stream(tmp_path).batches(4))
     data = (tmp_path / "p.parquet").read_bytes()
     for broken in (data[:-9], data[:40] + bytes(90) + data[130:]):
         (tmp_path / "p.parquet").write_bytes(broken)
         with pytest.raises(ValueError, match=r"p\.parquet: not a readable parquet file"):
-            list(sources.stream(tmp_path / "p.parquet", 4))
+            list(open_stream(tmp_path / "p.parquet").batches(4))
 
 
 def test_broken_parquet_and_archives_are_refused(tmp_path: Path) -> None:

@@ -73,6 +73,10 @@ def test_a_wrong_value_is_named_with_what_is_allowed_and_what_it_got(
     [
         ("prompts: {source: 5}", "prompts.source: expected text, got 5"),
         ("prompts: {source: ''}", "prompts.source: expected text, got ''"),
+        (
+            "prompts: {source: p, test_split: a}",
+            "prompts.test_split: expected a source test with it, got 'a' and no test",
+        ),
         ("prompts: {prompt: question}", "prompts.source: is missing; expected text"),
         ("prompts:", "prompts.source: is missing; expected text"),
         ("", "prompts.source: is missing; expected text"),
@@ -189,8 +193,8 @@ def test_settings_are_plain_values_in_a_fixed_form() -> None:
     assert records.settings(loaded) == {
         "model": "m",
         "prompts": {
-            "source": "p", "prompt": "prompt", "context": None, "split": "train", "test": None, "holdout": None,
-            "holdout_by": None, "overlap_share": None, "overlap_words": 8,
+            "source": "p", "prompt": "prompt", "context": None, "split": "train", "test": None, "test_split": None,
+            "holdout": None, "holdout_by": None, "overlap_share": None, "overlap_words": 8,
         },
         "contrast": {
             "kind": "random", "negatives": 1, "match": (), "differ": (), "near": None, "near_duplicates": None,
@@ -203,6 +207,7 @@ def test_settings_are_plain_values_in_a_fixed_form() -> None:
         "seed": 0,
         "control": None,
         "max_dropped": 0.01,
+        "redo_after_upgrade": False,
         "trust_remote_code": False,
     }  # fmt: skip
     rule = records.read(Evaluation, {"rule": {"answer": "a", "pattern_column": "p"}})

@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import pytest
 from preferences import WORDS, chat, mipo_ids, text, trl_ids
 
 from mipo import cli, demo
-from mipo.io import sources
 from mipo.tokens import parts, preparation, shards
 from mipo.tokens.groups import tokenize
 from mipo.tokens.preparation import prepare
@@ -129,19 +129,23 @@ def test_a_prompt_id_of_nulls_or_of_several_kinds_joins_no_rows(
     assert len(manifest["shards"]) == 6 or numbers[0] is not None
 
 
-def test_no_rows_and_a_changed_number_of_rows_are_errors(
-    tmp_path: Path, demo_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "pairs.parquet"
-    pl.DataFrame(rows_of(9, text)).clear().write_parquet(path)
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_no_rows_and_a_changed_number_of_rows_are_errors(tmp_path: Path, demo_tokenizer: Any, suffix: str) -> None:
+    path = tmp_path / f"pairs.{suffix}"
+    write(path, rows_of(9, text))
+    (tmp_path / "blank.jsonl").write_text("\n")
     with pytest.raises(FileNotFoundError, match=r"none.jsonl: no such file"):
         prepare([tmp_path / "none.jsonl"], demo_tokenizer, tmp_path / "tokens")
-    with pytest.raises(ValueError, match=r"pairs.parquet: expected preference pairs, got no row"):
-        prepare([path], demo_tokenizer, tmp_path / "tokens")
-    pl.DataFrame(rows_of(9, text)).write_parquet(path)
-    monkeypatch.setattr(sources, "height", lambda *_, **__: 10)
-    with pytest.raises(ValueError, match="expected 10 rows after row 0, got 9; was it changed meanwhile"):
-        prepare([path], demo_tokenizer, tmp_path / "tokens")
+    assert not (tmp_path / "tokens").exists()
+    with pytest.raises(ValueError, match=r"blank.jsonl: expected preference pairs, got no row"):
+        prepare([tmp_path / "blank.jsonl"], demo_tokenizer, tmp_path / "tokens")
+
+    def shortened(tasks: list[preparation.ShardTask]) -> Iterator[dict[str, Any]]:
+        write(path, rows_of(8, text))
+        yield from (task() for task in tasks)
+
+    with pytest.raises(ValueError, match=rf"pairs.{suffix}: (expected 9 rows after row 0, got 8; )?was .*changed"):
+        prepare([path], demo_tokenizer, tmp_path / "tokens", perform=shortened)
     assert shards.record_of(tmp_path / "tokens", 0) is None
 
 
@@ -284,3 +288,87 @@ def test_the_command_accounts_for_every_row(tmp_path: Path, capsys: pytest.Captu
     assert "tokenized by tokenizers, which is slow, since" in output
     assert cli.main([*command, "--encoder", "fastokens"]) == 0, "existing shards are kept"
     assert cli.main([*command, "--address", "auto"]) == 2
+
+
+def beside(path: Path, rows: list[dict[str, Any]], tokenizer: Any, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What `mipo tokens` prints about the prompts of a file."""
+    model = str(demo.HERE / "model")
+    arguments = [str(write_jsonl(path, rows)), "--tokenizer", model, "--output", str(path.with_suffix(".tokens"))]
+    assert cli.main(["tokens", *arguments]) == 0
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"{path.name}: ")]
+
+
+@pytest.mark.parametrize("shape", [text, chat])
+@pytest.mark.parametrize("shard_rows", [5, 1_000])
+def test_a_missing_prompt_means_the_same_in_every_batch(
+    tmp_path: Path, demo_tokenizer: Any, shape: Any, shard_rows: int
+) -> None:
+    """One row has the field, so all rows without one are dropped by name; as in TRL no row's prompt is extracted."""
+    rows = rows_of(23, shape)
+    whole = shape("what", "soup", "pizza")
+    bare = [{side: row["prompt"] + row[side] for side in ("chosen", "rejected")} for row in rows]
+    for place in (0, 11, 22):
+        mixed = [*bare[:place], whole, *bare[place:]]
+        path = write_jsonl(tmp_path / f"{place}.jsonl", mixed)
+        manifest = prepare([path], demo_tokenizer, tmp_path / f"tokens-{place}", shard_rows=shard_rows)
+        assert manifest["dropped"] == {"null prompt": 23}
+        assert ids(tmp_path / f"tokens-{place}") == trl_ids([whole], demo_tokenizer)
+    path = write_jsonl(tmp_path / "bare.jsonl", bare)
+    manifest = prepare([path], demo_tokenizer, tmp_path / "bare", shard_rows=shard_rows)
+    assert (manifest["dropped"], ids(tmp_path / "bare")) == ({}, trl_ids(bare, demo_tokenizer))
+    without = [{"prompt": row["prompt"], "chosen": row["chosen"]} for row in rows]
+    path = write_jsonl(tmp_path / "chosen.jsonl", [*without, whole])
+    manifest = prepare([path], demo_tokenizer, tmp_path / "chosen", shard_rows=shard_rows)
+    assert manifest["dropped"] == {"null rejected": 23}
+
+
+def test_a_text_prompt_beside_messages_is_refused_with_what_to_do(tmp_path: Path, demo_tokenizer: Any) -> None:
+    """UltraFeedback's shape, which TRL's DPOTrainer does not take either."""
+    explicit = rows_of(9, chat)
+    implicit = [{side: row["prompt"] + row[side] for side in ("chosen", "rejected")} for row in explicit]
+    asked = [row["prompt"][-1]["content"] for row in explicit]
+    for sides, what in (
+        (implicit, "begin with the prompt, so leave the column prompt out"),
+        (explicit, "write prompt"),
+    ):
+        rows = [{**row, "prompt": prompt} for row, prompt in zip(sides, asked, strict=True)]
+        path = write_jsonl(tmp_path / "pairs.jsonl", [rows[0] | {"prompt": None}, *rows])
+        with pytest.raises(ValueError, match=rf"pairs\.jsonl: row 2: prompt is text, and .* are messages; .*{what}"):
+            prepare([path], demo_tokenizer, tmp_path / "tokens")
+    prepare([write_jsonl(path, implicit)], demo_tokenizer, tmp_path / "tokens")
+    assert ids(tmp_path / "tokens") == trl_ids(explicit, demo_tokenizer)
+
+
+@pytest.mark.parametrize("shape", [text, chat])
+def test_a_prompt_that_stands_twice_is_said_and_kept_as_in_trl(
+    tmp_path: Path, demo_tokenizer: Any, capsys: pytest.CaptureFixture[str], shape: Any
+) -> None:
+    rows = rows_of(20, shape)
+    twice = [row | {side: row["prompt"] + row[side] for side in ("chosen", "rejected")} for row in rows]
+    mixed = [row if place % 2 else repeated for place, (row, repeated) in enumerate(zip(rows, twice, strict=True))]
+    (said,) = beside(tmp_path / "twice.jsonl", mixed, demo_tokenizer, capsys)
+    assert "in 10 rows chosen and rejected begin with the prompt, which so stands twice, as in TRL; if" in said
+    assert ids(tmp_path / "twice.tokens") == trl_ids(mixed, demo_tokenizer)
+    assert beside(tmp_path / "once.jsonl", rows, demo_tokenizer, capsys) == []
+
+
+def test_a_prompt_under_another_name_is_said(
+    tmp_path: Path, demo_tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"id": 1, "question": row["prompt"], **row} for row in rows_of(9, text)]
+    for row in rows:
+        del row["prompt"]
+    (said,) = beside(tmp_path / "question.jsonl", rows, demo_tokenizer, capsys)
+    assert said == (
+        "question.jsonl: no column 'prompt', so a prompt is what chosen and rejected begin with in common, as in TRL; "
+        "if the prompt is in 'question', rename that column to 'prompt'"
+    )
+
+
+def test_a_run_has_one_split(tmp_path: Path, demo_tokenizer: Any) -> None:
+    run = tmp_path / "run"
+    (run / "responses").mkdir(parents=True)
+    links = {"prompt_id": [0], "asked_id": [0], "chosen_id": [0], "rejected_id": [0], "reason": [None]}
+    pl.DataFrame(links).write_parquet(run / "pairs.parquet")
+    with pytest.raises(ValueError, match="run: no split 'test'; the pairs of a run are one split, train"):
+        prepare([run], demo_tokenizer, tmp_path / "tokens", split="test")

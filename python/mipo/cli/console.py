@@ -27,6 +27,11 @@ def read_prompts(source: str | Path, options: Mapping[str, Any]) -> pl.DataFrame
     return prompts.frame
 
 
+def read_held_out(source: str | Path, split: str | None, options: Mapping[str, Any]) -> pl.DataFrame:
+    """The held-out prompts in a file or dataset, read like the prompts; of another split if one is named."""
+    return read(source, **keywords(read, options) | ({} if split is None else {"split": split})).frame
+
+
 def scan_table(path: Path, kinds: Mapping[str, Kind]) -> Table:
     """The table in a Parquet file or a folder of these, read in batches; or the whole table in a JSONL or CSV file.
 

@@ -48,9 +48,14 @@ Engine = Annotated[Literal["local", "ray"], Parameter(help="where the work is do
 HeldOut = Annotated[
     str | Path, Parameter(metavar="PATH", help="a file of prompts, with the same columns, that must not be trained on")
 ]
+HeldOutSplit = Annotated[
+    str | None, Parameter(help="split of the held-out prompts; without it the same as that of the prompts")
+]
 ModelName = Annotated[str | Path, Parameter(metavar="MODEL", help="a folder or a hub name")]  # shells complete a path
 Output = Annotated[Path, Parameter(help=HELP["output"])]
-Prompts = Annotated[str | Path, Parameter(help="JSONL, Parquet or CSV file, or a Hugging Face dataset")]
+Prompts = Annotated[
+    str | Path, Parameter(help="JSONL, Parquet or CSV file, a folder of them, or a Hugging Face dataset")
+]
 TrustRemoteCode = Annotated[bool, Parameter(show_default=False, help="run code that comes with the model")]
 
 Command = TypeVar("Command", bound=Callable[..., None])

@@ -66,13 +66,5 @@ def of_folder(folder: Path) -> str:
     return of_value(list(of_files(folder).items()))
 
 
-def of_source(name: str) -> str:
-    """The checksum of a file or a folder; of a data set, which is neither, that of its name."""
-    path = Path(name)
-    if path.is_file():
-        return of_file(path)
-    return of_folder(path) if path.is_dir() else of_value(name)
-
-
 def _of_object(value: dict[str, Any]) -> str:
     return of_value({name: inner for name, inner in value.items() if name != "checksum"})

@@ -82,11 +82,56 @@ def is_encodable(value: Any) -> bool:
     return True
 
 
-def alike(*chats: pl.Series) -> list[pl.Series]:
-    """The columns in one type, whatever the fields of their messages are."""
-    rows = [row for column in chats for row in values(column)]
+def concat(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """The rows of all frames, whose chats may differ in the fields of their messages; a column may be missing in some.
+
+    Raises polars' errors where columns of one name have no type in common.
+    """
+    frames = list(frames)
+    for column in dict.fromkeys(name for frame in frames for name in frame.columns):
+        having = [place for place, frame in enumerate(frames) if column in frame.columns]
+        for place, part in zip(having, alike(*(frames[place][column] for place in having)), strict=True):
+            frames[place] = frames[place].with_columns(part)
+    return pl.concat(frames, how="diagonal_relaxed") if len(frames) > 1 else frames[0]
+
+
+def alike(*columns: pl.Series) -> list[pl.Series]:
+    """Columns of chats in one type, whatever the fields of their messages are; other columns as they are."""
+    if len({column.dtype for column in columns}) == 1 or not all(map(_is_chats, columns)):
+        return list(columns)
+    fields: dict[str, Any] = {}
+    for name, dtype in (item for column in columns for item in _fields(column).items()):
+        if name in fields and dtype != fields[name] and pl.Null not in (dtype, fields[name]):
+            return _of_their_values(columns)
+        if fields.get(name, pl.Null) == pl.Null:
+            fields[name] = dtype
+    return [_with_fields(column, fields) for column in columns]
+
+
+def _is_chats(column: pl.Series) -> bool:
+    """Whether a column has lists of messages, or lists of nothing."""
+    return isinstance(column.dtype, pl.List) and isinstance(column.dtype.inner, pl.Struct | pl.Null)
+
+
+def _fields(column: pl.Series) -> dict[str, Any]:
+    """The fields of messages; empty for other columns."""
+    inner: Any = column.dtype.inner if isinstance(column.dtype, pl.List) else None
+    return {field.name: field.dtype for field in inner.fields} if isinstance(inner, pl.Struct) else {}
+
+
+def _with_fields(column: pl.Series, fields: dict[str, Any]) -> pl.Series:
+    own = _fields(column)
+    cells = [
+        pl.element().struct.field(name) if own.get(name) == kind else pl.lit(None, pl.Null).cast(kind).alias(name)
+        for name, kind in fields.items()
+    ]
+    return column.list.eval(pl.struct(cells))
+
+
+def _of_their_values(columns: Sequence[pl.Series]) -> list[pl.Series]:
+    rows = [row for column in columns for row in values(column)]
     whole, start, parts = of_chats(rows, lambda row: TypeError(f"not a chat: {rows[row]!r}")), 0, []
-    for column in chats:
+    for column in columns:
         parts.append(whole[start : start + len(column)].alias(column.name))
         start += len(column)
     return parts

@@ -137,6 +137,16 @@ def claim(folder: Path, kind: str) -> Iterator[None]:
             _held.discard(place)
 
 
+@contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """A name in a claimed folder for what is needed only meanwhile; what is made there is removed at the end."""
+    path = folder / f".scratch.{os.getpid()}.tmp"
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def mark(folder: Path, kind: str) -> None:
     """Marks a folder, new or mipo's, as one of this kind."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ Count = Annotated[int, Meta(ge=1)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 # The seeds that NumPy and transformers accept.
 Seed = Annotated[int, Meta(ge=0, le=2**32 - 1)]
-LISTED = 12  # names that a message lists; if there are more, it shows only the nearest one
+LISTED = 16  # names that a message lists; if there are more, it shows only the nearest one
 
 
 class Record(Struct, frozen=True, forbid_unknown_fields=True):

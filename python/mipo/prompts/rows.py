@@ -39,7 +39,7 @@ class Prompts:
 
 
 def read(source: str | Path, *, prompt: str = "prompt", context: str | None = None, split: str = "train") -> Prompts:
-    """Reads prompts from JSONL, Parquet or CSV (also .gz, .xz), or a Hugging Face dataset (saved folder or hub name).
+    """Reads prompts from JSONL, Parquet or CSV (also .gz, .xz), a folder of these, or a Hugging Face dataset.
 
     `prompt` names the column with the prompt: text, or chat messages `[{"role": …, "content": …}, …]`. `context` names
     the column with the user's context, a text. Other columns are kept; one called prompt_id, prompt or context becomes
@@ -60,7 +60,7 @@ def read_batches(
         yield read(source, prompt=prompt, context=context, split=split)
         return
     names, rows_in, rows_out, dropped = _new_names(prompt, context), 0, 0, Counter[str]()
-    for batch in tables.batches(sources.scan(source), rows):
+    for batch in tables.batches(sources.scan(source, split=split), rows):
         prompts = _prompts(batch, source, names, before=rows_in)
         yield replace(prompts, frame=prompts.frame.with_columns(pl.col("prompt_id") + rows_out))
         rows_in, rows_out = rows_in + prompts.rows_in, rows_out + prompts.frame.height
@@ -112,7 +112,13 @@ def _check_rows(source: str | Path, rows_out: int, rows_in: int, dropped: dict[s
 
 def _prompts(table: pl.DataFrame, source: str | Path, names: dict[str, str], before: int = 0) -> Prompts:
     """The prompts in a table, the rows of its source after the first `before`; numbered from 0."""
-    tables.check_columns(table, names, source)
+    for column, name in names.items():
+        if column not in table.columns:
+            has = ", ".join(table.columns) or "no columns"
+            raise InputError(
+                f"{source}: no column {column!r}; it has {has}; name the one with the {name}: --{name}, or "
+                f"prompts.{name} in a recipe"
+            )
     table = cast("pl.DataFrame", columns.read(table, _kinds(names), source, before=before))
     labels = {name: column for column, name in names.items()}
     table = _renamed(table, names, source)

@@ -26,10 +26,10 @@ def read_prompts(recipe: Recipe, model: Model) -> tuple[pl.DataFrame, pl.DataFra
     Prompts that leave no room for a response are dropped from both; training prompts that overlap, from the training.
     """
     section = recipe.prompts
-    source = _read_fitting(section.source, recipe, model)
+    source = _read_fitting(section.source, section.split, recipe, model)
     rows_in, drops, first = source.rows_in, source.dropped, source.first
     if section.test:
-        test = _read_fitting(section.test, recipe, model)
+        test = _read_fitting(section.test, section.held_out_split, recipe, model)
         train, held_out = source.frame, test.frame
         rows_in += test.rows_in
         drops = {reason: drops.get(reason, 0) + test.dropped.get(reason, 0) for reason in drops | test.dropped}
@@ -54,10 +54,10 @@ def fits(composed: pl.Series, model: Model, max_new_tokens: int) -> pl.Series:
     return pl.Series(encode_prompts(composed, model.tokenizer).lengths() <= room)
 
 
-def _read_fitting(source: str, recipe: Recipe, model: Model) -> prompt_rows.Prompts:
-    """The prompts of a source that leave room for a response."""
+def _read_fitting(source: str, split: str, recipe: Recipe, model: Model) -> prompt_rows.Prompts:
+    """The prompts in a split of a source that leave room for a response."""
     section, new = recipe.prompts, recipe.responses.max_new_tokens
-    prompts = prompt_rows.read(source, prompt=section.prompt, context=section.context, split=section.split)
+    prompts = prompt_rows.read(source, prompt=section.prompt, context=section.context, split=split)
     try:
         too_long = ~fits(compose_own(prompts.frame, chat=model.is_chat), model, new)
     except RowError as error:

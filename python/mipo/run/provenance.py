@@ -11,7 +11,7 @@ import shlex
 import sys
 from typing import Any
 
-from mipo.io import checksum, records
+from mipo.io import checksum, records, sources
 from mipo.models.model import Model
 from mipo.run.recipe import Recipe, dump
 from mipo.run.stages import RunFolder
@@ -61,9 +61,11 @@ def inputs(stage: str, recipe: Recipe, model: Model, run: RunFolder) -> dict[str
     }
     match stage:
         case "prompts":
-            paths = {"source": recipe.prompts.source, "test": recipe.prompts.test}
-            sources = {name: checksum.of_source(path) for name, path in paths.items() if path}
-            own: dict[str, Any] = {"settings": plain["prompts"], "sources": sources, "model": model.content,
+            section = recipe.prompts
+            content = {"source": sources.content(section.source, section.split)}
+            if section.test:
+                content["test"] = sources.content(section.test, section.held_out_split)
+            own: dict[str, Any] = {"settings": plain["prompts"], "sources": content, "model": model.content,
                    "new_tokens": recipe.responses.max_new_tokens}  # fmt: skip
         case "contrast":
             own = {"settings": plain["contrast"], "files": run.checksums("prompts")}

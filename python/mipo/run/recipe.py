@@ -38,10 +38,13 @@ class Prompts(Record, frozen=True, kw_only=True):
     ]
     prompt: Annotated[Text, Meta(description="column with the prompt: text or chat messages")] = "prompt"
     context: Annotated[Text | None, Meta(description="column with the user's context", examples=["context"])] = None
-    split: Annotated[Text, Meta(description="split of a Hugging Face dataset")] = "train"
+    split: Annotated[Text, Meta(description="split of a Hugging Face dataset, or of a folder")] = "train"
     test: Annotated[Text | None, Meta(description="source of the held-out prompts; null holds out rows of source")] = (
         None
     )
+    test_split: Annotated[
+        Text | None, Meta(description="split of the source `test`; null for the same as split", examples=["test"])
+    ] = None
     holdout: Annotated[
         HoldoutRows | None, Meta(description="number of rows to hold out; null for a tenth, at most 512")
     ] = None
@@ -57,6 +60,15 @@ class Prompts(Record, frozen=True, kw_only=True):
         ),
     ] = None
     overlap_words: Annotated[Words, Meta(description="words in a run that counts as shared with a held-out prompt")] = 8
+
+    def __post_init__(self) -> None:
+        if self.test_split and not self.test:
+            raise InputError(f"test_split: expected a source test with it, got {self.test_split!r} and no test")
+
+    @property
+    def held_out_split(self) -> str:
+        """The split of `test`."""
+        return self.test_split or self.split
 
 
 class Contrast(Record, frozen=True, kw_only=True):
@@ -153,6 +165,13 @@ class Recipe(Record, frozen=True, kw_only=True):
             examples=[{"chosen and rejected are equal": 0.5}],
         ),
     ] = 0.01
+    redo_after_upgrade: Annotated[
+        bool,
+        Meta(
+            description="do stages again that other versions of mipo, torch, transformers, trl or another library "
+            "did; false keeps them, and says so"
+        ),
+    ] = False
     trust_remote_code: Annotated[bool, Meta(description="run code that comes with the model")] = False
 
 

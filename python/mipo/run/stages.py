@@ -20,6 +20,9 @@ from mipo.errors import InputError
 from mipo.io import checksum, files, outputs, records
 from mipo.run.recipe import Recipe
 
+# Settings that change no result, so that a run may go on with others.
+FREE = ("max_dropped", "redo_after_upgrade")
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -50,7 +53,7 @@ class RunFolder:
 
     def __init__(self, folder: Path, recipe: Recipe, provenance: dict[str, Any], *, reuse: Path | None = None) -> None:
         self.folder = folder
-        self.max_dropped = recipe.max_dropped
+        self.max_dropped, self.redo_after_upgrade = recipe.max_dropped, recipe.redo_after_upgrade
         self.path = folder / "manifest.json"
         self.reuse = reuse
         if reuse:
@@ -58,7 +61,7 @@ class RunFolder:
         self.reusable = _read(reuse / "manifest.json").get("stages", {}) if reuse else {}
         earlier = _read(self.path) if self.path.exists() else {}
         stages = earlier.get("stages", {})
-        settings = {name: value for name, value in records.settings(recipe).items() if name != "max_dropped"}
+        settings = {name: value for name, value in records.settings(recipe).items() if name not in FREE}
         begun = any(stage["state"] == "done" for stage in stages.values())
         if begun and (lines := records.differences(earlier["settings"], json.loads(json.dumps(settings)))):
             raise InputError(
@@ -66,6 +69,8 @@ class RunFolder:
                 f"--output (and --reuse {folder} to take over the stages that stay the same), or delete this one."
             )
         self.manifest = {**provenance, "settings": settings, "stages": stages}
+        self.versions = {"mipo": provenance.get("mipo"), **provenance.get("versions", {})}
+        self._told = set[str]()
         self._save()
 
     def checksums(self, *stages: str) -> dict[str, str]:
@@ -79,21 +84,44 @@ class RunFolder:
         """
         key = checksum.of_value(inputs)
         record = self.manifest["stages"].get(stage, {})
-        if record.get("key") == key and record["state"] == "done" and _is_intact(self.folder, record):
+        current = self._is_current(stage, record, key)
+        if current and record["state"] == "done" and _is_intact(self.folder, record):
             print(f"{stage}: done before with the same inputs")
             return
         if self._take_over(stage, key, outputs):
             print(f"{stage}: taken over from {self.reuse}")
             return
-        if record.get("key") != key or record["state"] == "done":
+        if not current or record["state"] == "done":
             self._clear(outputs)
-        self._record(stage, {"state": "started", "key": key})
+        self._record(stage, {"state": "started", "key": key, "versions": self.versions})
         started = time.monotonic()
         rows = work()
         if rows is not None:
             print(f"{stage}: {rows.describe()}")
             self._check_dropped(stage, rows)
         self._finish(stage, key, outputs, time.monotonic() - started, rows)
+
+    def _is_current(self, stage: str, record: dict[str, Any], key: str) -> bool:
+        """Whether a stage had these inputs; with `redo_after_upgrade`, also the versions. Says if the versions differ.
+
+        Stages that the same versions did are told of once.
+        """
+        if record.get("key") != key:
+            return False
+        then, now = record.get("versions", {}), self.versions
+        changed = [
+            f"{name} {then.get(name)} → {now.get(name)}" for name in then | now if then.get(name) != now.get(name)
+        ]
+        if not then or not changed:
+            return True
+        what = f"done with other versions ({', '.join(changed)})"
+        if self.redo_after_upgrade:
+            print(f"{stage}: {what}, so it is done again (redo_after_upgrade)")
+            return False
+        if what not in self._told:
+            self._told.add(what)
+            print(f"{stage} and what follows: {what}, and kept; redo_after_upgrade: true in the recipe does it again")
+        return True
 
     def _finish(self, stage: str, key: str, outputs: tuple[str, ...], seconds: float, rows: Rows | None) -> None:
         counts = {"rows_in": rows.rows_in, "rows_out": rows.rows_out, "dropped": rows.dropped} if rows else {}
@@ -102,7 +130,7 @@ class RunFolder:
         done = {
             "state": "done",
             "key": key,
-            "mipo": self.manifest.get("mipo"),
+            "versions": self.versions,
             **counts,
             "files": {path.relative_to(self.folder).as_posix(): checksum.of_file(path) for path in written},
             "seconds": round(seconds, 2),
@@ -128,7 +156,7 @@ class RunFolder:
 
     def _take_over(self, stage: str, key: str, outputs: tuple[str, ...]) -> bool:
         record = self.reusable.get(stage, {})
-        if self.reuse is None or record.get("key") != key or record["state"] != "done":
+        if self.reuse is None or record.get("state") != "done" or not self._is_current(stage, record, key):
             return False
         if not _is_intact(self.reuse, record):
             return False

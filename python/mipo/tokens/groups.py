@@ -17,11 +17,20 @@ from mipo.io import columns, nested
 from mipo.io.lazy import _native, np, pl
 from mipo.tokenizer.chat import renderer
 from mipo.tokenizer.encoder import Choice, fingerprint, open_encoder
-from mipo.tokenizer.messages import fields_of, is_messages, key
+from mipo.tokenizer.messages import is_messages, key
 from mipo.tokenizer.table import TokenTable
 from mipo.tokenizer.template import Renderer, RowError
 from mipo.tokens.store import Groups, PairStore
-from mipo.tokens.trl_reference import KINDS, SIDES, arguments_in, rows_of, template_arguments, trl_ids, with_prompts
+from mipo.tokens.trl_reference import (
+    KINDS,
+    SIDES,
+    arguments_in,
+    repeated,
+    rows_of,
+    template_arguments,
+    trl_ids,
+    with_prompts,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,7 +44,8 @@ class GroupBuilder:
     """Turns preference pairs into groups of token ids, batch by batch.
 
     Each prompt and response is stored once; after 229,376 new ones the builder forgets which it has. `take` returns
-    those added since its last call. `dropped` counts pairs by reason, `merged` counts groups whose border moved.
+    those added since its last call. `dropped` counts pairs by reason, `merged` counts groups whose border moved, and
+    `repeated` counts pairs whose responses begin with the prompt that has a column of its own.
     """
 
     def __init__(self, tokenizer: Any, *, max_length: int | None = None, encoder: Choice = "auto") -> None:
@@ -45,7 +55,7 @@ class GroupBuilder:
             )
         self.tokenizer, self.max_length = tokenizer, max_length
         self.encoder = open_encoder(tokenizer, encoder)
-        self.dropped, self.merged = Counter[str](), 0
+        self.dropped, self.merged, self.repeated = Counter[str](), 0, 0
         self._builder = _native.GroupBuilder(self.encoder)
 
     @cached_property
@@ -60,9 +70,11 @@ class GroupBuilder:
         for rows that are not pairs, and for a row that the template refuses.
         """
         pairs = cast("pl.DataFrame", columns.read(pairs, KINDS, "pairs", before=before))
+        stated = "prompt" in pairs.columns
         pairs = self._usable(with_prompts(pairs.with_columns(_row=pl.int_range(before, before + pairs.height))))
         if not pairs.height:
             return Groups.none()
+        self.repeated += repeated(pairs) if stated else 0
         starts = _starts(pairs)
         sizes = np.diff(starts, append=pairs.height)
         limit = np.iinfo(np.int64).max if self.max_length is None else self.max_length
@@ -93,7 +105,7 @@ class GroupBuilder:
             return pairs
         kinds = {column: "messages" if is_messages(pairs[column]) else "text" for column in SIDES}
         if len(set(kinds.values())) > 1:
-            raise InputError(f"pairs: expected text or chat messages in all columns, got {kinds}")
+            raise InputError(_mixed(pairs, kinds))
         chat = kinds["prompt"] == "messages"
         if chat and not getattr(self.tokenizer, "chat_template", None):
             raise InputError(
@@ -161,7 +173,7 @@ def aligned(batches: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
     for batch in batches:
         if held is not None and _continues(held, batch):
             run = held["prompt_id"].rle_id()
-            batch = _concat(held.filter(run == run[-1]), batch)
+            batch = nested.concat([held.filter(run == run[-1]), batch])
             held = held.filter(run != run[-1])
         if held is not None and held.height:
             yield held
@@ -176,21 +188,6 @@ def _continues(held: pl.DataFrame, batch: pl.DataFrame) -> bool:
         return False
     last = held["prompt_id"][-1]
     return last is not None and bool(last == batch["prompt_id"][0])
-
-
-def _concat(first: pl.DataFrame, second: pl.DataFrame) -> pl.DataFrame:
-    """The rows of both, whose messages may differ in their fields."""
-    for column in SIDES:
-        if column in first.columns and column in second.columns and _conflict(first[column], second[column]):
-            a, b = nested.alike(first[column], second[column])
-            first, second = first.with_columns(a), second.with_columns(b)
-    return pl.concat([first, second], how="diagonal_relaxed")
-
-
-def _conflict(first: pl.Series, second: pl.Series) -> bool:
-    """Whether a field that messages of both columns have is of another type in each."""
-    fields, others = fields_of(first.dtype), fields_of(second.dtype)
-    return any(fields[name] != others[name] for name in fields.keys() & others.keys())
 
 
 def tokenize(
@@ -233,23 +230,23 @@ def encode_responses(
     return prompt_table.take(prompt), response_table.take(chosen)
 
 
+def _mixed(pairs: pl.DataFrame, kinds: dict[str, str]) -> str:
+    """What to do about text in some of the columns and messages in others."""
+    if kinds != {"prompt": "text", "chosen": "messages", "rejected": "messages"}:
+        return f"pairs: expected text or chat messages in all columns, got {kinds}"
+    row = pairs.row(0, named=True)
+    within = all(row[side] and row[side][0].get("content") == row["prompt"] for side in ("chosen", "rejected"))
+    remedy = (
+        "chosen and rejected begin with the prompt, so leave the column prompt out: what both begin with is the prompt"
+        if within
+        else "write prompt as messages [{role, content}, …], too"
+    )
+    return f"row {row['_row'] + 1}: prompt is text, and chosen and rejected are messages; {remedy}"
+
+
 def _joined(prompts: pl.Series, responses: pl.Series) -> pl.Series:
     """The messages of each prompt followed by those of its response; a field that only one has is null in the other."""
-    if _conflict(prompts, responses):
-        prompts, responses = nested.alike(prompts, responses)
-    elif prompts.dtype != responses.dtype:
-        kinds = fields_of(responses.dtype) | fields_of(prompts.dtype)
-        prompts, responses = (_with_fields(side, kinds) for side in (prompts, responses))
-    return pl.select(pl.concat_list(prompts, responses)).to_series()
-
-
-def _with_fields(messages: pl.Series, kinds: dict[str, pl.DataType]) -> pl.Series:
-    own = fields_of(messages.dtype)
-    fields = [
-        (pl.element().struct.field(name) if name in own else pl.lit(None)).cast(kind).alias(name)
-        for name, kind in kinds.items()
-    ]
-    return messages.list.eval(pl.struct(fields))
+    return pl.select(pl.concat_list(*nested.alike(prompts, responses))).to_series()
 
 
 def _starts(pairs: pl.DataFrame) -> NDArray[np.int64]:

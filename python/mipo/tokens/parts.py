@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 from mipo.errors import InputError
-from mipo.io import checksum, columns, sources
+from mipo.io import checksum, columns
 from mipo.io.lazy import pl
+from mipo.io.streams import Stream, open_stream
 from mipo.pairing.stored import PAIRS, RESPONSES, StoredPairs
-from mipo.tokens.trl_reference import KINDS
+from mipo.tokens.trl_reference import KINDS, SIDES
 
 BATCH_ROWS = 16_384
 
@@ -27,27 +28,46 @@ class Files:
     """A file, a folder of files or a data set that holds the texts of pairs."""
 
     name: str
-    split: str
+    stream: Stream
 
-    @cached_property
+    @property
+    def split(self) -> str:
+        """The split that is read."""
+        return self.stream.split
+
+    @property
     def content(self) -> str:
-        """The checksum of the files, or of the data set's name."""
-        return checksum.of_source(self.name)
+        """The checksum of the files of the split, or the fingerprint of the data set."""
+        return self.stream.content
 
     @property
     def is_streamed(self) -> bool:
         """Whether its format can be read from any row on."""
-        return sources.is_streamed(self.name)
+        return self.stream.is_seekable
+
+    @property
+    def note(self) -> str | None:
+        """What a missing prompt column means, which is the same for all rows: TRL's rule."""
+        fields = self.stream.fields
+        if "prompt" in fields or not {"chosen", "rejected"} <= set(fields):
+            return None
+        others = [repr(name) for name in fields if name not in KINDS and name != "id" and not name.endswith("_id")]
+        hint = f"; if the prompt is in {' or '.join(others)}, rename that column to 'prompt'" if others else ""
+        return f"no column 'prompt', so a prompt is what chosen and rejected begin with in common, as in TRL{hint}"
 
     def height(self) -> int:
         """The number of rows."""
-        return sources.height(self.name, split=self.split)
+        return self.stream.rows
 
     def batches(self, start: int, stop: int) -> Iterator[pl.DataFrame]:
-        """The rows from `start` up to but not including `stop`, in order."""
-        row = start
-        for batch in sources.stream(self.name, BATCH_ROWS, start=start, stop=stop, split=self.split, texts=KINDS):
-            yield cast("pl.DataFrame", columns.read(batch, KINDS, self.name, before=row))
+        """The rows from `start` up to but not including `stop`, in order.
+
+        A side of the pairs that other rows of the source have is null where a batch has none, and is not missing.
+        """
+        row, sides = start, [side for side in SIDES if side in self.stream.fields]
+        for batch in self.stream.batches(BATCH_ROWS, start=start, stop=stop, texts=KINDS):
+            pairs = cast("pl.DataFrame", columns.read(batch, KINDS, self.name, before=row))
+            yield pairs.with_columns(pl.lit(None).alias(side) for side in sides if side not in pairs.columns)
             row += batch.height
 
     ids = batches
@@ -65,6 +85,7 @@ class Stored:
     pairs: StoredPairs
     split: str = "train"
     is_streamed: bool = True
+    note: str | None = None
 
     @cached_property
     def content(self) -> str:
@@ -111,11 +132,20 @@ class Part:
         return {"content": self.source.content, "split": self.source.split, "start": self.start, "stop": self.stop}
 
 
-def parts_of(path: str | Path, shard_rows: int, split: str) -> Iterator[Part]:
-    """The parts of a source of pairs, about `shard_rows` rows each; consecutive rows of a prompt_id share a part."""
+def parts_of(path: str | Path, shard_rows: int, split: str, scratch: Path | None = None) -> Iterator[Part]:
+    """The parts of a source of pairs, about `shard_rows` rows each; consecutive rows of a prompt_id share a part.
+
+    Compressed lines are unpacked into `scratch`, for as long as parts are read.
+    """
     stored = StoredPairs.find(path)
+    if stored and split != "train":
+        raise InputError(f"{path}: no split {split!r}; the pairs of a run are one split, train, so leave the split out")
     name = str(Path(path).absolute()) if Path(path).exists() else str(path)
-    source: Source = Stored(str(stored.folder.absolute() / PAIRS), stored) if stored else Files(name, split)
+    source: Source = (
+        Stored(str(stored.folder.absolute() / PAIRS), stored)
+        if stored
+        else Files(name, open_stream(name, split=split, sought=SIDES, scratch=scratch))
+    )
     rows = source.height()
     if not rows:
         raise InputError(f"{path}: expected preference pairs, got no row")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mipo.errors import InputError
-from mipo.io import checksum, outputs, tables
+from mipo.io import checksum, outputs, sources, tables
 from mipo.io.lazy import pl
 from mipo.tokenizer.encoder import Choice, fingerprint
 from mipo.tokenizer.table import TokenTable
@@ -41,12 +41,13 @@ def prepare(
     """Tokenizes preference pairs as TRL 1.16 does, into a store for `mipo.PairStore.open`.
 
     `pairs`: folders of runs, whose pairs are row numbers; files of TRL's preference format (text or conversational,
-    prompt explicit or implicit) as JSONL, Parquet or CSV (also .gz, .xz); folders of Parquet parts; or Hugging Face
-    datasets. They are split into shards of about `shard_rows` rows, never within a prompt_id. A shard stores each
-    prompt and response once; after every 229,376 new ones it forgets which it has. Memory is that of a few batches,
-    whatever the number of rows. (CSV and compressed Parquet files are read whole and become one shard.) Existing shards
-    of the same rows and settings are kept. `max_length` and `encoder` as in `mipo.tokens.groups.tokenize`. `perform`
-    runs the tasks elsewhere, for example `mipo.io.cluster.perform`.
+    prompt explicit or implicit) as JSONL, Parquet or CSV (also .gz, .xz); folders of these, of which the files of
+    `split` are read as `datasets.load_dataset` does; or Hugging Face datasets. They are split into shards of about
+    `shard_rows` rows, never within a prompt_id. A shard stores each prompt and response once; after every 229,376 new
+    ones it forgets which it has. Memory is that of a few batches, whatever the number of rows. (CSV and compressed
+    Parquet files are read whole and become one shard.) Existing shards of the same rows and settings are kept.
+    `max_length` and `encoder` as in `mipo.tokens.groups.tokenize`. `perform` runs the tasks elsewhere, for example
+    `mipo.io.cluster.perform`.
 
     Returns the manifest: rows_in, dropped (reason → rows), merged, groups, and the shards. Raises InputError for rows
     that are not pairs, with the row number, and for a folder that holds tokens of other pairs or settings.
@@ -56,11 +57,13 @@ def prepare(
     folder = folder.absolute()
     if shard_rows < 1:
         raise InputError(f"shard_rows: expected at least 1 row, got {shard_rows}")
-    parts = [part for source in pairs for part in parts_of(source, shard_rows, split)]
+    for source in pairs:
+        sources.check(source)
     settings = {"fingerprint": fingerprint(tokenizer), "max_length": max_length}
     row_bar = progress if perform is None else None
-    tasks = [ShardTask(folder, number, part, encoder, settings, row_bar) for number, part in enumerate(parts)]
-    with outputs.claim(folder, "tokens"):
+    with outputs.claim(folder, "tokens"), outputs.scratch(folder) as scratch:
+        parts = [part for source in pairs for part in parts_of(source, shard_rows, split, scratch)]
+        tasks = [ShardTask(folder, number, part, encoder, settings, row_bar) for number, part in enumerate(parts)]
         todo = [task for task in tasks if not task.is_done()]
         if max(shards.numbers(folder), default=0) >= len(parts):
             raise InputError(
@@ -71,8 +74,8 @@ def prepare(
         for _ in tqdm(results, total=len(todo), desc=progress, unit="shard", delay=0.5, disable=hidden):
             pass
         records = [shards.record_of(folder, number) or {} for number in range(len(parts))]
-        names = ("rows_in", "groups", "merged")
-        totals: dict[str, Any] = {name: sum(record[name] for record in records) for name in names}
+        names = ("rows_in", "groups", "merged", "repeated")
+        totals: dict[str, Any] = {name: sum(record.get(name, 0) for record in records) for name in names}
         dropped = sum((Counter(record["dropped"]) for record in records), Counter[str]())
         return shards.finish(folder, {**settings, **totals, "dropped": dict(dropped)})
 
@@ -141,6 +144,7 @@ class ShardTask:
             source = Path(self.part.source.name).name
             writer.record |= {"key": self.key, "source": source, "rows_in": rows}
             writer.record |= {"merged": builder.merged, "dropped": dict(builder.dropped)}
+            writer.record |= {"repeated": builder.repeated, "note": self.part.source.note}
             writer.record |= {"encoder": builder.encoder.name, "why": builder.encoder.why}
         return writer.record
 

@@ -38,6 +38,18 @@ def with_prompts(pairs: pl.DataFrame) -> pl.DataFrame:
     return pairs.with_columns(pl.DataFrame(parts, schema=kinds, orient="row"))
 
 
+def repeated(pairs: pl.DataFrame) -> int:
+    """In how many pairs both responses begin with the prompt, or with its first message."""
+    prompt, *responses = (pairs[side] for side in SIDES)
+    if not is_messages(prompt):
+        both = pl.all_horizontal(pl.lit(side).str.starts_with(pl.lit(prompt)) for side in responses)
+        return int(pl.select((both & (pl.lit(prompt) != "")).sum()).item())
+    first, *others = (side.list.first().struct.unnest() for side in (prompt, *responses))
+    fields = [name for name in ("role", "content") if len({frame.schema.get(name) for frame in (first, *others)}) == 1]
+    same = [first[name] == other[name] for other in others for name in fields]
+    return int(pl.select(pl.all_horizontal(same).sum()).item()) if len(fields) == 2 else 0
+
+
 def _own(side: pl.Series) -> Iterable[Any]:
     """The texts, or the chats as in their file: `extract_prompt` compares messages field by field."""
     return plain(chat or [] for chat in nested.values(side)) if is_messages(side) else side

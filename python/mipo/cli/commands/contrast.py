@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mipo.cli.console import print_rows, read_prompts
-from mipo.cli.options import Address, Engine, HeldOut, Output, Prompts, keywords, mirrors
+from mipo.cli.console import print_rows, read_held_out, read_prompts
+from mipo.cli.options import Address, Engine, HeldOut, HeldOutSplit, Output, Prompts, keywords, mirrors
 from mipo.cli.ray import check_engine, connected
 from mipo.errors import InputError
 from mipo.io import cluster, outputs, tables
@@ -20,6 +20,7 @@ def command(
     *,
     output: Output,
     held_out: HeldOut | None = None,
+    held_out_split: HeldOutSplit = None,
     engine: Engine = "local",
     address: Address = None,
     **options: Any,
@@ -33,7 +34,7 @@ def command(
         _check_on_ray(settings)
     table = read_prompts(prompts, options)
     if held_out is not None:
-        settings["held_out"] = read(held_out, **keywords(read, options)).frame
+        settings["held_out"] = read_held_out(held_out, held_out_split, options)
     with connected(engine, address):
         if engine == "ray":
             drawn = cluster.gather(on_ray.contrast(cluster.spread(table), **settings))

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from mipo.cli.console import print_rows, read_prompts
-from mipo.cli.options import HeldOut, Output, Prompts, keywords, mirrors
+from mipo.cli.console import print_rows, read_held_out, read_prompts
+from mipo.cli.options import HeldOut, HeldOutSplit, Output, Prompts, keywords, mirrors
 from mipo.io import outputs, tables
 from mipo.pairing.filter import dropped
 from mipo.prompts.overlap import overlaps
@@ -13,12 +13,15 @@ SHOWN = 3  # overlaps that are printed; the file has all of them
 
 
 @mirrors(read, overlaps)
-def command(prompts: Prompts, /, *, held_out: HeldOut, output: Output, **options: Any) -> None:
+def command(
+    prompts: Prompts, /, *, held_out: HeldOut, held_out_split: HeldOutSplit = None, output: Output, **options: Any
+) -> None:
     """Writes the overlaps, and prints the first of them with their held-out prompts."""
     tables.check_name(output)
     outputs.check_file(output)
     table = read_prompts(prompts, options)
-    overlapping = overlaps(table, read(held_out, **keywords(read, options)).frame, **keywords(overlaps, options))
+    tests = read_held_out(held_out, held_out_split, options)
+    overlapping = overlaps(table, tests, **keywords(overlaps, options))
     tables.write([overlapping], output)
     for row in overlapping.head(SHOWN).iter_rows(named=True):
         print(f"── prompt {row['prompt_id']} {row['reason']}, {row['held_out_id']} ({row['share']:.0%})")

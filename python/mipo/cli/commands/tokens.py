@@ -43,8 +43,22 @@ def command(
     print_rows(output, manifest["rows_in"], manifest["dropped"])
     for reason in {shard["why"] for shard in manifest["shards"] if shard["encoder"] == "tokenizers"}:
         print(f"{output}: tokenized by tokenizers, which is slow, since {reason}")
+    for source in dict.fromkeys(shard["source"] for shard in manifest["shards"]):
+        _print_prompts(source, [shard for shard in manifest["shards"] if shard["source"] == source])
     if manifest["merged"]:
         print(f"{output}: in {manifest['merged']:,} groups prompt and response share a token, or more, as in TRL")
+
+
+def _print_prompts(source: str, shards: list[dict[str, Any]]) -> None:
+    """Prints what was taken for the prompt of a source, if that is not simply its column."""
+    repeated = sum(shard.get("repeated", 0) for shard in shards)
+    for note in {shard["note"] for shard in shards if shard.get("note")}:
+        print(f"{source}: {note}")
+    if repeated:
+        print(
+            f"{source}: in {repeated:,} rows chosen and rejected begin with the prompt, which so stands twice, as in "
+            "TRL; if they hold the prompt already, leave the column prompt out"
+        )
 
 
 @contextmanager
