@@ -120,14 +120,18 @@ def _stream(
 
 
 def _check_repeated(counterparts: Table, batch_rows: int) -> None:
-    """InputError for a counterpart that stands twice, whose pairs would be there twice as well."""
-    names = [name for name in counterparts.lazy().collect_schema() if name in COUNTERPARTS and name != "reason"]
-    batches = tables.batches(counterparts.select(names), batch_rows)
-    repeated = Index(np.concatenate([keys_of(batch.to_struct("row")) for batch in batches])).repeated()
-    if len(repeated):
+    """InputError for a counterpart that stands twice, since its pairs would, too; rows with a reason have none."""
+    names = [name for name in counterparts.lazy().collect_schema() if name in COUNTERPARTS]
+    numbered = counterparts.select(names).with_row_index("row").filter(pl.col("reason").is_null())
+    keys, rows = list[Any](), list[Any]()
+    for batch in tables.batches(numbered, batch_rows):
+        keys.append(keys_of(batch.drop("row", "reason").to_struct("key")))
+        rows.append(batch["row"].to_numpy())
+    if len(repeated := Index(np.concatenate(keys)).repeated()):
+        row = np.concatenate(rows)[repeated[0]]
         raise InputError(
-            f"counterparts: {len(repeated)} rows are there more than once, the first is row {repeated[0] + 1}; give "
-            "each counterpart of a prompt once"
+            f"counterparts: {len(repeated)} rows are there more than once, the first is row {row + 1}; give each "
+            "counterpart of a prompt once"
         )
 
 
