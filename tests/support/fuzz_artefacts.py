@@ -39,7 +39,8 @@ DAMAGES = ("bit", "byte", "cut", "renamed", "gone")
 class Case:
     """A folder that mipo wrote (`make`), the files that may be damaged, and who reads them (`read`, with its result).
 
-    `trials` is how many it has while the slowest have one. `read` returns an exit code; what it prints after RESULT is the result.
+    `trials` is how many it has while the slowest have one. `read` returns an exit code; what it prints after RESULT is
+    the result.
     """
 
     name: str
@@ -326,7 +327,7 @@ def fuzz(folder: Path, minutes: float, seed: int, cases: tuple[Case, ...] = CASE
         assert clean[case.name].code == 0, clean[case.name].output
     start = told = time.monotonic()
     while time.monotonic() - start < 60 * minutes:
-        for case in (case for case in cases for _ in range(case.trials)):
+        for case in [each for each in cases for _ in range(each.trials)]:
             came, where, ended = trial(case, folder, clean[case.name], rng)
             counts[f"{case.name}: {came}"] += 1
             if came not in ("found", "harmless"):
