@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+import os
 import pickle
 import subprocess
 import sys
@@ -165,3 +166,9 @@ def test_a_data_set_of_the_hub_is_identified_by_its_revision(tmp_path: Path, mon
         list(sent.batches(9))
     with pytest.raises(InputError, match="owner/name: no split 'dev'; it has train, test"):
         sources.load("owner/name", split="dev")
+
+
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "p.jsonl")
+    with pytest.raises(InputError, match=r"p\.jsonl: expected a file or a folder, got a pipe or a device"):
+        sources.load(tmp_path / "p.jsonl")

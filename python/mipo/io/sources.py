@@ -56,9 +56,12 @@ def load_file(path: Path, texts: Mapping[str, Kind] = NO_TEXTS) -> pl.DataFrame:
 
 
 def check(source: str | Path) -> None:
-    """NotThereError for a source that does not exist and cannot be the name of a dataset."""
-    if not Path(source).exists() and not hub.is_name(str(source)):
+    """NotThereError for a source that does not exist and cannot be the name of a dataset; InputError for a device."""
+    path = Path(source)
+    if not path.exists() and not hub.is_name(str(source)):
         raise NotThereError(f"{source}: no such file")
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError(f"{source}: expected a file or a folder, got a pipe or a device; write it to a file first")
 
 
 def files_of(source: str | Path, split: str) -> list[Path] | None:
@@ -68,7 +71,7 @@ def files_of(source: str | Path, split: str) -> list[Path] | None:
     """
     check(source)
     path = Path(source)
-    if path.is_dir() or not path.exists():
+    if not path.is_file():
         return folders.files(path, split) if path.is_dir() and not hub.is_saved(path) else None
     if split != "train":
         raise InputError(f"{source}: no split {split!r}; a file has one split, train, so leave the split out")
