@@ -256,26 +256,22 @@ def test_shards_made_elsewhere_are_the_same(tmp_path: Path, demo_tokenizer: Any)
     assert ids(tmp_path / "here") == ids(tmp_path / "there")
 
 
-class Counted:
-    """What all tasks share; pickled into a file, a byte each time."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        with self.path.open("ab") as file:
-            file.write(b".")
-        return Counted, (self.path,)
-
-
 def test_what_the_tasks_share_is_sent_once(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="ray is not installed: pip install 'mipo[ray]'")
     from mipo.io import cluster
 
+    pickled = tmp_path / "pickled"
+
+    class Shared:  # a local one, which the workers need not import
+        def __reduce__(self) -> Any:
+            with pickled.open("ab") as file:
+                file.write(b".")
+            return str, ("shared",)
+
     with cluster.connected(cores=2):
-        done = cluster.perform([lambda shared, n=n: (n, shared.path.name) for n in range(5)], Counted(tmp_path / "n"))
-        assert sorted(done) == [(n, "n") for n in range(5)]
-    assert (tmp_path / "n").read_bytes() == b"."
+        done = cluster.perform([lambda shared, n=n: (n, shared) for n in range(5)], Shared())
+        assert sorted(done) == [(n, "shared") for n in range(5)]
+    assert pickled.read_bytes() == b"."
 
 
 def test_the_command_accounts_for_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
