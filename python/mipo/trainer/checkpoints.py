@@ -67,6 +67,6 @@ def _damage(checkpoint: Path) -> str:
         record = None
     if not checksum.is_signed(record):
         return f"is damaged ({RECORD})"
-    written, found = record["files"], checksum.of_files(checkpoint)
-    differing = [name for name in written if found.get(name) != written[name]]
+    written, present = record["files"], checksum.of_files(checkpoint)
+    differing = [name for name in written if present.get(name) != written[name]]
     return f"is damaged ({', '.join(differing)})" if differing else ""
