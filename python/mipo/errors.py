@@ -35,4 +35,6 @@ class UnsupportedError(MipoError, NotImplementedError):
 def first_line(error: Exception) -> str:
     """The first line of a library's message, for one of mipo's; the error's type where there is no message."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    if not lines or isinstance(error, KeyError):  # its message is a name alone
+        lines = [" ".join([type(error).__name__, *lines])]
+    return lines[0]

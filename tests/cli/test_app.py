@@ -125,7 +125,7 @@ def hang(*words, **options):
     print("there", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # hours, without Python's lock
 sys.argv = ["mipo", "doctor"]
-app.app.parse_args = lambda *words, **options: (hang, type("Bound", (), {"args": (), "kwargs": {}}), {})
+type(app.app).parse_args = lambda *words, **options: (hang, type("Bound", (), {"args": (), "kwargs": {}}), {})
 sys.exit(app.main())
 """
 

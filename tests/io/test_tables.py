@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mipo.errors import InputError
 from mipo.io import checksum, sources, tables
+from mipo.io.streams import open_stream
 
 
 def broken(frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
@@ -89,7 +90,7 @@ def test_any_flipped_byte_of_a_table_is_found_by_every_reader(tmp_path: Path) ->
     readers = [
         lambda: sources.load(path),
         lambda: sources.scan(path).lazy().collect(),
-        lambda: pl.concat(sources.stream(path, 4)),
+        lambda: pl.concat(open_stream(path).batches(4)),
         lambda: tables.scan(path).collect(),
     ]
     unseen = []

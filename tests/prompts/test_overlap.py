@@ -346,7 +346,7 @@ def test_the_commands(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"5 rows in, 3 out; {EQUAL}: 1; {OVERLAPS}: 1" in capsys.readouterr().out
     assert pl.read_parquet(folder / "o.parquet")["counterpart_id"].null_count() == 2
     assert cli.main(["contrast", *files[:-2], "--overlap-share", "2", "--output", "x.parquet"]) == 2
-    assert "share: expected a share above 0 and up to 1, got 2" in capsys.readouterr().err
+    assert "--overlap-share: expected a number above 0 and at most 1, got 2" in capsys.readouterr().err
 
 
 def test_a_run_drops_what_its_held_out_rows_hold(tmp_path: Path) -> None:

@@ -333,7 +333,9 @@ def test_a_model_that_is_not_there_is_named(load: Callable[[str], Any], tmp_path
         load(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match=r"no (tokenizer|causal language model) found there \(\S"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no (tokenizer|causal language model) found there that can be read \(\S"
+    ):
         load(str(tmp_path))
 
 

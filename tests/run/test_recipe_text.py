@@ -55,7 +55,7 @@ def test_what_the_commented_recipe_has_in_comments_can_be_taken_out_of_them(tmp_
     text = [*lines[: start + 1], *paper, *lines[stop : rule - 1], *shown, *lines[rule + 4 :]]
     loaded = recipe.load(write_recipe(tmp_path, "\n".join(text), head=""))
     assert loaded.trainer["learning_rate"] == 5e-7
-    assert loaded.trainer["lr_scheduler_kwargs"] == {"min_lr_rate": 0.1}
+    assert loaded.trainer["lr_scheduler_type"] == "cosine_with_min_lr"
     assert loaded.evaluation.rule is not None
 
 

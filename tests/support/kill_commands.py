@@ -33,18 +33,7 @@ def prepare(folder: Path) -> dict[str, list[str]]:
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     words = ["tokens", f"{folder}/pairs.jsonl", "--tokenizer", model, "--output", f"{folder}/tokens"]
     assert forked.command(words, below=folder).code == 0
-    steps = [
-        "--max_steps",
-        "6",
-        "--save_steps",
-        "2",
-        "--save_total_limit",
-        "2",
-        "--use_cpu",
-        "True",
-        "--logging_steps",
-        "1",
-    ]
+    steps = "--max_steps 6 --save_steps 2 --save_total_limit 2 --use_cpu True --logging_steps 1".split()
     return {
         "train": ["train", "--model", model, "--tokens", f"{folder}/tokens", *steps, "--disable_tqdm", "True"],
         "generate": ["generate", f"{folder}/prompts.jsonl", "--model", model, "--max-new-tokens", "6"],
@@ -52,14 +41,15 @@ def prepare(folder: Path) -> dict[str, list[str]]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The files below a folder; of the log of a training, its steps."""
-    found = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-    if "training.json" in found:
-        steps = [
-            entry for entry in json.loads(found["training.json"]) if "loss" in entry
-        ]  # the summary counts one call
-        found["training.json"] = json.dumps(steps).encode()
-    return found
+    """The files below a folder; of the log of a training, its steps, whose figures transformers sorts in checkpoints.
+
+    The entry after the last step is a summary of one call, and TRL counts num_tokens from the start of a call.
+    """
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    if "training.json" in files:
+        steps = [entry for entry in json.loads(files["training.json"]) if "loss" in entry]
+        files["training.json"] = json.dumps([entry | {"num_tokens": None} for entry in steps], sort_keys=True).encode()
+    return files
 
 
 def trial(words: list[str], folder: Path, whole: dict[str, bytes], event: int, delay: float) -> str:

@@ -140,9 +140,9 @@ def test_no_rows_and_a_changed_number_of_rows_are_errors(tmp_path: Path, demo_to
     with pytest.raises(ValueError, match=r"blank.jsonl: expected preference pairs, got no row"):
         prepare([tmp_path / "blank.jsonl"], demo_tokenizer, tmp_path / "tokens")
 
-    def shortened(tasks: list[preparation.ShardTask]) -> Iterator[dict[str, Any]]:
+    def shortened(tasks: list[preparation.ShardTask], tokenizer: Any) -> Iterator[dict[str, Any]]:
         write(path, rows_of(8, text))
-        yield from (task() for task in tasks)
+        yield from (task(tokenizer) for task in tasks)
 
     with pytest.raises(ValueError, match=rf"pairs.{suffix}: (expected 9 rows after row 0, got 8; )?was .*changed"):
         prepare([path], demo_tokenizer, tmp_path / "tokens", perform=shortened)
@@ -205,11 +205,11 @@ def test_after_a_stop_it_goes_on_and_makes_no_shard_twice(
     call = ([tmp_path / "pairs.parquet"], demo_tokenizer, tmp_path / "tokens")
     numbers, run = [], preparation.ShardTask.__call__
 
-    def stopped(self: preparation.ShardTask) -> dict[str, Any]:
+    def stopped(self: preparation.ShardTask, tokenizer: Any) -> dict[str, Any]:
         if len(numbers) == 2:
             raise KeyboardInterrupt
         numbers.append(self.number)
-        return run(self)
+        return run(self, tokenizer)
 
     with monkeypatch.context() as patch:
         patch.setattr(preparation.ShardTask, "__call__", stopped)
@@ -218,7 +218,11 @@ def test_after_a_stop_it_goes_on_and_makes_no_shard_twice(
     with pytest.raises(FileNotFoundError, match="not finished; run the same command again"):
         PairStore.open(tmp_path / "tokens")
     numbers.clear()
-    monkeypatch.setattr(preparation.ShardTask, "__call__", lambda self: (numbers.append(self.number), run(self))[1])
+    monkeypatch.setattr(
+        preparation.ShardTask,
+        "__call__",
+        lambda self, tokenizer: (numbers.append(self.number), run(self, tokenizer))[1],
+    )
     prepare(*call, shard_rows=5)
     assert numbers == [2, 3, 4]
     assert ids(tmp_path / "tokens") == trl_ids(rows, demo_tokenizer)

@@ -83,8 +83,12 @@ def test_another_schedule_needs_no_other_setting(schedule: str, tokenizer: Any, 
 
 
 def test_every_flag_of_trl_s_parser_is_one_of_ours() -> None:
-    for name in ("gradient_checkpointing", "precompute_ref_log_probs", "bf16", "sync_ref_model"):
-        for flags, value in (([f"--{name}"], True), ([f"--{name}", "false"], False)):
+    bare = ("gradient_checkpointing", "precompute_ref_log_probs", "sync_ref_model")
+    for name in (*bare, "bf16"):
+        for words, value in (([], True), (["true"], True), (["false"], False)):
+            if not words and name not in bare:
+                continue  # TRL's own wants a value
+            flags = [f"--{name}", *words]
             (theirs,) = TrlParser(DPOConfig).parse_args_and_config(["--output_dir", "x", "--use_cpu", *flags])
             (ours,) = TrlParser(MIPOConfig).parse_args_and_config(["--output_dir", "x", "--use_cpu", *flags])
             assert getattr(ours, name) == getattr(theirs, name) == value

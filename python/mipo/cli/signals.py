@@ -11,6 +11,7 @@ import threading
 import time
 
 SECONDS = 0.7  # for the command to end by itself
+_OURS = (signal.SIGINT, signal.SIGTERM)
 _told = threading.Event()
 
 
@@ -25,7 +26,7 @@ def end_on_signals(called: str) -> None:
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, _terminate)
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_forget)  # a worker's signals are not ours
+        os.register_at_fork(before=_hold, after_in_parent=_release, after_in_child=_forget)
     threading.Thread(target=_watch, args=(reader, called), daemon=True).start()
 
 
@@ -39,16 +40,27 @@ def tell(called: str) -> None:
 
 def _watch(reader: int, called: str) -> None:
     number = 0
-    while number not in (signal.SIGINT, signal.SIGTERM):
+    while number not in _OURS:
         number = os.read(reader, 1)[0]
     time.sleep(SECONDS)
     tell(called)
     os._exit(128 + number)
 
 
+def _hold() -> None:
+    """Lets signals wait for the end of a fork: until then they would reach the parent through the child."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
+
+
+def _release() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
+
+
 def _forget() -> None:
+    """A worker's signals are not the command's."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _release()
 
 
 def _terminate(*_: object) -> None:

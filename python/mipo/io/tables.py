@@ -133,9 +133,14 @@ def _write_ndjson(frame: pl.DataFrame, file: IO[bytes]) -> None:
 
 
 def scan(path: Path) -> pl.LazyFrame:
-    """The table in a Parquet file, read lazily once its checksum is compared."""
+    """The table in a Parquet file of `write`, read lazily once its checksum is compared; InputError for a broken file."""
     verify(path)
-    return pl.scan_parquet(path, glob=False)
+    frame = pl.scan_parquet(path, glob=False)
+    try:
+        frame.collect_schema()
+    except pl.exceptions.PolarsError:
+        raise InputError(f"{path}: is not as mipo wrote it, or was cut off; make it again") from None
+    return frame
 
 
 def is_own(path: Path) -> bool:

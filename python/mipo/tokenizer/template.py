@@ -116,7 +116,11 @@ class Renderer:
     def _refusal(self, row: int, messages: list[dict[str, Any]], prompt: bool, error: Exception) -> RowError:
         """What the template says; that it takes no system message at all, where it renders the others alone."""
         reason = first_line(error)
-        if messages[0].get("role") == "system" and isinstance(_reference(self.tokenizer, messages[1:], prompt), str):
+        if (
+            messages
+            and messages[0].get("role") == "system"
+            and isinstance(_reference(self.tokenizer, messages[1:], prompt), str)
+        ):
             return RowError(
                 row,
                 f"the chat template takes no system message, which is what a context becomes ({reason}); write the "
