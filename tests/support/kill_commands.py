@@ -33,7 +33,18 @@ def prepare(folder: Path) -> dict[str, list[str]]:
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     words = ["tokens", f"{folder}/pairs.jsonl", "--tokenizer", model, "--output", f"{folder}/tokens"]
     assert forked.command(words, below=folder).code == 0
-    steps = "--max_steps 6 --save_steps 2 --save_total_limit 2 --use_cpu True --logging_steps 1".split()
+    steps = [
+        "--max_steps",
+        "6",
+        "--save_steps",
+        "2",
+        "--save_total_limit",
+        "2",
+        "--use_cpu",
+        "True",
+        "--logging_steps",
+        "1",
+    ]
     return {
         "train": ["train", "--model", model, "--tokens", f"{folder}/tokens", *steps, "--disable_tqdm", "True"],
         "generate": ["generate", f"{folder}/prompts.jsonl", "--model", model, "--max-new-tokens", "6"],

@@ -133,7 +133,7 @@ def _write_ndjson(frame: pl.DataFrame, file: IO[bytes]) -> None:
 
 
 def scan(path: Path) -> pl.LazyFrame:
-    """The table in a Parquet file of `write`, read lazily once its checksum is compared; InputError for a broken file."""
+    """The table in a Parquet file of `write`, read lazily once its checksum is compared; else InputError."""
     verify(path)
     frame = pl.scan_parquet(path, glob=False)
     try:
