@@ -32,6 +32,7 @@ SAID = (
     "made again", "is damaged", "was not finished", "starting again", "Not as the run wrote them", "not as mipo wrote",
     "not as it was written", "changed since",
 )  # fmt: skip
+RENAMED = ".renamed"  # nobody's file: whether it stays is no result
 DAMAGES = ("bit", "byte", "cut", "renamed", "gone")
 
 
@@ -67,7 +68,7 @@ def result(*paths: Path, without: tuple[str, ...] = ()) -> None:
             found |= {f"{path.name}/{name}": digest for name, digest in checksum.of_files(path).items()}
         elif path.is_file():
             found[path.name] = checksum.of_file(path)
-    kept = {name: digest for name, digest in found.items() if not any(word in name for word in without)}
+    kept = {name: digest for name, digest in found.items() if not any(word in name for word in (*without, RENAMED))}
     print("RESULT", json.dumps(kept, sort_keys=True))
 
 
@@ -278,7 +279,7 @@ CASES = (
 def damage(path: Path, kind: str, rng: random.Random) -> str:
     """Damages a file; says how."""
     if kind == "renamed":
-        path.rename(path.with_name(f"{path.name}x"))
+        path.rename(path.with_name(f"{path.name}{RENAMED}"))
         return kind
     if kind == "gone":
         path.unlink()
