@@ -4,6 +4,8 @@ PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
 export VIRTUAL_ENV := $(CURDIR)/.venv
+# Where it is set, each process of a test would compile all that it imports: 20 s for TRL.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test check lint doc lock clean
 help: ## list these targets
