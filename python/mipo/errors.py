@@ -24,6 +24,10 @@ class WriteError(MipoError, OSError):
     """A file that could not be written."""
 
 
+class StoppedError(MipoError, RuntimeError):
+    """Work that cannot go on now, such as without its server; the same call continues it later."""
+
+
 class LibraryError(MipoError, ImportError):
     """A library that is not installed; the message names the extra that installs it."""
 

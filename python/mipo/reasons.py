@@ -13,6 +13,12 @@ OVERLAPS_HELD_OUT = "overlaps a held-out prompt"
 # Negatives
 ONE_SENTENCE = "one sentence: no part to keep"
 
+# Responses
+REFUSED = "refused by the server"
+FILTERED = "stopped by the server's content filter"
+TIMED_OUT = "timed out"
+SERVER_ERROR = "the server failed"
+
 # Pairs
 NO_RESPONSE = "no response"
 EMPTY_RESPONSE = "empty response"

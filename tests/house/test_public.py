@@ -17,13 +17,14 @@ OPTIONS = {
     "overlap": "--context --held-out --held-out-split --output --prompt --share --split --words",
     "contrast": "--address --context --differ --engine --held-out --held-out-split --kind --match --near "
     "--near-duplicates --negatives --output --overlap-share --overlap-words --prompt --seed --split",
-    "generate": "--batch-size --context --counterparts --max-new-tokens --model --output --prompt --seed --split "
-    "--temperature --top-p --trust-remote-code",
+    "generate": "--batch-size --concurrency --context --counterparts --dtype --engine --engine-options --key-variable "
+    "--max-failures --max-new-tokens --model --output --patience --prompt --python --reasoning --reuse --seed "
+    "--send --served-model --split --temperature --timeout --top-p --trust-remote-code --urls",
     "pairs": "--batch-rows --context --counterparts --output --prompt --responses --split",
     "tokens": "--address --encoder --engine --max-length --output --shard-rows --split --tokenizer",
     "train": "--lora-r --model --output --tokens",
     "evaluate": "--answer --batch-size --context --held-out --kind --max-new-tokens --model --negatives --output "
-    "--pattern --prompt --rows --seed --split --temperature --top-p --trust-remote-code",
+    "--pattern --prompt --reasoning --rows --seed --split --temperature --top-p --trust-remote-code",
     "report": "--beside --sample",
     "export": "--batch-rows --format --output",
     "doctor": "",

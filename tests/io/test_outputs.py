@@ -55,7 +55,7 @@ def test_a_folder_of_somebody_is_refused_and_unchanged(kind, strangers):
 def test_only_what_mipo_wrote_is_removed(tmp_path):
     folder = tmp_path / "responses"
     with outputs.claim(folder, "responses"):
-        files.write_json(folder / "settings.json", {})
+        files.write_json(folder / "answers.sqlite", {})
         tables.write([pl.DataFrame({"a": [1]})], folder / "part-00000.parquet")
     (folder / "notes.txt").write_text("mine")
     (folder / "inner").mkdir()
@@ -67,7 +67,7 @@ def test_only_what_mipo_wrote_is_removed(tmp_path):
     shutil.rmtree(folder / "inner")
     (folder / "part-link").unlink()
     with outputs.claim(folder, "responses"):
-        files.write_json(folder / "settings.json", {})
+        files.write_json(folder / "answers.sqlite", {})
     outputs.remove(folder)
     assert not folder.exists()
 

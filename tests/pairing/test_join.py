@@ -169,6 +169,12 @@ def test_a_table_of_prompts_and_responses_from_elsewhere() -> None:
     assert (table["chosen_id"].to_list(), table["rejected_id"].to_list()) == ([70, 80], [80, 70])
     assert table["chosen_truncated"].to_list() == [True, False]
     assert table["rejected_truncated"].to_list() == [False, True]
+    served = elsewhere.with_columns(finish_reason=pl.Series(["length", "stop"]))
+    table = pairs(frame, contrast(frame), served)
+    assert table["chosen_truncated"].to_list() == [True, False]
+    assert pairs(frame, contrast(frame), named.with_columns(served["finish_reason"].reverse())).equals(
+        pairs(frame, contrast(frame), named)
+    )
 
 
 def test_several_responses_to_one_prompt_are_refused() -> None:

@@ -3,9 +3,9 @@
 Examples on the demo's own model; the plain-text ones need ../shared/models/stories260K.
 """
 
-import io
 import json
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import mipo.demo
-from mipo.io import tables
+from mipo.errors import InputError, StoppedError
 from mipo.models import model as record
 from mipo.models.loading import load_model, load_tokenizer
 from mipo.models.model import Model
 from mipo.responses import generation
+from mipo.responses.answers import keys_of
 from mipo.responses.engines import local
-from mipo.responses.engines.local import end_ids
+from mipo.responses.engines.contract import Answer
 from mipo.responses.generation import generate
 from mipo.responses.requests import compose_requests, distinct
 from mipo.tokenizer.chat import encode_prompts
@@ -91,7 +92,15 @@ def test_each_prompt_has_one_generation(
 ) -> None:
     responses = generate(distinct(prompts["prompt"], prompts["prompt"]).prompts, Model.of(model, tokenizer), **SAMPLED)
     assert sum(generations) == responses.height == prompts.height
-    assert responses.columns == ["response_id", "prompt", "response", "response_tokens", "truncated"]
+    assert responses.columns == [
+        "response_id",
+        "prompt",
+        "response",
+        "response_tokens",
+        "truncated",
+        "failure",
+        "detail",
+    ]
     assert responses.select("response_id", "prompt").equals(prompts)
 
 
@@ -101,48 +110,81 @@ def test_the_seed_decides(prompts: pl.DataFrame, model: Any, tokenizer: Any) -> 
     assert not first.equals(other)
 
 
-def test_parts_of_neighbouring_seeds_have_their_own_seeds() -> None:
-    seeds = [generation._part_seed(seed, number) for seed in range(20) for number in range(20)]
+def test_blocks_of_neighbouring_seeds_have_their_own_seeds() -> None:
+    seeds = [local._block_seed(seed, number) for seed in range(20) for number in range(20)]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_a_lost_part_is_made_again_to_the_byte(
-    prompts: pl.DataFrame, tokenizer: Any, tmp_path: Path, generations: list[int], monkeypatch: pytest.MonkeyPatch
+def test_what_is_missing_is_asked_again_and_nothing_else(
+    prompts: pl.DataFrame, tmp_path: Path, generations: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(local, "BLOCK_ROWS", 5)
     monkeypatch.setattr(generation, "PART_ROWS", 5)
     whole = generate(prompts, Model(DEMO), folder=tmp_path, seed=3, **SAMPLED)
     parts = sorted(tmp_path.glob("part-*.parquet"))
     assert [pl.read_parquet(part).height for part in parts] == [5, 5, 2]
     before = [part.read_bytes() for part in parts]
     parts[1].unlink()
+    with sqlite3.connect(tmp_path / "answers.sqlite") as database:
+        keys = [key.tobytes() for key in keys_of(prompts["prompt"])[7:9]]
+        assert database.execute("DELETE FROM answers WHERE prompt IN (?, ?)", keys).rowcount == 2
+    database.close()
     generations.clear()
     again = generate(prompts, Model(DEMO), folder=tmp_path, seed=3, **SAMPLED)
-    assert sum(generations) == 5
+    assert sum(generations) == 5  # the block that they belong to, for its random numbers
     assert again.equals(whole)
     assert [part.read_bytes() for part in parts] == before
 
 
-def test_a_damaged_part_and_one_of_other_prompts_is_made_again_to_the_byte(
-    prompts: pl.DataFrame, model: Any, tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_damaged_answer_is_asked_again(
+    prompts: pl.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    call = lambda: generate(prompts[:2], Model.of(model, tokenizer), folder=tmp_path, **SAMPLED)  # noqa: E731
-    responses, path = call(), tmp_path / "part-00000.parquet"
-    whole = path.read_bytes()
-    edited = io.BytesIO()
-    responses.with_columns(response=pl.lit("edited")).write_parquet(edited)
-    swapped = responses.with_columns(prompt=responses["prompt"].reverse())
-    tables.write([swapped], tmp_path / "swapped.parquet")
-    damaged = [b"", whole[:100], whole[:-1], edited.getvalue(), (tmp_path / "swapped.parquet").read_bytes()]
-    damaged += [bytes([*whole[:at], whole[at] ^ 1, *whole[at + 1 :]]) for at in range(4, len(whole) - 4, 7)]
-    unnoticed = 0
-    for data in damaged:
-        path.write_bytes(data)
-        assert call().equals(responses)  # a flipped byte is noticed, or of no matter, such as the name of the writer
-        noticed = "made again" in capsys.readouterr().out
-        assert path.read_bytes() == (whole if noticed else data)
-        unnoticed += not noticed
-    assert unnoticed < len(damaged) / 2
+    whole = generate(prompts, Model(DEMO), folder=tmp_path, **SAMPLED)
+    with sqlite3.connect(tmp_path / "answers.sqlite") as database:
+        database.execute(
+            "UPDATE answers SET response = 'edited' WHERE prompt = ?", [keys_of(prompts["prompt"])[3].tobytes()]
+        )
+    database.close()
+    assert generate(prompts, Model(DEMO), folder=tmp_path, **SAMPLED).equals(whole)
+    assert "1 answers were damaged, and are asked for again" in capsys.readouterr().out
+
+
+def test_a_damaged_database_is_named_and_kept(prompts: pl.DataFrame, tmp_path: Path) -> None:
+    generate(prompts[:2], Model(DEMO), folder=tmp_path, **SAMPLED)
+    path = tmp_path / "answers.sqlite"
+    path.write_bytes(b"not a database, but long enough to be one" * 100)
+    with pytest.raises(InputError, match=r"answers\.sqlite: expected a database of answers, got a damaged file"):
+        generate(prompts[:2], Model(DEMO), folder=tmp_path, **SAMPLED)
+    assert path.read_bytes().startswith(b"not a database")
+
+
+def test_other_settings_and_prompts_add_answers_and_keep_the_old(
+    prompts: pl.DataFrame, tmp_path: Path, generations: list[int]
+) -> None:
+    first = generate(prompts[:4], Model(DEMO), folder=tmp_path, **SAMPLED)
+    generations.clear()
+    generate(prompts[:4], Model(DEMO), folder=tmp_path, **{**SAMPLED, "temperature": 0.5})
+    generate(prompts[:4], Model(DEMO), folder=tmp_path, seed=9, **SAMPLED)
+    assert sum(generations) == 8
+    generations.clear()
+    assert generate(prompts[:4], Model(DEMO), folder=tmp_path, **SAMPLED).equals(first)
+    assert generations == []
+    more = generate(prompts, Model(DEMO), folder=tmp_path, **SAMPLED)
+    assert more[:4].equals(first)
+    assert pl.read_parquet(tmp_path / "part-*.parquet").equals(more)
+
+
+def test_answers_of_another_folder_are_not_asked_again(
+    prompts: pl.DataFrame, tmp_path: Path, generations: list[int]
+) -> None:
+    first = generate(prompts, Model(DEMO), folder=tmp_path / "a", **SAMPLED)
+    before = (tmp_path / "a" / "answers.sqlite").read_bytes()
+    generations.clear()
+    again = generate(prompts, Model(DEMO), folder=tmp_path / "b", reuse=tmp_path / "a", **SAMPLED)
+    assert again.equals(first)
+    assert generations == []
+    assert (tmp_path / "a" / "answers.sqlite").read_bytes() == before
 
 
 def test_a_model_is_loaded_only_where_rows_are_missing(
@@ -153,20 +195,8 @@ def test_a_model_is_loaded_only_where_rows_are_missing(
     assert generate(prompts, Model(DEMO), folder=tmp_path, **SAMPLED).equals(responses)
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [({"temperature": 0.5}, "temperature: 1.0 there, 0.5 now"), ({"seed": 9}, "seed: 0 there, 9 now")],
-)
-def test_a_folder_of_other_settings_is_refused(
-    prompts: pl.DataFrame, model: Any, tokenizer: Any, tmp_path: Path, change: dict[str, Any], named: str
-) -> None:
-    generate(prompts[:2], Model.of(model, tokenizer), folder=tmp_path, **SAMPLED)
-    with pytest.raises(ValueError, match=named):
-        generate(prompts[:2], Model.of(model, tokenizer), folder=tmp_path, **{**SAMPLED, **change})
-
-
-def test_responses_of_other_weights_or_of_another_template_under_the_same_path_are_refused(
-    prompts: pl.DataFrame, tmp_path: Path
+def test_answers_of_other_weights_or_of_another_template_under_the_same_path_are_not_taken(
+    prompts: pl.DataFrame, tmp_path: Path, generations: list[int]
 ) -> None:
     path, folder = tmp_path / "model", tmp_path / "responses"
     shutil.copytree(DEMO, path)
@@ -174,29 +204,16 @@ def test_responses_of_other_weights_or_of_another_template_under_the_same_path_a
     weights = load_file(path / "model.safetensors")
     name = next(iter(weights))
     save_file({**weights, name: weights[name] + 1}, path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"other prompts or settings:\s+checksum: "):
-        generate(prompts[:2], Model(str(path)), folder=folder, **SAMPLED)
+    generate(prompts[:2], Model(str(path)), folder=folder, **SAMPLED)
     shutil.copyfile(Path(DEMO) / "model.safetensors", path / "model.safetensors")
     (path / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    with pytest.raises(ValueError, match="tokenizer: "):
-        generate(prompts[:2], Model(str(path)), folder=folder, **SAMPLED)
+    generate(prompts[:2], Model(str(path)), folder=folder, **SAMPLED)
     loaded = Model.of(load_model(DEMO), load_tokenizer(DEMO))
     generate(prompts[:2], loaded, folder=tmp_path / "loaded", **SAMPLED)
     with torch.no_grad():
         loaded.weights.lm_head.weight.mul_(2)
-    with pytest.raises(ValueError, match=r"other prompts or settings:\s+weights: "):
-        generate(prompts[:2], Model.of(loaded.weights, loaded.tokenizer), folder=tmp_path / "loaded", **SAMPLED)
-
-
-def test_a_folder_of_other_prompts_is_refused(
-    prompts: pl.DataFrame, model: Any, tokenizer: Any, tmp_path: Path
-) -> None:
-    generate(prompts[:2], Model.of(model, tokenizer), folder=tmp_path, **SAMPLED)
-    with pytest.raises(ValueError, match="prompts_checksum"):
-        generate(prompts[1:3], Model.of(model, tokenizer), folder=tmp_path, **SAMPLED)
-    (tmp_path / "settings.json").unlink()
-    with pytest.raises(ValueError, match="holds responses"):
-        generate(prompts[:2], Model.of(model, tokenizer), folder=tmp_path, **SAMPLED)
+    generate(prompts[:2], Model.of(loaded.weights, loaded.tokenizer), folder=tmp_path / "loaded", **SAMPLED)
+    assert sum(generations) == 10
 
 
 def argmax_loop(model: Any, prompt: list[int], ends: list[int], new: int) -> list[int]:
@@ -212,7 +229,7 @@ def test_greedy_is_a_plain_argmax_loop(prompts: pl.DataFrame, model: Any, tokeni
     responses = generate(prompts, Model.of(model, tokenizer), **GREEDY)
     for prompt, response, count in responses.select("prompt", "response", "response_tokens").iter_rows():
         text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-        ids = argmax_loop(model, tokenizer(text)["input_ids"], end_ids(model, tokenizer), 16)
+        ids = argmax_loop(model, tokenizer(text)["input_ids"], Model.of(model, tokenizer).end_ids, 16)
         assert count == len(ids)
         assert response == tokenizer.decode(ids, skip_special_tokens=True)
 
@@ -254,7 +271,7 @@ def test_every_end_of_the_generation_config_ends(prompts: pl.DataFrame, tokenize
     model = load_model(DEMO)
     word = tokenizer.convert_tokens_to_ids("some")
     model.generation_config.eos_token_id = [word, tokenizer.eos_token_id]
-    assert end_ids(model, tokenizer) == sorted([word, tokenizer.eos_token_id])
+    assert Model.of(model, tokenizer).end_ids == sorted([word, tokenizer.eos_token_id])
     responses = generate(prompts, Model.of(model, tokenizer), **GREEDY)
     ended = responses.filter(pl.col("response").str.contains("some"))
     assert ended.height
@@ -277,7 +294,7 @@ def test_a_plain_text_answer_keeps_its_leading_space() -> None:
     ).prompts
     responses = generate(prompts, Model.of(story, tokenizer), **{**GREEDY, "max_new_tokens": 20})
     for prompt, response in responses.select("prompt", "response").iter_rows():
-        ids = argmax_loop(story, tokenizer(prompt)["input_ids"], end_ids(story, tokenizer), 20)
+        ids = argmax_loop(story, tokenizer(prompt)["input_ids"], Model.of(story, tokenizer).end_ids, 20)
         assert tokenizer.decode(tokenizer(prompt)["input_ids"] + ids, skip_special_tokens=True) == prompt + response
         # What training will see: the same words, and a border at most one token away.
         again = tokenizer(prompt + response)["input_ids"]
@@ -285,19 +302,43 @@ def test_a_plain_text_answer_keeps_its_leading_space() -> None:
     assert responses["response"].str.contains("^[ ,.]").all()
 
 
-def test_a_prompt_with_no_room_is_named_before_anything_is_generated(
-    prompts: pl.DataFrame, model: Any, tokenizer: Any, generations: list[int], monkeypatch: pytest.MonkeyPatch
+def test_a_prompt_with_no_room_has_a_reason_and_no_response(
+    prompts: pl.DataFrame, generations: list[int], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(generation, "PART_ROWS", 2)
     longest = compose_requests(pl.DataFrame({"prompt": ["i " * 120]}), chat=True).prompts.with_columns(
         response_id=pl.lit(77, pl.UInt64)
     )
     long = pl.concat([prompts, longest])
+    responses = generate(long, Model(DEMO), folder=tmp_path, **SAMPLED)
+    assert (
+        responses[:-1]
+        .drop("failure", "detail")
+        .equals(generate(prompts, Model(DEMO), **SAMPLED).drop("failure", "detail"))
+    )
+    last = responses.row(-1, named=True)
+    assert last["failure"] == "longer than the 112 tokens that the model's context leaves"
+    assert [last[name] for name in ("response", "response_tokens", "truncated")] == [None] * 3
+    assert generation.failures(responses) == {last["failure"]: 1}
+
+
+def test_generation_stops_when_too_many_fail_and_keeps_the_answers(
+    prompts: pl.DataFrame, tmp_path: Path, generations: list[int]
+) -> None:
+    class Failing(local.Local):
+        def answers(self, work: Any) -> Any:
+            for number, (row, answer) in enumerate(super().answers(work)):
+                failed = Answer(failure="the server failed", detail="500: oh", final=False)
+                yield row, failed if number % 3 == 1 else answer
+
     with pytest.raises(
-        ValueError, match=r"response_id 77: a prompt of 12\d tokens and 16 new tokens .* context of 128"
+        StoppedError, match=r"2 of 12 prompts failed, .*\(0\.1\): the server failed: 2; the last: 500: oh"
     ):
-        generate(long, Model.of(model, tokenizer), **SAMPLED)
-    assert generations == []
+        generate(prompts, Model(DEMO), folder=tmp_path, engine=Failing(), **SAMPLED)
+    some = generate(prompts, Model(DEMO), folder=tmp_path, engine=Failing(), max_failures=0.5, **SAMPLED)
+    assert 0 < some["failure"].count() <= 3
+    assert some["response"].null_count() == some["failure"].count()
+    whole = generate(prompts, Model(DEMO), folder=tmp_path, **SAMPLED)
+    assert whole.equals(generate(prompts, Model(DEMO), **SAMPLED))
 
 
 @pytest.mark.parametrize(

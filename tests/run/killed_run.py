@@ -7,7 +7,8 @@ import sys
 from transformers import TrainerCallback
 
 from mipo.io import files
-from mipo.responses import generation
+from mipo.responses.answers import Answers
+from mipo.responses.engines import local
 from mipo.run import pipeline
 from mipo.trainer import training
 
@@ -27,20 +28,28 @@ def arm(point: str) -> None:
     whole = files.whole
 
     def dying(path):
-        if point == "generation" and path.name == "part-00002.parquet":
-            die()
         if point == "pairs" and path.name == "pairs.parquet":
             path.with_name(f".{path.name}.{os.getpid()}.tmp").write_bytes(b"half")
             die()
         return whole(path)
 
     files.whole = dying
+    if point == "generation":
+        add, kept = Answers.add, list[object]()
+
+        def add_some(self, prompt, answer, engine):
+            kept.append(answer)
+            add(self, prompt, answer, engine)
+            if len(kept) == 40:  # within a block
+                die()
+
+        Answers.add = add_some
     if point == "training":
         training._Progress.on_step_end = DieAfterCheckpoint.on_step_end
 
 
 if __name__ == "__main__":
     recipe, output, point = sys.argv[1:]
-    generation.PART_ROWS = 16
+    local.BLOCK_ROWS = 16
     arm(point)
     pipeline.run_recipe(recipe, output=output)

@@ -60,9 +60,9 @@ def done(tmp_path_factory) -> Path:
 def test_a_run_leaves_every_artefact_and_no_other(done):
     names = {path.name for path in (done / "out").iterdir()}
     assert names == {
-        ".mipo.json", "recipe.yaml", "manifest.json", "prompts.parquet", "test.parquet", "counterparts.parquet",
-        "responses", "links.parquet", "pairs.parquet", "tokens", "evaluation", "model", "training.json",
-        "evaluation.json", "report.html",
+        ".mipo.json", "answers.sqlite", "recipe.yaml", "manifest.json", "prompts.parquet", "test.parquet",
+        "counterparts.parquet", "responses", "links.parquet", "pairs.parquet", "tokens", "evaluation", "model",
+        "training.json", "evaluation.json", "report.html",
     }  # fmt: skip
     everything = {path.suffix for path in (done / "out").rglob("*")}
     assert not everything & {".pt", ".bin", ".pkl", ".pth", ".tmp"}
@@ -212,7 +212,8 @@ def test_a_dry_run_shows_three_pairs_and_writes_nothing(tmp_path):
     first = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[0])
     assert first["context"] in shown
     assert first["prompt"] in shown
-    assert "64 prompts, 64 pairs of kind context" in shown
+    assert "64 prompts, 64 pairs of kind context, 122 responses by the engine local, 0 of them there already" in shown
+    assert "4,595 in, at most 2,928 out" in shown
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -199,7 +199,12 @@ def test_settings_are_plain_values_in_a_fixed_form() -> None:
         "contrast": {
             "kind": "random", "negatives": 1, "match": (), "differ": (), "near": None, "near_duplicates": None,
         },
-        "responses": {"temperature": 0.1, "top_p": 0.9, "max_new_tokens": 512, "batch_size": 64},
+        "responses": {
+            "temperature": 0.1, "top_p": 0.9, "max_new_tokens": 512, "batch_size": 64, "reasoning": "drop",
+            "engine": "local", "urls": (), "served_model": None, "key_variable": "OPENAI_API_KEY", "send": "ids",
+            "python": None, "dtype": "auto", "engine_options": {}, "concurrency": 64, "timeout": 600.0,
+            "patience": 300.0, "max_failures": 0.1,
+        },
         "tokens": {"max_length": 15_360},
         "trainer": {},
         "lora": None,

@@ -52,11 +52,15 @@ def prepare(folder: Path) -> dict[str, list[str]]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The files below a folder; of the log of a training, its steps, whose figures transformers sorts in checkpoints.
+    """The files below a folder, but for the database of answers, which has times in it. Of the log of a training its
+    steps, whose figures transformers sorts in checkpoints.
 
     The entry after the last step is a summary of one call, and TRL counts num_tokens from the start of a call.
     """
-    files = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    paths = [
+        path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("answers.sqlite")
+    ]
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in paths}
     if "training.json" in files:
         steps = [entry for entry in json.loads(files["training.json"]) if "loss" in entry]
         files["training.json"] = json.dumps([entry | {"num_tokens": None} for entry in steps], sort_keys=True).encode()
@@ -86,9 +90,9 @@ def trial(words: list[str], folder: Path, whole: dict[str, bytes], event: int, d
 
 def kill(folder: Path, points: int, seed: int) -> dict[str, Counter[str]]:
     """What came of each command's points."""
-    from mipo.responses import generation
+    from mipo.responses.engines import local
 
-    generation.PART_ROWS = 4
+    local.BLOCK_ROWS = 4
     folder.mkdir(parents=True, exist_ok=True)
     rng, results = random.Random(seed), {}
     for name, words in prepare(folder).items():

@@ -27,7 +27,7 @@ HELP = {
     "format": "the trainer that reads the pairs",
     "negatives": "K, the number of other prompts",
     "output": "where the result goes",
-    "reuse": "another run folder, whose stages with the same inputs are taken over",
+    "reuse": "another folder of the same kind, of which what was done alike is taken over",
     "sample": "how many pairs the page shows",
     "share": "share of a held-out prompt's words that an overlapping prompt has, in runs",
     "shard_rows": "rows in one shard",
@@ -113,10 +113,10 @@ def check(name: str, value: Any) -> None:
 @functools.cache
 def _settings() -> dict[str, FieldInfo]:
     """A recipe's settings, by name."""
-    from mipo.responses.sampling import Sampling
+    from mipo.responses.sampling import Responses
     from mipo.run.recipe import Contrast, Evaluation, Prompts, Recipe, Tokens
 
-    kinds = (Prompts, Contrast, Sampling, Tokens, Evaluation, Recipe)
+    kinds = (Prompts, Contrast, Responses, Tokens, Evaluation, Recipe)
     fields = [field for kind in reversed(kinds) for field in structs.fields(kind)]
     return {field.name: field for field in fields}
 

@@ -3,6 +3,7 @@
 Knows types and the words of a command line, and no option.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,6 +35,17 @@ def paths_by_name(words: Sequence[str]) -> dict[str, Path]:
     return paths
 
 
+def json_object(_: Any, tokens: Sequence[Token]) -> dict[str, Any]:
+    """`{"a": 1}` as a dictionary."""
+    try:
+        value = json.loads(tokens[0].value)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object, got {tokens[0].value!r}.")
+    return value
+
+
 def whole_number(_: Any, tokens: Sequence[Token]) -> int:
     """`3` as 3; `2.7`, which cyclopts would round, is refused."""
     try:
@@ -54,6 +66,12 @@ WRITTEN: dict[Any, Any] = {
     Sequence[str]: Annotated[Sequence[str], Parameter(consume_multiple=True, metavar="COLUMN ...", show_default=False)],
     tuple[str, float] | None: Annotated[
         tuple[str, float] | None, Parameter(converter=column_and_number, n_tokens=1, metavar="COLUMN=NUMBER")
+    ],
+    tuple[str, ...]: Annotated[
+        tuple[str, ...], Parameter(consume_multiple=True, metavar="URL ...", show_default=False)
+    ],
+    Mapping[str, Any] | None: Annotated[
+        Mapping[str, Any] | None, Parameter(converter=json_object, n_tokens=1, accepts_keys=False, metavar="JSON")
     ],
     Mapping[str, Path] | None: Annotated[list[str] | None, Parameter(metavar="NAME=RUN")],
 }

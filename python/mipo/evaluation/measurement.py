@@ -20,8 +20,10 @@ from mipo.evaluation.scoring import response_logps
 from mipo.models.model import Model
 from mipo.negatives.draw import Kind, contrast
 from mipo.prompts.rows import numbered
+from mipo.responses.engines.contract import Engine
 from mipo.responses.generation import generate
 from mipo.responses.requests import Requests, compose_requests, counter_prompts, distinct
+from mipo.responses.sampling import Reasoning
 from mipo.tokenizer.chat import encode_prompts
 from mipo.tokenizer.messages import key
 from mipo.tokenizer.table import TokenTable
@@ -48,17 +50,19 @@ def evaluate(
     rows: int | None = ROWS,
     rule: Rule | None = None,
     responses: pl.DataFrame | None = None,
+    engine: Engine | None = None,
     seed: int = 0,
     temperature: float = 0.1,
     top_p: float = 0.9,
     max_new_tokens: int = 512,
     batch_size: int = 64,
+    reasoning: Reasoning = "drop",
     progress: str = "",
 ) -> tuple[dict[str, Any], pl.DataFrame]:
     """The figures of one side of `evaluation.json` (before or after), by name, and their table, a row a prompt.
 
-    The model answers every prompt as in training, or `responses` are its responses to the requests of these prompts
-    (`mipo.responses.requests`), or of these and more.
+    The model answers every prompt as in training, by `engine` (default: in this process), or `responses` are its
+    responses to the requests of these prompts (`mipo.responses.requests`), or of these and more.
 
     Information: the responses to the first `rows` prompts (None for all) are scored under `negatives` other prompts
     (None for 31, or all others) of the `kind`. Empty responses, and those that do not fit the model's context with
@@ -82,7 +86,12 @@ def evaluate(
     )
     requests = compose_requests(prompts, chat=model.is_chat)
     settings: dict[str, Any] = {"top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
-    settings |= {"batch_size": batch_size, "progress": f"{progress} responses".strip()}
+    settings |= {
+        "batch_size": batch_size,
+        "engine": engine,
+        "reasoning": reasoning,
+        "progress": f"{progress} responses".strip(),
+    }
     if responses is None:
         responses = generate(requests.prompts, model, temperature=temperature, **settings)
     table = _responses_of(requests, responses)

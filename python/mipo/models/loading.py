@@ -44,6 +44,16 @@ def load_config(model: str, *, trust_remote_code: bool = False) -> Any:
         return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
 
 
+def load_generation_config(model: str) -> Any:
+    """The generation config of a model folder or hub name, or what transformers makes of its config without one."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(model)
+    except OSError:
+        return GenerationConfig.from_model_config(load_config(model))
+
+
 def load_model(model: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> PreTrainedModel:
     """The causal model of a folder (also a PEFT adapter's) or hub name, in evaluation mode on the accelerator, if any.
 

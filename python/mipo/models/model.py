@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mipo.errors import InputError
 from mipo.io import checksum
 from mipo.io.lazy import torch
-from mipo.models.loading import load_config, load_model, load_tokenizer
+from mipo.models.loading import load_config, load_generation_config, load_model, load_tokenizer
 from mipo.tokenizer.chat import is_chat
 from mipo.tokenizer.encoder import fingerprint
 
@@ -55,6 +55,14 @@ class Model:
     def weights(self) -> PreTrainedModel:
         """The model itself, in evaluation mode on the accelerator, if any."""
         return load_model(self.name, dtype=self.dtype, trust_remote_code=self.trust_remote_code)
+
+    @cached_property
+    def end_ids(self) -> list[int]:
+        """The token ids that end a response, sorted: the tokenizer's and the generation config's."""
+        generation = self.weights.generation_config if self.in_memory else load_generation_config(self.name)
+        configured = getattr(generation, "eos_token_id", None)
+        listed = configured if isinstance(configured, list) else [configured]
+        return sorted({int(i) for i in [self.tokenizer.eos_token_id, *listed] if i is not None})
 
     @property
     def is_chat(self) -> bool:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 131_072  # with prompts and responses of 300 characters each, under a gibibyte
 MISSING, EMPTY, THERE = 0, 1, 2
-KINDS: dict[str, Kind] = {"prompt": "chat", "response": "text", "truncated": "flag", "response_id": "id"}
+KINDS: dict[str, Kind] = {
+    "prompt": "chat", "response": "text", "truncated": "flag", "finish_reason": "text", "response_id": "id",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,11 +39,11 @@ def pairs(prompts: Table, counterparts: Table, responses: Table) -> pl.DataFrame
 
     `prompts` are as `mipo.prompts.rows.read` returns them, and `counterparts` as `mipo.contrast` drew them from these.
     `responses` has the columns prompt (the whole prompt that the model was asked: text or messages), response, and
-    optionally response_id (else the row number) and truncated. Returns prompt_id, negative, kind, chosen_id and
-    rejected_id (their response_id), prompt, chosen, rejected (text, or messages where the responses' prompts are
-    messages: TRL's standard and conversational formats), chosen_truncated, rejected_truncated. Raises InputError for a
-    missing column and for two responses to one prompt. LazyFrames are read in batches, and only the result is held in
-    memory; `join` writes it to a file instead.
+    optionally response_id (else the row number) and truncated, or a server's finish_reason. Returns prompt_id,
+    negative, kind, chosen_id and rejected_id (their response_id), prompt, chosen, rejected (text, or messages where the
+    responses' prompts are messages: TRL's standard and conversational formats), chosen_truncated, rejected_truncated.
+    Raises InputError for a missing column and for two responses to one prompt. LazyFrames are read in batches, and only
+    the result is held in memory; `join` writes it to a file instead.
     """
     return pl.concat(texts for _, texts in _stream(prompts, counterparts, responses, BATCH_ROWS, None))
 

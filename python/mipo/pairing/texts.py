@@ -20,10 +20,17 @@ COLUMNS = (
 
 
 def texts_of(responses: Table) -> Table:
-    """The columns of a table of responses that `with_texts` needs: prompt, response, truncated."""
-    known = "truncated" in responses.lazy().collect_schema()
-    truncated = pl.col("truncated").fill_null(False) if known else pl.lit(False).alias("truncated")
-    return responses.select("prompt", "response", truncated)
+    """The columns of a table of responses that `with_texts` needs: prompt, response, truncated.
+
+    Servers say `finish_reason: length` of a response that was cut off.
+    """
+    columns = responses.lazy().collect_schema()
+    cut = pl.lit(False)
+    if "truncated" in columns:
+        cut = pl.col("truncated").fill_null(False)
+    elif "finish_reason" in columns:
+        cut = pl.col("finish_reason").eq_missing("length")
+    return responses.select("prompt", "response", cut.alias("truncated"))
 
 
 def with_texts(pairs: pl.DataFrame, ids: Ids, texts: Rows) -> pl.DataFrame:

@@ -1,26 +1,33 @@
-"""Generation: a model's response to each distinct prompt, in parts that a later call continues.
+"""Generation: an answer to each distinct prompt, asked of an engine once, and kept as it comes.
 
-Knows sampling and parts on disk. Knows nothing of pairs or training.
+Knows engines by their contract, and what is kept on disk. Knows nothing of pairs or training.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections import Counter
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mipo.errors import InputError
-from mipo.io import checksum, files, outputs, records, tables
-from mipo.io.lazy import np, pl, torch
+from mipo import reasons
+from mipo.errors import InputError, StoppedError
+from mipo.io import outputs, records, tables
+from mipo.io.lazy import np, pl
 from mipo.models.model import Model
-from mipo.responses.engines.local import sample
-from mipo.responses.sampling import Sampling
-from mipo.tokenizer.chat import encode_prompts
-from mipo.tokenizer.messages import key
+from mipo.responses import reasoning as thinking
+from mipo.responses.answers import FILE, Answers, keys_of
+from mipo.responses.engines.contract import Answer, Engine, Work
+from mipo.responses.engines.local import Local
+from mipo.responses.sampling import Reasoning, Sampling
+from mipo.tokenizer.chat import encode_prompts, render
+from mipo.tokenizer.table import TokenTable
 from mipo.tokenizer.template import RowError
 
-RESPONSE = ("response", "response_tokens", "truncated")  # what a part holds beside the prompts
-PART_ROWS = 512  # a kill costs at most one part; each has its own seed, so generating it again gives the same rows
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+PART_ROWS = 65_536  # rows in a file of responses
 
 
 def generate(
@@ -28,117 +35,178 @@ def generate(
     model: Model,
     *,
     folder: Path | None = None,
+    database: Path | None = None,
+    engine: Engine | None = None,
+    reuse: Path | None = None,
     temperature: float = 0.1,
     top_p: float = 0.9,
     max_new_tokens: int = 512,
     seed: int = 0,
     batch_size: int = 64,
+    reasoning: Reasoning = "drop",
+    max_failures: float = 0.1,
     progress: str = "generate",
 ) -> pl.DataFrame:
     """One sampled response for each row of `prompts` (those of `Requests`); temperature 0 is greedy.
 
-    Returns `prompts` with response (text without special tokens), response_tokens (with the end of turn) and truncated
-    (cut off after `max_new_tokens` tokens: as a part of a pair it has no end of turn, see `mipo.tokens.groups`).
-    Samples from the model's own distribution under temperature and top_p: a repetition penalty or top_k in its
-    generation config is ignored, its end tokens are used.
+    Returns `prompts` with response (text without special tokens), response_tokens (with the end of turn), truncated
+    (cut off after `max_new_tokens` tokens: as a part of a pair it has no end of turn, see `mipo.tokens.groups`), and,
+    where there is no response, failure (a reason) and detail (what the engine said of it). `reasoning` says what
+    becomes of a text between `<think>` and `</think>`: drop, keep (a column reasoning) or part (of the response).
 
-    With `folder`, parts of 512 rows are kept there as `part-*.parquet`, and a call with the same arguments continues
-    an interrupted one. The same arguments give the same responses on the same machine; another batch size or device
-    rounds differently. Weights are loaded only where rows are missing. Raises InputError for a folder of other prompts
-    or settings, naming the difference, and, before it generates anything, for a prompt that leaves no room for
-    `max_new_tokens` in the model's context.
+    Samples from the model's own distribution under temperature and top_p: a repetition penalty or top_k in its
+    generation config is ignored, its end tokens are used. `engine` answers (default: the model, in this process).
+
+    With `folder`, the responses are written there as `part-*.parquet`, and the answers are kept in `database` (default:
+    `answers.sqlite` in the folder) as they come. A later call asks only what has no answer there, or in the folder
+    `reuse` (of responses, or of a run); other settings or prompts add to it. The local engine gives the same responses
+    for the same arguments on the same machine; another batch size or device rounds differently. Raises StoppedError
+    when more than the share `max_failures` of the prompts has failed; what was answered is kept.
     """
     if not prompts.height:
         raise InputError("no prompt to answer; give at least one row")
-    sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
-    records.read(Sampling, {**sampling, "batch_size": batch_size})
-    with outputs.claim(folder, "responses") if folder else nullcontext():
+    sampling = records.read(
+        Sampling,
+        {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "batch_size": batch_size},
+    )
+    engine = engine or Local()
+    settings = _settings(model, sampling, seed, is_split=reasoning != "part")
+    with ExitStack() as stack:
         if folder:
-            of_model = {"model": model.name, **model.content, "tokenizer": model.tokenizer_fingerprint}
-            _check(folder, prompts, {**of_model, **sampling, "seed": seed, "batch_size": batch_size})
-        return _answered(prompts, model, folder, sampling, seed, batch_size, progress)
+            stack.enter_context(outputs.claim(folder, "responses"))
+            database = database or folder / FILE
+        answers = stack.enter_context(Answers.open(database, settings))
+        if reuse:
+            answers.copy_from(reuse / FILE)
+        keys = keys_of(prompts["prompt"])
+        if damaged := answers.discard_damaged(keys):
+            print(f"{database}: {damaged} answers were damaged, and are asked for again")
+        _ask(prompts, keys, model, engine, answers, sampling, seed, reasoning, max_failures, progress)
+        kept = answers.frame(keys)
+    if reasoning != "keep":
+        kept = kept.drop("reasoning")
+    responses = prompts.hstack(kept)
+    if folder:
+        _write(responses, folder)
+    return responses
 
 
-def _answered(
-    prompts: pl.DataFrame,
-    model: Model,
-    folder: Path | None,
-    sampling: dict[str, Any],
-    seed: int,
-    batch_size: int,
-    progress: str,
-) -> pl.DataFrame:
-    """The prompts with their responses, part by part."""
-    new = sampling["max_new_tokens"]
-    parts: list[pl.DataFrame] = []
-    ids: list[list[int]] = []
-    with _bar(prompts.height, progress) as bar:
-        for number, start in enumerate(range(0, prompts.height, PART_ROWS)):
-            rows, path = slice(start, start + PART_ROWS), folder / f"part-{number:05d}.parquet" if folder else None
-            if path and path.exists():
-                part = tables.scan(path).collect() if tables.is_own(path) else pl.DataFrame()
-                if part.columns == [*prompts.columns, *RESPONSE] and _same(part, prompts[rows]):
-                    parts.append(part)
-                    bar.update(part.height)
-                    continue
-                print(f"{path}: damaged, or not the responses to these prompts; made again")
-            # All prompts at once, so that one that is too long is refused before any generation.
-            ids = ids or _encode_fitting(prompts, model, new)
-            torch.manual_seed(_part_seed(seed, number))
-            responses = sample(ids[rows], model.weights, model.tokenizer, sampling, batch_size, bar)
-            parts.append(prompts[rows].with_columns(responses))
-            if path:
-                tables.write([parts[-1]], path)
-    return pl.concat(parts)
+def answered(
+    prompts: pl.DataFrame, model: Model, database: Path, sampling: Sampling, seed: int, *, reasoning: Reasoning
+) -> int:
+    """How many of the prompts have an answer in a database, or a failure that is final; 0 without a database."""
+    if not database.exists():
+        return 0
+    with Answers.open(database, _settings(model, sampling, seed, is_split=reasoning != "part")) as answers:
+        return prompts.height - len(answers.missing(keys_of(prompts["prompt"])))
 
 
-def _same(part: pl.DataFrame, prompts: pl.DataFrame) -> bool:
-    """Whether a part holds a response to each of these prompts."""
-    complete = not sum(part.select(RESPONSE).null_count().row(0))
-    return complete and part.select(prompts.columns).equals(prompts)
+def failures(responses: pl.DataFrame) -> dict[str, int]:
+    """How many prompts have no response, by reason."""
+    counts = Counter(responses["failure"].drop_nulls().to_list())
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _part_seed(seed: int, number: int) -> int:
-    """The seed of a part. With seed + number, neighbouring seeds and parts would share random numbers."""
-    return int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def _settings(model: Model, sampling: Sampling, seed: int, *, is_split: bool) -> dict[str, Any]:
+    """What an answer depends on beside its prompt."""
+    content = model.content if any(model.content.values()) else {"name": model.name}
+    if "revision" in content:
+        content = {"name": model.name, **content}
+    hot = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": seed}
+    return {
+        "model": content,
+        "tokenizer": model.tokenizer_fingerprint,
+        "max_new_tokens": sampling.max_new_tokens,
+        **(hot if sampling.temperature else {"temperature": 0}),
+        "reasoning_is_split": is_split,
+    }
 
 
-def _check(folder: Path, prompts: pl.DataFrame, settings: dict[str, Any]) -> None:
-    """Writes prompts and settings of the parts to `folder`; InputError for a folder with parts of others."""
-    digest = checksum.of_value(key(prompts["prompt"]).to_list())
-    settings = {**settings, "part_rows": PART_ROWS, "prompts_checksum": digest}
-    path = folder / "settings.json"
-    if not path.exists():
-        if any(folder.glob("part-*.parquet")):
-            raise InputError(
-                f"{folder}: holds responses, but no settings.json that describes them; name another folder"
-            )
-        files.write_json(path, settings)
-        return
-    if lines := records.differences(files.read_json(path), settings):
-        raise InputError(
-            f"{folder}: holds responses of other prompts or settings:\n  " + "\n  ".join(lines) + "\nName another "
-            "folder, or delete this one."
+def _ask(
+    prompts: pl.DataFrame, keys: NDArray[np.uint64], model: Model, engine: Engine, answers: Answers,
+    sampling: Sampling, seed: int, reasoning: Reasoning, max_failures: float, progress: str,
+) -> None:  # fmt: skip
+    """Asks the engine what has no answer, and keeps each answer as it comes."""
+    missing = answers.missing(keys)
+    failed = Counter[str]()
+    with _Bar(prompts.height, len(missing), progress) as bar:
+        if not len(missing):
+            return
+        name = engine.name()
+        ids, ends, too_long = _encode(prompts, model, sampling.max_new_tokens)
+        for row in np.intersect1d(missing, too_long).tolist():
+            answer = Answer(failure=reasons.too_long_for_context(model.room(sampling.max_new_tokens)))
+            answers.add(keys[row], answer, name)
+            failed[str(answer.failure)] += 1
+            bar.advance(answer)
+        rows = np.setdiff1d(np.arange(prompts.height), too_long)
+        missing = np.intersect1d(missing, rows)
+        seeds = (keys[:, 0] ^ np.uint64(seed)) & np.uint64(2**31 - 1)
+        work = Work(prompts["prompt"], ids, rows, missing, seeds.astype(np.int64), model, sampling, seed)
+        asked = engine.answers(work)
+        with closing(asked):  # type: ignore[type-var]
+            for row, answer in asked:
+                if reasoning != "part":
+                    answer = thinking.split(answer, prompt_end=ends[row])
+                answers.add(keys[row], answer, name)
+                bar.advance(answer)
+                if answer.failure:
+                    failed[answer.failure] += 1
+                    _check_failures(failed, answer, prompts.height, max_failures)
+
+
+def _check_failures(failed: Counter[str], last: Answer, rows: int, max_failures: float) -> None:
+    if failed.total() > max_failures * rows:
+        counts = "; ".join(f"{reason}: {count:,}" for reason, count in failed.most_common())
+        raise StoppedError(
+            f"generate: {failed.total():,} of {rows:,} prompts failed, more than max_failures allows ({max_failures}): "
+            f"{counts}; the last: {last.detail or last.failure}. What was answered is kept: mend the cause, or allow "
+            "more with max_failures, and run the same command again to continue"
         )
 
 
-def _encode_fitting(prompts: pl.DataFrame, model: Model, new: int) -> list[list[int]]:
-    """The ids of each prompt; InputError unless all leave room for `new` tokens."""
+def _encode(prompts: pl.DataFrame, model: Model, new: int) -> tuple[TokenTable, list[str], NDArray[np.int64]]:
+    """The ids of each prompt, the end of its text, and the rows that leave no room for `new` tokens."""
     try:
-        ids = [row.tolist() for row in encode_prompts(prompts["prompt"], model.tokenizer)]
+        ids = encode_prompts(prompts["prompt"], model.tokenizer)
     except RowError as error:
         raise InputError(f"response_id {prompts['response_id'][error.row]}: {error.message}") from error
-    context = model.context_length
-    longest = max(range(len(ids)), key=lambda row: len(ids[row]))
-    if context is not None and len(ids[longest]) + new > context:
-        raise InputError(
-            f"response_id {prompts['response_id'][longest]}: a prompt of {len(ids[longest])} tokens and {new} new "
-            f"tokens do not fit the model's context of {context}; drop long prompts or lower max_new_tokens"
-        )
-    return ids
+    room = model.room(new)
+    too_long = np.flatnonzero(ids.lengths() > room) if room is not None else np.zeros(0, dtype=np.int64)
+    ends = render(prompts["prompt"], model.tokenizer).str.tail(16).to_list()
+    return ids, ends, too_long
 
 
-def _bar(total: int, name: str) -> Any:
-    from tqdm import tqdm
+def _write(responses: pl.DataFrame, folder: Path) -> None:
+    """Writes the responses in parts, and removes those of an earlier, longer table."""
+    parts = [responses[start : start + PART_ROWS] for start in range(0, responses.height, PART_ROWS)]
+    paths = [folder / f"part-{number:05d}.parquet" for number in range(len(parts))]
+    for part, path in zip(parts, paths, strict=True):
+        tables.write([part], path)
+    for path in set(folder.glob("part-*.parquet")) - set(paths):
+        outputs.remove(path)
 
-    return tqdm(total=total, desc=name, unit="row", delay=0.5)
+
+class _Bar:
+    """The progress bar: answers, tokens per second, failures."""
+
+    def __init__(self, total: int, missing: int, name: str) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=total, initial=total - missing, desc=name, unit="row", delay=0.5)
+        self._tokens = self._failed = 0
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def advance(self, answer: Answer) -> None:
+        """Counts an answer."""
+        self._tokens += answer.response_tokens
+        self._failed += answer.failure is not None
+        seconds = self._bar.format_dict["elapsed"]
+        failed = f", {self._failed:,} failed" if self._failed else ""
+        self._bar.set_postfix_str(f"{self._tokens / max(seconds, 0.1):,.0f} tokens/s{failed}", refresh=False)
+        self._bar.update()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -22,11 +22,14 @@ from mipo.pairing.controls import shuffle
 from mipo.pairing.filter import BATCH_ROWS, ResponseStates, add_reasons, dropped, keep, write_with_reasons
 from mipo.pairing.stored import StoredPairs
 from mipo.report import page
-from mipo.responses.generation import generate
+from mipo.responses.answers import FILE
+from mipo.responses.engines.choice import of_settings
+from mipo.responses.engines.contract import Engine
+from mipo.responses.generation import failures, generate
 from mipo.responses.requests import Requests, compose_requests, link
 from mipo.run import provenance
-from mipo.run.prompts import fits, read_prompts
-from mipo.run.recipe import Recipe, dump
+from mipo.run.prompts import read_prompts
+from mipo.run.recipe import Recipe, dump, run_folder
 from mipo.run.stages import Rows, RunFolder
 from mipo.run.training_settings import build, load_checked
 from mipo.tokens.groups import tokenize
@@ -63,14 +66,13 @@ def run_recipe(
     if until is not None and until not in STAGES:
         raise InputError(f"until: expected one of {', '.join(STAGES)}, got {until!r}")
     page.read_beside(beside or {})
-    named = [Path(path).stem, *([] if seed is None else [f"seed-{seed}"]), *([control] if control else [])]
-    folder = Path(output or Path("runs") / "-".join(named))
+    folder = run_folder(path, output, seed, control)
     recipe = load_checked(path, folder, seed=seed, control=control)
     model = Model(recipe.model, trust_remote_code=recipe.trust_remote_code)
     with outputs.claim(folder, "run"):
         run = RunFolder(folder, recipe, provenance.describe(recipe, model), reuse=Path(reuse) if reuse else None)
         files.write_text(folder / "recipe.yaml", dump(recipe))
-        pipeline = _Pipeline(folder, recipe, model)
+        pipeline = _Pipeline(folder, recipe, model, Path(reuse) if reuse else None)
         for stage in STAGES[: STAGES.index(until) + 1 if until else None]:
             inputs = provenance.inputs(stage, recipe, model, run)
             run.do(stage, inputs, provenance.OUTPUTS[stage], getattr(pipeline, stage))
@@ -87,6 +89,7 @@ class _Pipeline:
     folder: Path
     recipe: Recipe
     model: Model
+    reuse: Path | None = None
 
     def prompts(self) -> Rows:
         """Reads the prompts and holds some of them out."""
@@ -110,8 +113,10 @@ class _Pipeline:
         train, drawn = self._read("prompts.parquet"), self._read("counterparts.parquet")
         requests = compose_requests(train, drawn, chat=self.model.is_chat)
         self._write(link(train, drawn, requests), "links.parquet")
-        responses = self._generate(requests, "responses", self.recipe.seed, "responses")
-        return Rows(responses.height, responses.height)
+        engine = of_settings(self.recipe.responses)
+        responses = self._generate(requests, "responses", engine, self.recipe.seed, "responses")
+        failed = failures(responses)
+        return Rows(responses.height, responses.height - sum(failed.values()), failed)
 
     def pairs(self) -> Rows:
         """Decides which links are pairs; a shuffled control then swaps chosen and rejected in half of them."""
@@ -141,7 +146,8 @@ class _Pipeline:
         settings = records.settings(self.recipe.contrast) | {"negatives": 1}
         drawn = contrast(test, seed=self.recipe.seed, **settings)
         requests = compose_requests(test, drawn, chat=self.model.is_chat)
-        responses = self._generate(requests, "evaluation/responses", self.recipe.seed + 1, "held-out responses")
+        seed = self.recipe.seed + 1
+        responses = self._generate(requests, "evaluation/responses", self._judged(), seed, "held-out responses")
         links = add_reasons(link(test, drawn, requests), ResponseStates.of(responses, BATCH_ROWS))
         if not keep(links).height:
             raise InputError("evaluation: no held-out row became a pair; hold out more rows")
@@ -182,8 +188,9 @@ class _Pipeline:
         # between them is the model.
         measured, table = measurement.evaluate(
             model, self._read("test.parquet"), store, kind=self.recipe.contrast.kind, negatives=self._negatives(),
-            rows=evaluation.rows, rule=evaluation.rule, responses=responses, seed=self.recipe.seed + 1, progress=side,
-            **records.settings(self.recipe.responses),
+            rows=evaluation.rows, rule=evaluation.rule, responses=responses, engine=self._judged(),
+            seed=self.recipe.seed + 1, reasoning=self.recipe.responses.reasoning, progress=side,
+            **records.settings(self.recipe.responses.sampling),
         )  # fmt: skip
         self._write(table, f"evaluation/{side}.parquet")
         files.write_json(self.folder / "evaluation" / f"{side}.json", measured)
@@ -191,12 +198,20 @@ class _Pipeline:
     def _negatives(self) -> int:
         return measurement.negatives_of(self.recipe.evaluation.negatives, self._read("test.parquet").height)
 
-    def _generate(self, requests: Requests, name: str, seed: int, progress: str) -> pl.DataFrame:
-        """Responses to the prompts that fit the model's context; the others get none, and their pairs are dropped."""
-        sampling = self.recipe.responses
-        prompts = requests.prompts.filter(fits(requests.prompts["prompt"], self.model, sampling.max_new_tokens))
-        settings = records.settings(sampling)
-        return generate(prompts, self.model, folder=self.folder / name, seed=seed, progress=progress, **settings)
+    def _judged(self) -> Engine | None:
+        """The engine of the held-out responses: one that can load the trained model, so that both sides have it."""
+        settings = self.recipe.responses
+        return of_settings(settings) if settings.engine == "vllm" else None
+
+    def _generate(self, requests: Requests, name: str, engine: Engine | None, seed: int, progress: str) -> pl.DataFrame:
+        """The responses to all requests; prompts without one have the reason."""
+        settings = self.recipe.responses
+        model = self.model if settings.dtype == "auto" else replace(self.model, dtype=settings.dtype)
+        return generate(
+            requests.prompts, model, folder=self.folder / name, database=self.folder / FILE, engine=engine,
+            reuse=self.reuse, seed=seed, reasoning=settings.reasoning,
+            max_failures=settings.max_failures, progress=progress, **records.settings(settings.sampling),
+        )  # fmt: skip
 
     def _read(self, name: str) -> pl.DataFrame:
         return tables.scan(self.folder / name).collect()

@@ -10,15 +10,22 @@ from mipo.evaluation import measurement
 from mipo.io import records
 from mipo.models.model import Model
 from mipo.negatives.draw import contrast
+from mipo.responses.answers import FILE
+from mipo.responses.generation import answered
 from mipo.responses.requests import compose_requests, link
 from mipo.run.prompts import read_prompts
+from mipo.run.recipe import run_folder
 from mipo.run.training_settings import load_checked
-from mipo.tokenizer.chat import render
+from mipo.tokenizer.chat import encode_prompts, render
 
 
-def dry_run(path: str | Path, *, seed: int | None = None, rows: int = 3) -> str:
-    """Returns the first `rows` pairs as the model will see them, and how much the run will generate."""
-    recipe = load_checked(path, Path("runs") / Path(path).stem, seed=seed)
+def dry_run(path: str | Path, *, output: str | Path | None = None, seed: int | None = None, rows: int = 3) -> str:
+    """Returns the first `rows` pairs as the model will see them, and how much the run will generate.
+
+    `output` is the folder of the run, whose answers will not be asked again.
+    """
+    folder = run_folder(path, output, seed, None)
+    recipe = load_checked(path, folder, seed=seed)
     model = Model(recipe.model, trust_remote_code=recipe.trust_remote_code)
     train, test, _, counts = read_prompts(recipe, model)
     measurement.check(test, negatives=recipe.evaluation.negatives, rule=recipe.evaluation.rule, at="evaluation.")
@@ -38,10 +45,16 @@ def dry_run(path: str | Path, *, seed: int | None = None, rows: int = 3) -> str:
             rejected_prompt,
             "",
         ]
+    settings = recipe.responses
+    tokens = encode_prompts(requests.prompts["prompt"], model.tokenizer).lengths().sum()
+    there = answered(
+        requests.prompts, model, folder / FILE, settings.sampling, recipe.seed, reasoning=settings.reasoning
+    )
     lines += [
         f"prompts: {counts.describe()}",
         f"{train.height:,} prompts, {drawn['reason'].null_count():,} pairs of kind {recipe.contrast.kind}, "
-        f"{requests.prompts.height:,} responses to generate of at most {recipe.responses.max_new_tokens:,} tokens "
-        f"each; {test.height:,} held-out prompts",
+        f"{requests.prompts.height:,} responses by the engine {settings.engine}, {there:,} of them there already; "
+        f"{test.height:,} held-out prompts",
+        f"tokens of all requests: {tokens:,} in, at most {requests.prompts.height * settings.max_new_tokens:,} out",
     ]
     return "\n".join(lines)

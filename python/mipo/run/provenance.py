@@ -53,10 +53,11 @@ def describe(recipe: Recipe, model: Model) -> dict[str, Any]:
 def inputs(stage: str, recipe: Recipe, model: Model, run: RunFolder) -> dict[str, Any]:
     """Everything that the outputs of a stage depend on, as plain values; if any of it changes, the stage runs again."""
     plain, tokenizer = records.settings(recipe), model.tokenizer_fingerprint
+    sampling = records.settings(recipe.responses.sampling) | {"reasoning": recipe.responses.reasoning}
     evaluation = {
         "settings": plain["evaluation"],
         "contrast": plain["contrast"],
-        "sampling": plain["responses"],
+        "sampling": sampling,
         "tokenizer": tokenizer,
     }
     match stage:
@@ -71,7 +72,7 @@ def inputs(stage: str, recipe: Recipe, model: Model, run: RunFolder) -> dict[str
             own = {"settings": plain["contrast"], "files": run.checksums("prompts")}
         case "responses":
             files = run.checksums("prompts", "contrast")
-            own = {"settings": plain["responses"], "model": model.content, "files": files}
+            own = {"settings": sampling, "model": model.content, "files": files}
         case "pairs":
             files = run.checksums("prompts", "contrast", "responses")
             own = {"shuffled": recipe.control == "shuffled", "files": files}

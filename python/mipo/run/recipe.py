@@ -17,7 +17,7 @@ from mipo.evaluation.rule import Rule
 from mipo.io import records
 from mipo.io.records import Count, Record, Seed, Share, Text
 from mipo.negatives.draw import Kind, check_kind
-from mipo.responses.sampling import Sampling
+from mipo.responses.sampling import Responses
 from mipo.run import document
 from mipo.run.training_fields import fields_of
 
@@ -140,7 +140,7 @@ class Recipe(Record, frozen=True, kw_only=True):
     ]
     prompts: Prompts
     contrast: Contrast = Contrast()
-    responses: Sampling = Sampling()
+    responses: Responses = Responses()
     tokens: Tokens = Tokens()
     trainer: Annotated[
         dict[str, Any], Meta(description="fields of mipo.trainer.MIPOConfig, which are those of trl.DPOConfig")
@@ -193,6 +193,12 @@ def load(path: str | Path, *, seed: int | None = None, control: str | None = Non
     source, test = (name and _absolute(name, path.parent) for name in (recipe.prompts.source, recipe.prompts.test))
     prompts = msgspec.structs.replace(recipe.prompts, source=source, test=test)
     return msgspec.structs.replace(recipe, model=_absolute(recipe.model, path.parent), prompts=prompts)
+
+
+def run_folder(path: str | Path, output: str | Path | None, seed: int | None, control: str | None) -> Path:
+    """The folder of a run: `output`, or one in `runs` by the recipe's name, and the seed and control if given."""
+    named = [Path(path).stem, *([] if seed is None else [f"seed-{seed}"]), *([control] if control else [])]
+    return Path(output or Path("runs") / "-".join(named))
 
 
 def dump(recipe: Recipe) -> str:

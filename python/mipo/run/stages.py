@@ -18,10 +18,12 @@ from typing import Any
 
 from mipo.errors import InputError
 from mipo.io import checksum, files, outputs, records
+from mipo.responses.sampling import Sampling
 from mipo.run.recipe import Recipe
 
-# Settings that change no result, so that a run may go on with others.
+# Settings that change no result, so that a run may go on with others; of the responses, all but these.
 FREE = ("max_dropped", "redo_after_upgrade")
+RESPONSES = (*Sampling.__struct_fields__, "reasoning")
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class RunFolder:
         earlier = _read(self.path) if self.path.exists() else {}
         stages = earlier.get("stages", {})
         settings = {name: value for name, value in records.settings(recipe).items() if name not in FREE}
+        settings["responses"] = {name: settings["responses"][name] for name in RESPONSES}
         begun = any(stage["state"] == "done" for stage in stages.values())
         if begun and (lines := records.differences(earlier["settings"], json.loads(json.dumps(settings)))):
             raise InputError(

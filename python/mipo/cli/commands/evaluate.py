@@ -15,7 +15,7 @@ from mipo.prompts.rows import read
 from mipo.tokens.store import PairStore
 
 
-@mirrors(read, evaluate, without=("responses", "rule", "progress"))
+@mirrors(read, evaluate, without=("responses", "rule", "engine", "progress"))
 def command(
     prompts: Prompts,
     /,

@@ -7,11 +7,12 @@ from mipo.cli.options import Counterparts, ModelName, Output, Prompts, TrustRemo
 from mipo.models.model import Model
 from mipo.pairing.join import COUNTERPARTS
 from mipo.prompts.rows import read
-from mipo.responses.generation import generate
+from mipo.responses.engines.choice import choose
+from mipo.responses.generation import failures, generate
 from mipo.responses.requests import compose_requests
 
 
-@mirrors(read, generate, without=("folder", "progress"))
+@mirrors(read, choose, generate, without=("folder", "database", "progress"))
 def command(
     prompts: Prompts,
     /,
@@ -22,9 +23,12 @@ def command(
     trust_remote_code: TrustRemoteCode = False,
     **options: Any,
 ) -> None:
-    """Writes one response to each distinct prompt, in parts from which a later call continues."""
-    opened = Model(str(model), trust_remote_code=trust_remote_code)
+    """Writes one response to each distinct prompt. Each answer is kept as it comes, and a later call continues."""
+    opened = Model(str(model), trust_remote_code=trust_remote_code, dtype=options.get("dtype", "auto"))
     drawn = scan_table(counterparts, COUNTERPARTS).lazy().collect() if counterparts is not None else None
     requests = compose_requests(read_prompts(prompts, options), drawn, chat=opened.is_chat)
-    generate(requests.prompts, opened, folder=output, **keywords(generate, options))
+    chosen = choose(**keywords(choose, options))
+    responses = generate(requests.prompts, opened, folder=output, **{**keywords(generate, options), "engine": chosen})
+    for reason, count in failures(responses).items():
+        print(f"{reason}: {count:,} of {responses.height:,} prompts")
     print(f"responses in {output}")

@@ -1,7 +1,5 @@
-"""Engines: what answers prompts, a file per engine.
+"""Engines: what answers prompts, a file per engine; `contract` says what an engine is.
 
-An engine has a function `sample(ids, model, tokenizer, sampling, batch_size, bar)`, as `local` has it. It gets the
-token ids of each prompt (`mipo.tokenizer.chat.encode_prompts`) and returns a frame of one row per prompt, in their
-order: response (text without special tokens), response_tokens (with the end of turn) and truncated. It advances `bar`
-by the prompts that it has answered. `mipo.responses.generation` keeps its results in parts and resumes.
+An engine gets prompts that have no answer yet and yields answers as they come, in any order. What is kept of them, and
+that nothing is asked twice, is the work of `mipo.responses.generation` and `mipo.responses.answers`.
 """

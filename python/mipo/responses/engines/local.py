@@ -1,52 +1,80 @@
-"""The local engine: samples responses with transformers, in this process.
-
-Knows sampling. Knows nothing of parts on disk.
-"""
+"""The local engine: samples responses with transformers, in this process. Knows nothing of what is kept of them."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from mipo.io.lazy import pl, torch
+from mipo.io.lazy import np, torch
+from mipo.responses.engines.contract import Answer, Work
 from mipo.tokenizer.chat import is_chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from mipo.models.model import Model
+    from mipo.responses.sampling import Sampling
 
-def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token ids that end a response, sorted: the tokenizer's and the generation config's."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    listed = configured if isinstance(configured, list) else [configured]
-    return sorted({int(i) for i in [tokenizer.eos_token_id, *listed] if i is not None})
+BLOCK_ROWS = 512
 
 
-def sample(
-    ids: list[list[int]],
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    sampling: dict[str, Any],
-    batch_size: int,
-    bar: Any,
-) -> pl.DataFrame:
-    """response, response_tokens and truncated for each prompt's ids.
+class Local:
+    """Answers with the model itself, in blocks of prompts.
 
-    `sampling`: temperature, top_p and max_new_tokens.
+    A block has its own random numbers, and is sampled whole if any of it is missing, so that an interrupted generation
+    gives the answers of an undisturbed one.
     """
-    greedy, ends = {"do_sample": False, "max_new_tokens": sampling["max_new_tokens"]}, end_ids(model, tokenizer)
-    options = {"do_sample": True, "top_k": 0, **sampling} if sampling["temperature"] else greedy
-    responses: dict[int, tuple[str, int, bool]] = {}
+
+    def name(self) -> str:
+        """The engine and its version."""
+        import transformers
+
+        return f"local, transformers {transformers.__version__}, torch {torch.__version__}"
+
+    def answers(self, work: Work) -> Iterator[tuple[int, Answer]]:
+        """An answer to each missing row (see `mipo.responses.engines.contract`)."""
+        missing = set(work.missing.tolist())
+        for number, start in enumerate(range(0, len(work.rows), BLOCK_ROWS)):
+            block = work.rows[start : start + BLOCK_ROWS].tolist()
+            if missing.isdisjoint(block):
+                continue
+            torch.manual_seed(_block_seed(work.seed, number))
+            ids = [work.ids[row].tolist() for row in block]
+            for place, answer in sample(ids, work.model, work.sampling):
+                if block[place] in missing:
+                    yield block[place], answer
+
+
+def sample(ids: list[list[int]], model: Model, sampling: Sampling) -> Iterator[tuple[int, Answer]]:
+    """An answer to each prompt's ids, with its place among them, batch by batch."""
+    ends, tokenizer = model.end_ids, model.tokenizer
+    options: dict[str, Any] = {"max_new_tokens": sampling.max_new_tokens, "eos_token_id": ends}
+    hot = {"do_sample": True, "top_k": 0, "temperature": sampling.temperature, "top_p": sampling.top_p}
+    options |= hot if sampling.temperature else {"do_sample": False}
     # Long prompts first: memory runs out at the start or never, and batches need little padding.
     order = sorted(range(len(ids)), key=lambda row: (-len(ids[row]), row))
-    for batch in (order[start : start + batch_size] for start in range(0, len(order), batch_size)):
-        new_ids = _continue(model, tokenizer, [ids[row] for row in batch], {**options, "eos_token_id": ends})
+    for batch in (order[start : start + sampling.batch_size] for start in range(0, len(order), sampling.batch_size)):
+        started = time.monotonic()
+        new_ids = _continue(model.weights, tokenizer, [ids[row] for row in batch], options)
+        seconds = (time.monotonic() - started) / len(batch)
         for row, response in zip(batch, new_ids, strict=True):
-            responses[row] = (_decode(tokenizer, ids[row], response), len(response), response[-1] not in ends)
-        bar.update(len(batch))
-    columns = {"response": pl.String, "response_tokens": pl.UInt32, "truncated": pl.Boolean}
-    return pl.DataFrame([responses[row] for row in range(len(ids))], schema=columns, orient="row")
+            yield (
+                row,
+                Answer(
+                    _decode(tokenizer, ids[row], response),
+                    response_tokens=len(response),
+                    prompt_tokens=len(ids[row]),
+                    finish_reason="stop" if response[-1] in ends else "length",
+                    seconds=round(seconds, 4),
+                ),
+            )
+
+
+def _block_seed(seed: int, number: int) -> int:
+    """The seed of a block. With seed + number, neighbouring seeds and blocks would share random numbers."""
+    return int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _continue(

@@ -1,0 +1,165 @@
+"""Answers: a database of what was answered, by what was asked, so that nothing is asked twice.
+
+SQLite in WAL mode: an answer is kept from the moment it comes, whenever the process is killed. Each is found again by
+the settings (the model's and tokenizer's content, sampling, seed) and 128 bits of its prompt, whatever engine answered.
+Knows answers and files. Knows nothing of engines.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mipo.errors import InputError, WriteError
+from mipo.io import checksum
+from mipo.io.keys import NOWHERE, Index
+from mipo.io.lazy import _native, np, pl
+from mipo.responses.engines.contract import Answer
+from mipo.tokenizer.messages import key
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FILE = "answers.sqlite"
+COLUMNS = tuple(field.name for field in fields(Answer))
+TABLES = """
+CREATE TABLE IF NOT EXISTS settings (id INTEGER PRIMARY KEY, value TEXT NOT NULL UNIQUE);
+CREATE TABLE IF NOT EXISTS answers (
+    settings INTEGER NOT NULL, prompt BLOB NOT NULL, response TEXT, response_tokens INTEGER, prompt_tokens INTEGER,
+    finish_reason TEXT, reasoning TEXT, failure TEXT, detail TEXT, final INTEGER, seconds REAL,
+    engine TEXT, answered TEXT, checksum TEXT, PRIMARY KEY (settings, prompt)
+) WITHOUT ROWID;
+"""
+AT_ONCE = 512  # answers that one query reads
+# What a part of the responses holds beside the prompts.
+SCHEMA = {
+    "response": "String", "response_tokens": "UInt32", "truncated": "Boolean", "reasoning": "String",
+    "failure": "String", "detail": "String",
+}  # fmt: skip
+
+
+def keys_of(prompts: pl.Series) -> NDArray[np.uint64]:
+    """128 bits of each composed prompt, uint64 [n, 2]; equal for equal prompts, on every machine."""
+    return np.ascontiguousarray(_native.digests(key(prompts)))
+
+
+class Answers:
+    """The answers in a database under one choice of settings."""
+
+    def __init__(self, connection: sqlite3.Connection, settings: dict[str, Any], path: Path | None) -> None:
+        self._connection, self._path = connection, path
+        self._value = json.dumps(settings, sort_keys=True)
+        connection.executescript(TABLES)
+        connection.execute("INSERT OR IGNORE INTO settings (value) VALUES (?)", (self._value,))
+        (self._id,) = connection.execute("SELECT id FROM settings WHERE value = ?", (self._value,)).fetchone()
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path | None, settings: dict[str, Any]) -> Iterator[Answers]:
+        """The answers in the database `path`, which is made where there is none; without a path, in memory.
+
+        Nothing else may have the database open. Raises InputError for a file that is no database of answers, WriteError
+        where one cannot be written.
+        """
+        try:
+            connection = sqlite3.connect(path or ":memory:", isolation_level=None)
+        except sqlite3.OperationalError as error:
+            raise WriteError(f"{path}: could not be opened ({error})") from None
+        with closing(connection), _named(path):
+            # One process at a time: no memory is shared, which network file systems do not have.
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            yield cls(connection, settings, path)
+
+    def missing(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """The rows of the prompts that have no answer here, and no failure that is final."""
+        rows = self._connection.execute(
+            "SELECT prompt FROM answers WHERE settings = ? AND (failure IS NULL OR final)", (self._id,)
+        )
+        blobs = list[bytes]()
+        while batch := rows.fetchmany(65_536):
+            blobs.append(b"".join(blob for (blob,) in batch))
+        known = np.frombuffer(b"".join(blobs), np.uint64).reshape(-1, 2)
+        return np.flatnonzero(Index(known).find(keys) == NOWHERE)
+
+    def add(self, prompt: NDArray[np.uint64], answer: Answer, engine: str) -> None:
+        """Keeps the answer to the prompt with this key; it is on its way to the disk when this returns."""
+        values = [*asdict(answer).values(), engine, datetime.now(UTC).isoformat(timespec="seconds")]
+        row = (self._id, prompt.tobytes(), *values, _checksum(prompt.tobytes(), values))
+        self._connection.execute(f"INSERT OR REPLACE INTO answers VALUES ({', '.join('?' * len(row))})", row)
+
+    def copy_from(self, path: Path) -> None:
+        """Takes over the answers of another database under the same settings. Leaves that one as it is."""
+        if not path.exists():
+            return
+        with _named(path):
+            self._connection.execute("ATTACH ? AS other", (f"{path.resolve().as_uri()}?mode=ro&immutable=1",))
+            try:
+                self._connection.execute(
+                    f"INSERT OR IGNORE INTO main.answers SELECT {self._id}, prompt, "
+                    f"{', '.join(COLUMNS)}, engine, answered, checksum FROM other.answers "
+                    "WHERE settings = (SELECT id FROM other.settings WHERE value = ?)",
+                    (self._value,),
+                )
+            finally:
+                self._connection.execute("DETACH other")
+
+    def discard_damaged(self, keys: NDArray[np.uint64]) -> int:
+        """Forgets those answers to these prompts whose checksum does not agree; returns how many."""
+        damaged = 0
+        for blob, *values, digest in self._rows(keys):
+            if _checksum(blob, values) != digest:
+                self._connection.execute("DELETE FROM answers WHERE settings = ? AND prompt = ?", (self._id, blob))
+                damaged += 1
+        return damaged
+
+    def frame(self, keys: NDArray[np.uint64]) -> pl.DataFrame:
+        """The answers to the prompts with these keys, in their order (`SCHEMA`); nulls where there is none."""
+        rows = {blob: values for blob, *values, _ in self._rows(keys)}
+        nothing = [None] * (len(COLUMNS) + 2)
+        columns = list(zip(*(rows.get(key.tobytes(), nothing) for key in keys), strict=True))
+        frame = pl.DataFrame(columns[: len(COLUMNS)], schema=dict.fromkeys(COLUMNS), infer_schema_length=None)
+        is_answer = pl.col("response").is_not_null()
+        truncated = pl.when(is_answer).then(pl.col("finish_reason").cast(pl.String) == "length")
+        tokens = pl.when(is_answer).then(pl.col("response_tokens"))
+        frame = frame.with_columns(truncated=truncated, response_tokens=tokens)
+        return frame.select(pl.col(name).cast(getattr(pl, kind)) for name, kind in SCHEMA.items())
+
+    def _rows(self, keys: NDArray[np.uint64]) -> Iterator[tuple[Any, ...]]:
+        """Prompt, the values of its answer, engine, time and checksum."""
+        for start in range(0, len(keys), AT_ONCE):
+            blobs = [key.tobytes() for key in keys[start : start + AT_ONCE]]
+            yield from self._connection.execute(
+                f"SELECT prompt, {', '.join(COLUMNS)}, engine, answered, checksum FROM answers "
+                f"WHERE settings = ? AND prompt IN ({', '.join('?' * len(blobs))})",
+                (self._id, *blobs),
+            ).fetchall()
+
+
+def _checksum(prompt: bytes, values: list[Any]) -> str:
+    """The checksum of an answer; SQLite keeps true and false as numbers."""
+    plain = [int(value) if isinstance(value, bool) else value for value in values]
+    return checksum.of_bytes(prompt + json.dumps(plain).encode())
+
+
+@contextmanager
+def _named(path: Path | None) -> Iterator[None]:
+    """Names the file in the errors of SQLite, and says what to do."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise WriteError(
+            f"{path}: could not be written ({error}); remove the cause and run the same command again to continue"
+        ) from error
+    except sqlite3.DatabaseError as error:
+        raise InputError(
+            f"{path}: expected a database of answers, got a damaged file or another ({error}); `sqlite3 {path} "
+            ".recover` may save what is in it; delete it to ask everything again"
+        ) from error

@@ -1,0 +1,68 @@
+"""The contract of engines: what an engine is asked, and what it answers. Knows no engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import polars as pl
+    from numpy.typing import NDArray
+
+    from mipo.io.lazy import np
+    from mipo.models.model import Model
+    from mipo.responses.sampling import Sampling
+    from mipo.tokenizer.table import TokenTable
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer to a prompt, or the reason why there is none.
+
+    `response` is text without special tokens, null for a failure; `response_tokens` counts the end of turn.
+    `finish_reason` is `stop` or `length`. A `failure` is a reason (`mipo.reasons`), and `detail` is what the engine
+    said of it. A failure that is not `final` may go away by itself, so that a later call asks again.
+    """
+
+    response: str | None = None
+    response_tokens: int = 0
+    prompt_tokens: int = 0
+    finish_reason: str = "stop"
+    reasoning: str | None = None
+    failure: str | None = None
+    detail: str | None = None
+    final: bool = True
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What an engine is asked.
+
+    `prompts` are composed prompts (text or messages), `ids` the token ids of each, `rows` those that fit the model's
+    context, and `missing` those of them that have no answer. `seeds`, one for each row, below 2³¹, depend on what is
+    asked alone, not on the row's place; `seed` is the user's.
+    """
+
+    prompts: pl.Series
+    ids: TokenTable
+    rows: NDArray[np.int64]
+    missing: NDArray[np.int64]
+    seeds: NDArray[np.int64]
+    model: Model
+    sampling: Sampling
+    seed: int
+
+
+class Engine(Protocol):
+    """What answers prompts."""
+
+    def answers(self, work: Work) -> Iterator[tuple[int, Answer]]:
+        """An answer to each of the rows `work.missing`, with its row, as they come. May be closed before its end.
+
+        A failure of one prompt is an Answer. Raises an error of mipo's where no prompt can be answered.
+        """
+
+    def name(self) -> str:
+        """The engine, its version and the model that it serves, for what is kept of each answer."""

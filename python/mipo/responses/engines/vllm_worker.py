@@ -1,0 +1,76 @@
+"""The worker of the vLLM engine: runs in vLLM's environment, which has nothing of mipo; imports vLLM and Python's own.
+
+Reads JSON Lines: first how to load and sample, then a prompt a line; writes a line for each answer as it comes. What
+vLLM prints goes to standard error.
+"""
+
+import json
+import os
+import queue
+import sys
+import threading
+import time
+from typing import Any
+
+
+def main() -> None:
+    """Answers all prompts of standard input."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    os.environ |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_STREAM": "ext://sys.stderr"}
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [path for path in sys.path if path != here]  # the files beside this one are no modules of vLLM's
+    setup = json.loads(sys.stdin.readline())
+
+    from vllm import LLM, SamplingParams, TokensPrompt
+
+    engine = LLM(**setup["model"]).llm_engine
+    limit = setup["concurrency"]
+    requests: queue.Queue[dict[str, Any] | None] = queue.Queue(maxsize=2 * limit)
+    threading.Thread(target=read, args=(requests,), daemon=True).start()
+    started: dict[str, float] = {}
+    ended = False
+
+    def write(**value: object) -> None:
+        answers.write(json.dumps(value) + "\n")
+
+    while not ended or started:
+        while not ended and len(started) < limit:
+            try:
+                request = requests.get(block=not started)
+            except queue.Empty:
+                break
+            if request is None:
+                ended = True
+                break
+            row = str(request["row"])
+            # Only temperature and top_p act: the model's generation config is not asked.
+            parameters = SamplingParams(**setup["sampling"], seed=request["seed"], skip_special_tokens=True)
+            try:
+                engine.add_request(row, TokensPrompt(prompt_token_ids=request["ids"]), parameters)
+            except ValueError as error:
+                write(row=request["row"], error=str(error)[:500])
+                continue
+            started[row] = time.monotonic()
+        for output in engine.step() if started else ():
+            if output.finished:
+                best = output.outputs[0]
+                write(
+                    row=int(output.request_id),
+                    text=best.text,
+                    response_tokens=len(best.token_ids),
+                    prompt_tokens=len(output.prompt_token_ids or ()),
+                    finish_reason=best.finish_reason,
+                    seconds=round(time.monotonic() - started.pop(output.request_id), 4),
+                )
+
+
+def read(requests: "queue.Queue[dict[str, Any] | None]") -> None:
+    """Puts the prompts of standard input into a queue, and None after the last."""
+    for line in sys.stdin:
+        requests.put(json.loads(line))
+    requests.put(None)
+
+
+if __name__ == "__main__":  # vLLM starts processes that import this file
+    main()

@@ -1,0 +1,134 @@
+"""The engines against each other, with a real model and a real vLLM: `make test-engines` sets them up and runs this."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+FOLDER = os.environ.get("MIPO_ENGINES")
+if not FOLDER:
+    pytest.skip("needs a real vLLM: make test-engines", allow_module_level=True)
+
+from mipo.models.model import Model  # noqa: E402
+from mipo.responses.engines.choice import choose  # noqa: E402
+from mipo.responses.engines.contract import Engine  # noqa: E402
+from mipo.responses.generation import generate  # noqa: E402
+from mipo.responses.requests import compose_requests  # noqa: E402
+
+SMOLLM, PYTHON = Path(FOLDER) / "smollm2", Path(FOLDER) / "vllm" / "bin" / "python"
+ROWS = int(os.environ.get("MIPO_ENGINES_ROWS", "1000"))
+# float32, and no graph of kernels: what differs from transformers is the order of sums.
+OPTIONS = {"max_model_len": 1024, "enforce_eager": True, "gpu_memory_utilization": 0.3}
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(os.cpu_count()),
+}  # fmt: skip
+GREEDY: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": 24}
+# Two tokens of nearly equal probability: in another order of sums the other one wins, and all that follows differs.
+NEAR_TIES = 0.03
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def prompts(shared: Path) -> pl.DataFrame:
+    questions = [json.loads(line) for line in (shared / "data/math/gsm8k_train.jsonl").read_text().splitlines()]
+    frame = pl.DataFrame({"prompt": [row["question"] for row in questions[:ROWS]]})
+    return compose_requests(frame, chat=True).prompts
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """A vLLM server."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = [
+        f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}") for name, value in OPTIONS.items()
+    ]
+    command = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", SMOLLM, "--dtype", "float32", *options]
+    process = subprocess.Popen([*map(str, command), "--port", str(port)])
+    try:
+        for _ in range(600):
+            assert process.poll() is None, "the server ended"
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health").read()
+                break
+            except OSError:
+                time.sleep(1)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def local(prompts: pl.DataFrame) -> pl.DataFrame:
+    return timed("local", prompts, None)
+
+
+def offline() -> Engine:
+    return choose(engine="vllm", python=str(PYTHON), dtype="float32", engine_options=OPTIONS, concurrency=256)
+
+
+def timed(name: str, prompts: pl.DataFrame, engine: Engine | None, **options: Any) -> pl.DataFrame:
+    started = time.monotonic()
+    responses = generate(prompts, Model(str(SMOLLM)), engine=engine, **{**GREEDY, **options})
+    seconds, tokens = time.monotonic() - started, responses["response_tokens"].sum()
+    print(f"\n{name}: {len(prompts):,} prompts, {tokens:,} tokens, {seconds:.0f} s with start-up")
+    assert responses["failure"].null_count() == responses.height
+    return responses
+
+
+def assert_nearly_equal(name: str, ours: pl.DataFrame, theirs: pl.DataFrame) -> None:
+    columns = ["response", "response_tokens", "truncated"]
+    differing = (ours.select(columns).to_struct() != theirs.select(columns).to_struct()).sum()
+    print(f"\n{name}: {differing} of {ours.height} answers differ")
+    assert differing <= NEAR_TIES * ours.height
+
+
+def test_greedy_answers_of_a_vllm_server_are_those_of_the_local_engine(
+    url: str, prompts: pl.DataFrame, local: pl.DataFrame
+) -> None:
+    engine = choose(engine="server", urls=(url,), concurrency=32)
+    served = timed("vLLM server, token ids", prompts, engine)
+    assert "server, vllm" in engine.name()
+    assert_nearly_equal("server and local", served, local)
+
+
+def test_a_server_s_own_sampling_defaults_do_not_act(url: str, prompts: pl.DataFrame) -> None:
+    """Sampled answers depend on the prompt and the seed alone, not on the order or the number in flight."""
+    some = prompts[:24]
+    sampled = {"temperature": 1.0, "top_p": 0.95, "seed": 5}
+    one, other = (
+        timed(f"{n} in flight", rows, choose(engine="server", urls=(url,), concurrency=n), **sampled)
+        for n, rows in ((1, some), (16, some.reverse()))
+    )
+    assert_nearly_equal("one and sixteen in flight", one, other.reverse())
+
+
+@pytest.mark.parametrize("send", ["text", "messages"])
+def test_text_and_messages_ask_the_same(url: str, prompts: pl.DataFrame, local: pl.DataFrame, send: Any) -> None:
+    engine = choose(engine="server", urls=(url,), send=send)
+    assert_nearly_equal(send, timed(send, prompts[:24], engine), local[:24])
+
+
+def test_vllm_offline_answers_as_the_local_engine(prompts: pl.DataFrame, local: pl.DataFrame) -> None:
+    engine = offline()
+    assert_nearly_equal("vLLM offline and local", timed("vLLM offline", prompts, engine), local)

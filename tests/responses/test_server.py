@@ -1,0 +1,209 @@
+"""The server engine, against a real HTTP server of the demo's model that makes the mistakes of servers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from demo_server import DemoServer
+
+from mipo import demo
+from mipo.errors import InputError, StoppedError
+from mipo.models.model import Model
+from mipo.responses.engines import server
+from mipo.responses.engines.choice import choose
+from mipo.responses.generation import failures, generate
+from mipo.responses.requests import compose_requests
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+DEMO = str(demo.HERE / "model")
+GREEDY: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": 12}
+FAULTS = [429, (429, {"Retry-After": "0.05"}), (503, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}), 500, "drop",
+          "half", "empty"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def prompts() -> pl.DataFrame:
+    foods = ("soup", "ramen", "curry", "tacos")
+    rows = [(f"what should i {verb} tonight ?", f"i like {food} .") for food in foods for verb in ("eat", "cook", "do")]
+    return compose_requests(pl.DataFrame(rows, schema=["prompt", "context"], orient="row"), chat=True).prompts
+
+
+@pytest.fixture(scope="module")
+def expected(prompts: pl.DataFrame) -> pl.DataFrame:
+    return generate(prompts, Model(DEMO), **GREEDY)
+
+
+@pytest.fixture
+def site(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> DemoServer:
+    monkeypatch.setattr(server, "LONGEST_WAIT", 0.05)
+    return DemoServer(model, tokenizer)
+
+
+def ask(site: DemoServer, prompts: pl.DataFrame, folder: Path | None = None, **options: Any) -> pl.DataFrame:
+    names = ("max_failures", "reasoning")
+    own = {name: options.pop(name) for name in names if name in options}
+    engine = choose(engine="server", urls=[site.url], **{"concurrency": 4, **options})
+    return generate(prompts, Model(DEMO), folder=folder, engine=engine, **GREEDY, **own)
+
+
+@pytest.mark.parametrize("send", ["ids", "text", "messages"])
+def test_greedy_answers_are_those_of_the_local_engine(
+    site: DemoServer, prompts: pl.DataFrame, expected: pl.DataFrame, send: Any
+) -> None:
+    with site.running():
+        assert ask(site, prompts, send=send).equals(expected)
+    assert set(site.answered.values()) == {1}
+    body = site.bodies[0]
+    assert (body["model"], body["temperature"], body["max_tokens"]) == ("demo", 0, 12)
+    assert isinstance(body.get("prompt", body.get("messages")), str if send == "text" else list)
+    assert len({body["seed"] for body in site.bodies}) == prompts.height
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_a_fault_that_goes_away_loses_nothing_and_asks_no_answer_again(
+    site: DemoServer, prompts: pl.DataFrame, expected: pl.DataFrame, fault: Any
+) -> None:
+    site.fault = lambda number, body: fault if number % 3 else None
+    with site.running():
+        assert ask(site, prompts).equals(expected)
+    assert len(site.answered) == prompts.height
+    assert set(site.answered.values()) == {1}
+
+
+def test_a_request_that_takes_too_long_is_a_failure_that_is_asked_again(
+    site: DemoServer, prompts: pl.DataFrame, expected: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "ATTEMPTS", 2)
+    slow = []
+
+    def fault(number: int, body: dict[str, Any]) -> str | None:
+        slow.append(body["prompt"]) if not slow else None
+        return "slow" if body["prompt"] == slow[0] else None
+
+    site.fault = fault
+    with site.running():
+        first = ask(site, prompts, tmp_path, timeout=1.0)
+        assert failures(first) == {"timed out": 1}
+        assert first["detail"].drop_nulls().to_list() == ["after 1.0 s"]
+        site.fault = lambda number, body: None
+        site.bodies.clear()
+        assert ask(site, prompts, tmp_path).equals(expected)
+    assert [body["prompt"] for body in site.bodies] == slow[:1]
+
+
+def test_refused_prompts_are_listed_with_what_the_server_said_and_not_asked_again(
+    site: DemoServer, prompts: pl.DataFrame, expected: pl.DataFrame, tmp_path: Path
+) -> None:
+    poisoned = {2, 7}
+    ids = [body for body in Model(DEMO).tokenizer.apply_chat_template(prompts["prompt"].to_list(),
+           add_generation_prompt=True)["input_ids"]]  # fmt: skip
+    site.fault = lambda number, body: 400 if body["prompt"] in [ids[row] for row in poisoned] else None
+    with site.running():
+        for requests in (prompts.height, 0):
+            site.bodies.clear()
+            responses = ask(site, prompts, tmp_path, max_failures=0.5)
+            assert len(site.bodies) == requests
+            assert set(responses["failure"].is_not_null().arg_true()) == poisoned
+            assert set(responses["detail"].drop_nulls()) == {"400: said 400"}
+    good = responses["failure"].is_null()
+    assert responses.filter(good).equals(expected.filter(good))
+
+
+def test_a_server_that_goes_away_stops_generation_and_the_next_call_goes_on(
+    site: DemoServer, prompts: pl.DataFrame, expected: pl.DataFrame, tmp_path: Path
+) -> None:
+    site.fault = lambda number, body: "drop" if number > 5 else None
+    with site.running(), pytest.raises(StoppedError, match=r"no connection for .*; start it and run the same command"):
+        ask(site, prompts, tmp_path, patience=0)
+    done = sum(site.answered.values())
+    assert done == 5
+    site.fault = lambda number, body: None
+    with site.running():
+        assert ask(site, prompts, tmp_path).equals(expected)
+    assert len(site.answered) == sum(site.answered.values()) == prompts.height
+
+
+def test_another_server_does_the_work_of_one_that_goes_away(
+    site: DemoServer, prompts: pl.DataFrame, expected: pl.DataFrame
+) -> None:
+    gone = DemoServer(site.model, site.tokenizer, fault=lambda number, body: "drop")
+    with site.running(), gone.running():
+        engine = choose(engine="server", urls=[gone.url, site.url], concurrency=2, patience=0)
+        assert generate(prompts, Model(DEMO), engine=engine, **GREEDY).equals(expected)
+    assert gone.bodies
+
+
+def test_a_killed_client_loses_no_answer_and_asks_none_twice(
+    site: DemoServer, prompts: pl.DataFrame, expected: pl.DataFrame, tmp_path: Path
+) -> None:
+    source = tmp_path / "prompts.jsonl"
+    plain = [{"prompt": f"i like {food} . what should i eat tonight ?"} for food in ("soup", "ramen", "tacos", "curry")]
+    source.write_text("".join(json.dumps(row) + "\n" for row in plain))
+    command = [
+        sys.executable, "-m", "mipo", "generate", str(source), "--model", DEMO, "--output", str(tmp_path / "out"),
+        "--engine", "server", "--concurrency", "1", "--temperature", "0", "--max-new-tokens", "6",
+    ]  # fmt: skip
+    process: subprocess.Popen[bytes] | None = None
+
+    def fault(number: int, body: dict[str, Any]) -> None:
+        if number == 3 and process:
+            process.kill()
+
+    site.fault = fault
+    with site.running():
+        process = subprocess.Popen([*command, "--urls", site.url])
+        assert process.wait() == -9
+        site.fault = lambda number, body: None
+        before = dict(site.answered)
+        ended = subprocess.run([*command, "--urls", site.url], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    kept = [prompt for prompt, count in before.items() if site.answered[prompt] == count]
+    assert len(kept) == 2  # the third was killed while it was asked
+    assert pl.read_parquet(tmp_path / "out" / "part-*.parquet")["response"].null_count() == 0
+
+
+def test_the_key_is_read_from_the_environment_and_stays_there(
+    site: DemoServer, prompts: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    site.key = "sk-planted-secret"
+    with site.running():
+        with pytest.raises(InputError, match=r"refuses the key \(401: no such key\); the key is read from OTHER_KEY"):
+            ask(site, prompts, tmp_path, key_variable="OTHER_KEY")
+        monkeypatch.setenv("OTHER_KEY", site.key)
+        site.fault = lambda number, body: 400 if number == 1 else None
+        ask(site, prompts, tmp_path, key_variable="OTHER_KEY")
+    assert b"planted" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert "planted" not in "".join(capfd.readouterr())
+
+
+def test_a_server_must_be_there_and_serve_one_model(site: DemoServer, prompts: pl.DataFrame) -> None:
+    site.models = ("a", "b")
+    with site.running():
+        with pytest.raises(InputError, match=r"serves 2 models \(a, b\); name one with served_model"):
+            ask(site, prompts)
+        ask(site, prompts[:1], served_model="b")
+    assert site.bodies[-1]["model"] == "b"
+    with pytest.raises(StoppedError, match=r"no server answers there .*; start it, or mend urls"):
+        ask(site, prompts)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"engine": "server"}, "urls: expected the URLs of servers with engine: server, got"),
+        ({"urls": ["http://localhost/v1"]}, r"got \['http://localhost/v1'\] with engine: local"),
+        ({"engine": "server", "urls": ["localhost:8000"]}, "urls: expected http://HOST:PORT/v1"),
+        ({"engine": "server", "urls": ["http://me:secret@host/v1"]}, "without a password, got 'host/v1'"),
+        ({"engine": "vllm", "python": "/no/such/python"}, "expected the python of an environment that has vLLM"),
+        ({"engine": "vllm", "python": "x", "concurrency": 0}, "concurrency: expected a whole number of at least 1"),
+        ({"engine": "llama"}, "engine: expected local, server or vllm"),
+    ],
+)
+def test_wrong_engine_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        choose(**settings)

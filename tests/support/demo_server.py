@@ -1,0 +1,101 @@
+"""A small OpenAI-compatible server of the demo's model, which makes the mistakes that it is told to make.
+
+The answers are the model's own, greedy. Knows HTTP, and nothing of mipo's client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from aiohttp import web
+
+
+@dataclass
+class DemoServer:
+    """`fault(number, body)` names what goes wrong with a request: a fault below, an HTTP status, or nothing."""
+
+    model: Any
+    tokenizer: Any
+    fault: Callable[[int, dict[str, Any]], Any] = lambda number, body: None
+    key: str | None = None
+    models: tuple[str, ...] = ("demo",)
+    url: str = ""
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    answered: Counter[str] = field(default_factory=Counter)  # whole answers by prompt
+
+    async def list_models(self, request: web.Request) -> web.Response:
+        if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
+            return web.json_response({"error": {"message": "no such key"}}, status=401)
+        return web.json_response({"data": [{"id": name, "owned_by": "tests"} for name in self.models]})
+
+    async def complete(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.bodies.append(body)
+        fault = self.fault(len(self.bodies), body)
+        match fault:
+            case (int(status), headers):
+                return web.json_response({"error": {"message": f"said {status}"}}, status=status, headers=headers)
+            case int(status):
+                return web.json_response({"error": {"message": f"said {status}"}}, status=status)
+            case "drop":
+                assert request.transport
+                request.transport.abort()
+                return web.Response()
+            case "slow":
+                await asyncio.sleep(5)
+        is_chat = "messages" in body
+        text, count, reason = self.answer(body)
+        choice = {"message": {"role": "assistant", "content": text}} if is_chat else {"text": text}
+        choices = [] if fault == "empty" else [{"index": 0, "finish_reason": reason, **choice}]
+        answer = json.dumps({"choices": choices, "usage": {"completion_tokens": count, "prompt_tokens": 1}})
+        if fault == "half":
+            answer = answer[: len(answer) // 2]
+        if fault is None:
+            self.answered[json.dumps(body.get("prompt") or body["messages"])] += 1
+        return web.Response(text=answer, content_type="application/json")
+
+    def answer(self, body: dict[str, Any]) -> tuple[str, int, str]:
+        ids = body.get("prompt")
+        if isinstance(ids, str):
+            ids = self.tokenizer(ids, add_special_tokens=False)["input_ids"]
+        elif ids is None:
+            ids = self.tokenizer.apply_chat_template(body["messages"], add_generation_prompt=True)["input_ids"]
+        with torch.inference_mode():
+            out = self.model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=body["max_tokens"])
+        new = out[0, len(ids) :].tolist()
+        reason = "stop" if new[-1] == self.tokenizer.eos_token_id else "length"
+        return self.tokenizer.decode(new, skip_special_tokens=True), len(new), reason
+
+    @contextmanager
+    def running(self, port: int = 0) -> Iterator[DemoServer]:
+        """The server in a thread of its own, on a free port."""
+        loop = asyncio.new_event_loop()
+        app = web.Application()
+        app.add_routes([web.get("/v1/models", self.list_models)])
+        app.add_routes([web.post(f"/v1/{path}", self.complete) for path in ("completions", "chat/completions")])
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+
+        async def start() -> str:
+            await runner.setup()
+            site = web.TCPSite(runner, "127.0.0.1", port)
+            await site.start()
+            return f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+
+        self.url = loop.run_until_complete(start())
+        thread = threading.Thread(target=loop.run_forever, daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
