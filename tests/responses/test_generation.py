@@ -326,9 +326,10 @@ def test_generation_stops_when_too_many_fail_and_keeps_the_answers(
 ) -> None:
     class Failing(local.Local):
         def answers(self, work: Any) -> Any:
-            for number, (row, answer) in enumerate(super().answers(work)):
-                failed = Answer(failure="the server failed", detail="500: oh", final=False)
-                yield row, failed if number % 3 == 1 else answer
+            failed = Answer(failure="the server failed", detail="500: oh", final=False)
+            for batch in super().answers(work):
+                for number, (row, answer) in enumerate(batch):
+                    yield [(row, failed if number % 3 == 1 else answer)]
 
     with pytest.raises(
         StoppedError, match=r"2 of 12 prompts failed, .*\(0\.1\): the server failed: 2; the last: 500: oh"

@@ -37,10 +37,10 @@ def arm(point: str) -> None:
     if point == "generation":
         add, kept = Answers.add, list[object]()
 
-        def add_some(self, prompt, answer, engine):
-            kept.append(answer)
-            add(self, prompt, answer, engine)
-            if len(kept) == 40:  # within a block
+        def add_some(self, answers, engine):
+            kept.extend(answers)
+            add(self, answers, engine)
+            if len(kept) > 36:  # after three blocks
                 die()
 
         Answers.add = add_some

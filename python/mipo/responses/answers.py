@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import zlib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, fields
+from dataclasses import fields
 from datetime import UTC, datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError, WriteError
-from mipo.io import checksum
 from mipo.io.keys import NOWHERE, Index
 from mipo.io.lazy import _native, np, pl
 from mipo.responses.engines.contract import Answer
@@ -28,12 +29,13 @@ if TYPE_CHECKING:
 
 FILE = "answers.sqlite"
 COLUMNS = tuple(field.name for field in fields(Answer))
+_values = attrgetter(*COLUMNS)
 TABLES = """
 CREATE TABLE IF NOT EXISTS settings (id INTEGER PRIMARY KEY, value TEXT NOT NULL UNIQUE);
 CREATE TABLE IF NOT EXISTS answers (
     settings INTEGER NOT NULL, prompt BLOB NOT NULL, response TEXT, response_tokens INTEGER, prompt_tokens INTEGER,
     finish_reason TEXT, reasoning TEXT, failure TEXT, detail TEXT, final INTEGER, seconds REAL,
-    engine TEXT, answered TEXT, checksum TEXT, PRIMARY KEY (settings, prompt)
+    engine TEXT, answered TEXT, checksum INTEGER, PRIMARY KEY (settings, prompt)
 ) WITHOUT ROWID;
 """
 AT_ONCE = 512  # answers that one query reads
@@ -89,11 +91,16 @@ class Answers:
         known = np.frombuffer(b"".join(blobs), np.uint64).reshape(-1, 2)
         return np.flatnonzero(Index(known).find(keys) == NOWHERE)
 
-    def add(self, prompt: NDArray[np.uint64], answer: Answer, engine: str) -> None:
-        """Keeps the answer to the prompt with this key; it is on its way to the disk when this returns."""
-        values = [*asdict(answer).values(), engine, datetime.now(UTC).isoformat(timespec="seconds")]
-        row = (self._id, prompt.tobytes(), *values, _checksum(prompt.tobytes(), values))
-        self._connection.execute(f"INSERT OR REPLACE INTO answers VALUES ({', '.join('?' * len(row))})", row)
+    def add(self, answers: list[tuple[bytes, Answer]], engine: str) -> None:
+        """Keeps answers to the prompts with these keys. A kill after this returns loses none of them."""
+        rows = []
+        for prompt, answer in answers:
+            values = [*_values(answer), engine, datetime.now(UTC).isoformat(timespec="seconds")]
+            rows.append((self._id, prompt, *values, _checksum(prompt, values)))
+        places = ", ".join("?" * (len(COLUMNS) + 5))
+        self._connection.execute("BEGIN")
+        self._connection.executemany(f"INSERT OR REPLACE INTO answers VALUES ({places})", rows)
+        self._connection.execute("COMMIT")
 
     def copy_from(self, path: Path) -> None:
         """Takes over the answers of another database under the same settings. Leaves that one as it is."""
@@ -143,10 +150,10 @@ class Answers:
             ).fetchall()
 
 
-def _checksum(prompt: bytes, values: list[Any]) -> str:
-    """The checksum of an answer; SQLite keeps true and false as numbers."""
+def _checksum(prompt: bytes, values: list[Any]) -> int:
+    """The checksum of an answer, CRC-32: XXH3 in Rust takes longer to call than to compute. SQLite keeps true as 1."""
     plain = [int(value) if isinstance(value, bool) else value for value in values]
-    return checksum.of_bytes(prompt + json.dumps(plain).encode())
+    return zlib.crc32(prompt + json.dumps(plain).encode())
 
 
 @contextmanager

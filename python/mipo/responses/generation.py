@@ -5,6 +5,7 @@ Knows engines by their contract, and what is kept on disk. Knows nothing of pair
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -134,25 +135,25 @@ def _ask(
             return
         name = engine.name()
         ids, ends, too_long = _encode(prompts, model, sampling.max_new_tokens)
-        for row in np.intersect1d(missing, too_long).tolist():
-            answer = Answer(failure=reasons.too_long_for_context(model.room(sampling.max_new_tokens)))
-            answers.add(keys[row], answer, name)
-            failed[str(answer.failure)] += 1
-            bar.advance(answer)
+        reason = reasons.too_long_for_context(model.room(sampling.max_new_tokens))
+        long = [(row, Answer(failure=reason)) for row in np.intersect1d(missing, too_long).tolist()]
+        answers.add([(keys[row].tobytes(), answer) for row, answer in long], name)
+        bar.advance([answer for _, answer in long])
+        failed.update(reason for _ in long)
         rows = np.setdiff1d(np.arange(prompts.height), too_long)
         missing = np.intersect1d(missing, rows)
         seeds = (keys[:, 0] ^ np.uint64(seed)) & np.uint64(2**31 - 1)
         work = Work(prompts["prompt"], ids, rows, missing, seeds.astype(np.int64), model, sampling, seed)
         asked = engine.answers(work)
         with closing(asked):  # type: ignore[type-var]
-            for row, answer in asked:
+            for come in asked:
                 if reasoning != "part":
-                    answer = thinking.split(answer, prompt_end=ends[row])
-                answers.add(keys[row], answer, name)
-                bar.advance(answer)
-                if answer.failure:
-                    failed[answer.failure] += 1
-                    _check_failures(failed, answer, prompts.height, max_failures)
+                    come = [(row, thinking.split(answer, prompt_end=ends[row])) for row, answer in come]
+                answers.add([(keys[row].tobytes(), answer) for row, answer in come], name)
+                bar.advance([answer for _, answer in come])
+                if new := [answer for _, answer in come if answer.failure]:
+                    failed.update(str(answer.failure) for answer in new)
+                    _check_failures(failed, new[-1], prompts.height, max_failures)
 
 
 def _check_failures(failed: Counter[str], last: Answer, rows: int, max_failures: float) -> None:
@@ -195,6 +196,7 @@ class _Bar:
 
         self._bar = tqdm(total=total, initial=total - missing, desc=name, unit="row", delay=0.5)
         self._tokens = self._failed = 0
+        self._started = time.monotonic()
 
     def __enter__(self) -> _Bar:
         return self
@@ -202,11 +204,11 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    def advance(self, answer: Answer) -> None:
-        """Counts an answer."""
-        self._tokens += answer.response_tokens
-        self._failed += answer.failure is not None
-        seconds = self._bar.format_dict["elapsed"]
+    def advance(self, answers: list[Answer]) -> None:
+        """Counts answers."""
+        self._tokens += sum(answer.response_tokens for answer in answers)
+        self._failed += sum(answer.failure is not None for answer in answers)
+        seconds = max(time.monotonic() - self._started, 0.1)
         failed = f", {self._failed:,} failed" if self._failed else ""
-        self._bar.set_postfix_str(f"{self._tokens / max(seconds, 0.1):,.0f} tokens/s{failed}", refresh=False)
-        self._bar.update()
+        self._bar.set_postfix_str(f"{self._tokens / seconds:,.0f} tokens/s{failed}", refresh=False)
+        self._bar.update(len(answers))

@@ -58,8 +58,9 @@ class Work:
 class Engine(Protocol):
     """What answers prompts."""
 
-    def answers(self, work: Work) -> Iterator[tuple[int, Answer]]:
-        """An answer to each of the rows `work.missing`, with its row, as they come. May be closed before its end.
+    def answers(self, work: Work) -> Iterator[list[tuple[int, Answer]]]:
+        """An answer to each of the rows `work.missing`, with its row: lists of those that have come, which may be kept
+        together. May be closed before its end.
 
         A failure of one prompt is an Answer. Raises an error of mipo's where no prompt can be answered.
         """

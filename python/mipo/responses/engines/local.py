@@ -33,7 +33,7 @@ class Local:
 
         return f"local, transformers {transformers.__version__}, torch {torch.__version__}"
 
-    def answers(self, work: Work) -> Iterator[tuple[int, Answer]]:
+    def answers(self, work: Work) -> Iterator[list[tuple[int, Answer]]]:
         """An answer to each missing row (see `mipo.responses.engines.contract`)."""
         missing = set(work.missing.tolist())
         for number, start in enumerate(range(0, len(work.rows), BLOCK_ROWS)):
@@ -42,12 +42,11 @@ class Local:
                 continue
             torch.manual_seed(_block_seed(work.seed, number))
             ids = [work.ids[row].tolist() for row in block]
-            for place, answer in sample(ids, work.model, work.sampling):
-                if block[place] in missing:
-                    yield block[place], answer
+            for batch in sample(ids, work.model, work.sampling):
+                yield [(block[place], answer) for place, answer in batch if block[place] in missing]
 
 
-def sample(ids: list[list[int]], model: Model, sampling: Sampling) -> Iterator[tuple[int, Answer]]:
+def sample(ids: list[list[int]], model: Model, sampling: Sampling) -> Iterator[list[tuple[int, Answer]]]:
     """An answer to each prompt's ids, with its place among them, batch by batch."""
     ends, tokenizer = model.end_ids, model.tokenizer
     options: dict[str, Any] = {"max_new_tokens": sampling.max_new_tokens, "eos_token_id": ends}
@@ -59,17 +58,22 @@ def sample(ids: list[list[int]], model: Model, sampling: Sampling) -> Iterator[t
         started = time.monotonic()
         new_ids = _continue(model.weights, tokenizer, [ids[row] for row in batch], options)
         seconds = (time.monotonic() - started) / len(batch)
-        for row, response in zip(batch, new_ids, strict=True):
-            yield (
-                row,
-                Answer(
-                    _decode(tokenizer, ids[row], response),
-                    response_tokens=len(response),
-                    prompt_tokens=len(ids[row]),
-                    finish_reason="stop" if response[-1] in ends else "length",
-                    seconds=round(seconds, 4),
-                ),
-            )
+        yield [
+            (row, _answer(tokenizer, ids[row], response, ends, seconds))
+            for row, response in zip(batch, new_ids, strict=True)
+        ]
+
+
+def _answer(
+    tokenizer: PreTrainedTokenizerBase, prompt: list[int], response: list[int], ends: list[int], seconds: float
+) -> Answer:
+    return Answer(
+        _decode(tokenizer, prompt, response),
+        response_tokens=len(response),
+        prompt_tokens=len(prompt),
+        finish_reason="stop" if response[-1] in ends else "length",
+        seconds=round(seconds, 4),
+    )
 
 
 def _block_seed(seed: int, number: int) -> int:

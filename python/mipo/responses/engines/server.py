@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
+from urllib.request import getproxies
 
 from mipo import reasons
 from mipo.errors import InputError, LibraryError, StoppedError, first_line
@@ -52,7 +53,7 @@ class Server:
         kinds = sorted({f"{site.kind or 'unknown'} {site.version}".strip() for site in self._sites})
         return f"server, {', '.join(kinds)}, {self._sites[0].model}"
 
-    def answers(self, work: Work) -> Iterator[tuple[int, Answer]]:
+    def answers(self, work: Work) -> Iterator[list[tuple[int, Answer]]]:
         """An answer to each missing row (see `mipo.responses.engines.contract`)."""
         self._find()
         with asyncio.Runner() as runner:
@@ -60,7 +61,7 @@ class Server:
             tasks = runner.run(crowd.start())
             try:
                 while answered := runner.run(crowd.next()):
-                    yield from answered
+                    yield answered
             finally:
                 runner.run(crowd.stop(tasks))
 
@@ -268,7 +269,8 @@ def _session(settings: Responses) -> aiohttp.ClientSession:
         headers={"Authorization": f"Bearer {key}"} if key else None,
         timeout=aiohttp.ClientTimeout(total=settings.timeout, sock_connect=10),
         connector=aiohttp.TCPConnector(limit=0),
-        trust_env=True,
+        # With it, aiohttp looks for a proxy and a password in a thread, at every request.
+        trust_env=bool(getproxies()),
     )
 
 

@@ -47,7 +47,7 @@ class Vllm:
                 raise InputError(f"python: {self._python} has no vLLM; install vllm there, or name another with python")
         return f"vllm, {self._version}"
 
-    def answers(self, work: Work) -> Iterator[tuple[int, Answer]]:
+    def answers(self, work: Work) -> Iterator[list[tuple[int, Answer]]]:
         """An answer to each missing row (see `mipo.responses.engines.contract`)."""
         self.name()
         with tempfile.TemporaryFile("w+") as log:
@@ -62,8 +62,7 @@ class Vllm:
             left = len(work.missing)
             try:
                 for line in process.stdout:
-                    row, answer = _read(json.loads(line))
-                    yield row, answer
+                    yield [_read(json.loads(line))]
                     left -= 1
                 if left:
                     process.wait()
