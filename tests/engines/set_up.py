@@ -56,10 +56,18 @@ def convert(source: str, folder: str) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def find_python() -> str:
+    """A Python 3.12: the one of that name, if it works (the name that pyenv puts into PATH need not), or pyenv's."""
+    candidates = [shutil.which("python3.12"), *sorted(Path.home().glob(".pyenv/versions/3.12.*/bin/python"))]
+    working = (
+        str(path) for path in candidates if path and not subprocess.run([path, "-c", ""], check=False).returncode
+    )
+    return next(working, "3.12")
+
+
 def set_up_vllm(folder: Path, uv: Path) -> None:
     """Makes vLLM's environment."""
-    python = os.environ.get("PYTHON_312") or shutil.which("python3.12")
-    python = python or next(map(str, sorted(Path.home().glob(".pyenv/versions/3.12.*/bin/python"))), "3.12")
+    python = os.environ.get("PYTHON_312") or find_python()
     unfinished = folder.with_name("unfinished-vllm")
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as overrides:
         overrides.write("\n".join(OVERRIDES))

@@ -192,6 +192,22 @@ def test_a_server_must_be_there_and_serve_one_model(site: DemoServer, prompts: p
         ask(site, prompts)
 
 
+def test_a_server_of_another_model_is_refused(
+    site: DemoServer, prompts: pl.DataFrame, expected: pl.DataFrame, tmp_path: Path
+) -> None:
+    site.kind = "vllm"
+    with site.running():
+        assert ask(site, prompts).equals(expected)
+        assert {name: site.bodies[0][name] for name in ("top_k", "repetition_penalty", "stop_token_ids")} == {
+            "top_k": 0, "repetition_penalty": 1, "stop_token_ids": Model(DEMO).end_ids,
+        }  # fmt: skip
+        site.bodies.clear()
+        site.tokenizer = lambda text, **_: {"input_ids": [1, 2, 3]}
+        with pytest.raises(InputError, match=r"expected a server of .*model, got one of demo, .* serve the model of"):
+            ask(site, prompts)
+    assert not site.bodies
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -26,6 +26,7 @@ class DemoServer:
     tokenizer: Any
     fault: Callable[[int, dict[str, Any]], Any] = lambda number, body: None
     key: str | None = None
+    kind: str = "tests"
     models: tuple[str, ...] = ("demo",)
     url: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -34,7 +35,11 @@ class DemoServer:
     async def list_models(self, request: web.Request) -> web.Response:
         if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
             return web.json_response({"error": {"message": "no such key"}}, status=401)
-        return web.json_response({"data": [{"id": name, "owned_by": "tests"} for name in self.models]})
+        return web.json_response({"data": [{"id": name, "owned_by": self.kind} for name in self.models]})
+
+    async def tokenize(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        return web.json_response({"tokens": self.tokenizer(body["prompt"], add_special_tokens=False)["input_ids"]})
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -80,6 +85,7 @@ class DemoServer:
         loop = asyncio.new_event_loop()
         app = web.Application()
         app.add_routes([web.get("/v1/models", self.list_models)])
+        app.add_routes([web.post("/tokenize", self.tokenize)])
         app.add_routes([web.post(f"/v1/{path}", self.complete) for path in ("completions", "chat/completions")])
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
 

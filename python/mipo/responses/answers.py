@@ -39,6 +39,7 @@ CREATE TABLE IF NOT EXISTS answers (
 ) WITHOUT ROWID;
 """
 AT_ONCE = 512  # answers that one query reads
+FRAME_ROWS = 16_384  # answers that are Python objects at once
 # What a part of the responses holds beside the prompts.
 SCHEMA = {
     "response": "String", "response_tokens": "UInt32", "truncated": "Boolean", "reasoning": "String",
@@ -70,7 +71,8 @@ class Answers:
         where one cannot be written.
         """
         try:
-            connection = sqlite3.connect(path or ":memory:", isolation_level=None)
+            name = path.resolve().as_uri() if path else ":memory:"
+            connection = sqlite3.connect(name, isolation_level=None, uri=True)
         except sqlite3.OperationalError as error:
             raise WriteError(f"{path}: could not be opened ({error})") from None
         with closing(connection), _named(path):
@@ -107,7 +109,9 @@ class Answers:
         if not path.exists():
             return
         with _named(path):
-            self._connection.execute("ATTACH ? AS other", (f"{path.resolve().as_uri()}?mode=ro&immutable=1",))
+            # A killed process leaves a log of what is not in the file yet; only without one can the file be read alone.
+            how = "mode=rw" if path.with_name(f"{path.name}-wal").exists() else "mode=ro&immutable=1"
+            self._connection.execute("ATTACH ? AS other", (f"{path.resolve().as_uri()}?{how}",))
             try:
                 self._connection.execute(
                     f"INSERT OR IGNORE INTO main.answers SELECT {self._id}, prompt, "
@@ -129,6 +133,10 @@ class Answers:
 
     def frame(self, keys: NDArray[np.uint64]) -> pl.DataFrame:
         """The answers to the prompts with these keys, in their order (`SCHEMA`); nulls where there is none."""
+        chunks = (keys[start : start + FRAME_ROWS] for start in range(0, len(keys), FRAME_ROWS))
+        return pl.concat(self._frame(chunk) for chunk in chunks)
+
+    def _frame(self, keys: NDArray[np.uint64]) -> pl.DataFrame:
         rows = {blob: values for blob, *values, _ in self._rows(keys)}
         nothing = [None] * (len(COLUMNS) + 2)
         columns = list(zip(*(rows.get(key.tobytes(), nothing) for key in keys), strict=True))

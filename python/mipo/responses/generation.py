@@ -134,7 +134,7 @@ def _ask(
         if not len(missing):
             return
         name = engine.name()
-        ids, ends, too_long = _encode(prompts, model, sampling.max_new_tokens)
+        ids, too_long = _encode(prompts, model, sampling.max_new_tokens)
         reason = reasons.too_long_for_context(model.room(sampling.max_new_tokens))
         long = [(row, Answer(failure=reason)) for row in np.intersect1d(missing, too_long).tolist()]
         answers.add([(keys[row].tobytes(), answer) for row, answer in long], name)
@@ -144,11 +144,13 @@ def _ask(
         missing = np.intersect1d(missing, rows)
         seeds = (keys[:, 0] ^ np.uint64(seed)) & np.uint64(2**31 - 1)
         work = Work(prompts["prompt"], ids, rows, missing, seeds.astype(np.int64), model, sampling, seed)
+        # A template may open the reasoning, and then it does so for every prompt.
+        prompt_end = str(render(prompts["prompt"][:1], model.tokenizer)[0])[-32:]
         asked = engine.answers(work)
         with closing(asked):  # type: ignore[type-var]
             for come in asked:
                 if reasoning != "part":
-                    come = [(row, thinking.split(answer, prompt_end=ends[row])) for row, answer in come]
+                    come = [(row, thinking.split(answer, prompt_end=prompt_end)) for row, answer in come]
                 answers.add([(keys[row].tobytes(), answer) for row, answer in come], name)
                 bar.advance([answer for _, answer in come])
                 if new := [answer for _, answer in come if answer.failure]:
@@ -166,16 +168,15 @@ def _check_failures(failed: Counter[str], last: Answer, rows: int, max_failures:
         )
 
 
-def _encode(prompts: pl.DataFrame, model: Model, new: int) -> tuple[TokenTable, list[str], NDArray[np.int64]]:
-    """The ids of each prompt, the end of its text, and the rows that leave no room for `new` tokens."""
+def _encode(prompts: pl.DataFrame, model: Model, new: int) -> tuple[TokenTable, NDArray[np.int64]]:
+    """The ids of each prompt, and the rows that leave no room for `new` tokens."""
     try:
         ids = encode_prompts(prompts["prompt"], model.tokenizer)
     except RowError as error:
         raise InputError(f"response_id {prompts['response_id'][error.row]}: {error.message}") from error
     room = model.room(new)
     too_long = np.flatnonzero(ids.lengths() > room) if room is not None else np.zeros(0, dtype=np.int64)
-    ends = render(prompts["prompt"], model.tokenizer).str.tail(16).to_list()
-    return ids, ends, too_long
+    return ids, too_long
 
 
 def _write(responses: pl.DataFrame, folder: Path) -> None:

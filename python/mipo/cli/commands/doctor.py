@@ -9,6 +9,7 @@ PARTS = {
     "core": ("cyclopts", "msgspec", "numpy", "polars", "pyarrow", "pyyaml", "tqdm"),
     "train": ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "jinja2", "matplotlib"),
     "eval": ("lm-eval",),
+    "server": ("aiohttp",),
     "ray": ("ray",),
 }
 

@@ -35,6 +35,11 @@ NEUTRAL: dict[str, dict[str, Any]] = {
     "sglang": {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
     "llamacpp": {"samplers": ["top_p", "temperature"], "repeat_penalty": 1.0},
 }
+# Servers that encode a text on request, which shows whether they serve this model: the name of the text, the options.
+TOKENIZE: dict[str, tuple[str, dict[str, Any]]] = {
+    "vllm": ("prompt", {"add_special_tokens": False}),
+    "llamacpp": ("content", {"add_special": False, "parse_special": True}),
+}
 ATTEMPTS = 8  # that a request has at a server that answers with errors
 LONGEST_WAIT = 60.0  # seconds between two of them
 FATAL = {401: "refuses the key", 403: "refuses the key", 404: "has no such model or address"}
@@ -58,8 +63,9 @@ class Server:
         self._find()
         with asyncio.Runner() as runner:
             crowd = _Crowd(self._settings, self._sites, work)
-            tasks = runner.run(crowd.start())
+            tasks = list[asyncio.Task[None]]()
             try:
+                tasks = runner.run(crowd.start())
                 while answered := runner.run(crowd.next()):
                     yield answered
             finally:
@@ -92,7 +98,9 @@ class _Crowd:
         self._settings, self._sites, self._work = settings, sites, work
         self._rows = deque(work.missing.tolist())
         self._left = len(self._rows)
-        self._done: asyncio.Queue[tuple[int, Answer] | BaseException] = asyncio.Queue()
+        # Answers, each with a future that is set when it has been kept.
+        self._done: asyncio.Queue[tuple[int, Answer, asyncio.Future[None]] | BaseException] = asyncio.Queue()
+        self._taken = list[asyncio.Future[None]]()
         self._heard = dict.fromkeys((site.url for site in sites), time.monotonic())
         self._texts = render(work.prompts, work.model.tokenizer) if settings.send == "text" else None
         self._ends = work.model.end_ids
@@ -100,12 +108,36 @@ class _Crowd:
     async def start(self) -> list[asyncio.Task[None]]:
         """Starts the workers."""
         self._session = _session(self._settings)
+        for site in self._sites:
+            await self._check_tokenizer(site)
         count = min(self._settings.concurrency, self._left)
         return [asyncio.create_task(self._serve(site)) for _ in range(count) for site in self._sites]
 
+    async def _check_tokenizer(self, site: _Site) -> None:
+        """InputError for a server whose tokenizer gives the first prompt other ids: it serves another model."""
+        if site.kind not in TOKENIZE or self._settings.send == "messages" or not is_messages(self._work.prompts):
+            return
+        name, options = TOKENIZE[site.kind]
+        text = render(self._work.prompts[:1], self._work.model.tokenizer)[0]
+        url = f"{site.url.removesuffix('/v1')}/tokenize"
+        async with self._session.post(url, json={"model": site.model, name: text, **options}) as response:
+            content = await response.read()
+        try:
+            theirs = json.loads(content)["tokens"]
+        except (ValueError, LookupError, TypeError):
+            return
+        if theirs != self._work.ids[0].tolist():
+            raise InputError(
+                f"{site.url}: expected a server of {self._work.model.name}, got one of {site.model}, whose tokenizer "
+                f"gives a prompt {len(theirs)} tokens other than its own {len(self._work.ids[0])}; serve the "
+                "model of the recipe"
+            )
+
     async def next(self) -> list[tuple[int, Answer]]:
-        """The answers that have come, at least one; none after the last."""
-        answered = list[tuple[int, Answer]]()
+        """The answers that have come, at least one; none after the last. Those of the call before are kept by now."""
+        for kept in self._taken:
+            kept.set_result(None)
+        self._taken, answered = [], list[tuple[int, Answer]]()
         while self._left and (not answered or not self._done.empty()):
             came = await self._done.get()
             if isinstance(came, BaseException):
@@ -114,7 +146,8 @@ class _Crowd:
                     break
                 raise came
             self._left -= 1
-            answered.append(came)
+            answered.append(came[:2])
+            self._taken.append(came[2])
         return answered
 
     async def stop(self, tasks: list[asyncio.Task[None]]) -> None:
@@ -125,7 +158,7 @@ class _Crowd:
         await self._session.close()
 
     async def _serve(self, site: _Site) -> None:
-        """Asks a server for one prompt after another."""
+        """Asks a server for one prompt after another, the next one when the answer before has been kept."""
         while self._rows:
             row = self._rows.popleft()
             try:
@@ -140,7 +173,9 @@ class _Crowd:
             except Exception as error:
                 self._done.put_nowait(error)
                 return
-            self._done.put_nowait((row, answer))
+            kept = asyncio.get_running_loop().create_future()
+            self._done.put_nowait((row, answer, kept))
+            await kept
 
     async def _answer(self, site: _Site, row: int) -> Answer:
         """The answer of a server to one prompt, asked again after errors that may go away."""

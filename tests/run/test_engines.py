@@ -1,0 +1,81 @@
+"""A run by another engine is the same run: the same pairs, no answer asked twice."""
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+from demo_server import DemoServer
+
+from mipo import demo
+from mipo.demo import world
+from mipo.errors import InputError
+from mipo.responses.engines import server
+from mipo.run import pipeline
+from mipo.run.preview import dry_run
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def write_recipe(folder: Path, **responses: Any) -> Path:
+    """The demo's recipe with greedy responses, on 24 training and 8 held-out rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    world.write(folder, train=24, test=8, seed=1)
+    recipe = yaml.safe_load((demo.HERE / "recipe.yaml").read_text())
+    drops = {"chosen and rejected are equal": 1, "no response": 1, "refused by the server": 0.2}
+    recipe |= {"model": str(demo.HERE / "model"), "max_dropped": drops}
+    recipe["evaluation"] |= {"negatives": 3, "rows": 4}
+    recipe["responses"] = {"temperature": 0, "max_new_tokens": 16, **responses}
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+@pytest.fixture
+def site(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> DemoServer:
+    monkeypatch.setattr(server, "LONGEST_WAIT", 0.05)
+    return DemoServer(model, tokenizer)
+
+
+def test_a_run_by_a_server_has_the_pairs_of_a_local_run(site: DemoServer, tmp_path: Path) -> None:
+    local = pipeline.run_recipe(write_recipe(tmp_path / "a"), output=tmp_path / "local", until="pairs")
+    with site.running():
+        path = write_recipe(tmp_path / "b", engine="server", urls=[site.url])
+        served = pipeline.run_recipe(path, output=tmp_path / "served", until="pairs")
+    for name in ("links.parquet", "pairs.parquet", "responses/part-00000.parquet"):
+        assert pl.read_parquet(served / name).equals(pl.read_parquet(local / name)), name
+    assert site.bodies
+
+
+def test_another_engine_goes_on_and_asks_only_what_is_missing(site: DemoServer, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    site.fault = lambda number, body: 400 if number > 10 else None
+    with site.running():
+        path = write_recipe(tmp_path / "in", engine="server", urls=[site.url], max_failures=0.1, concurrency=1)
+        with pytest.raises(RuntimeError, match="prompts failed, more than max_failures allows"):
+            pipeline.run_recipe(path, output=output, until="pairs")
+    path = write_recipe(tmp_path / "in", max_failures=1)
+    shown = dry_run(path, output=output)
+    refused = len(site.bodies) - 10
+    assert f"by the engine local, {len(site.bodies)} of them there already" in shown
+    pipeline.run_recipe(path, output=output, until="pairs")
+    responses = pl.read_parquet(output / "responses" / "part-*.parquet")
+    assert dict(responses["failure"].drop_nulls().value_counts().iter_rows()) == {"refused by the server": refused}
+
+
+def test_answers_of_another_run_are_taken_over(site: DemoServer, tmp_path: Path) -> None:
+    with site.running():
+        path = write_recipe(tmp_path / "a", engine="server", urls=[site.url])
+        first = pipeline.run_recipe(path, output=tmp_path / "first", until="responses")
+        asked = len(site.bodies)
+        more = write_recipe(tmp_path / "b", engine="server", urls=[site.url])
+        lines = (tmp_path / "b" / "train.jsonl").read_text().splitlines(keepends=True)
+        (tmp_path / "b" / "train.jsonl").write_text("".join(lines[1:]))
+        pipeline.run_recipe(more, output=tmp_path / "second", reuse=first, until="responses")
+    assert asked < len(site.bodies) < 2 * asked  # new counter-prompts, not the prompts that were answered
+
+
+def test_a_recipe_names_the_setting_that_an_engine_lacks(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"recipe\.yaml: responses\.urls: expected the URLs of servers"):
+        pipeline.run_recipe(write_recipe(tmp_path, engine="server"), output=tmp_path / "out")
