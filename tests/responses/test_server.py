@@ -1,8 +1,12 @@
 """The server engine, against a real HTTP server of the demo's model that makes the mistakes of servers."""
 
 import json
+import sqlite3
 import subprocess
 import sys
+import threading
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +64,19 @@ def test_greedy_answers_are_those_of_the_local_engine(
     body = site.bodies[0]
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("demo", 0, 12)
     assert isinstance(body.get("prompt", body.get("messages")), str if send == "text" else list)
-    assert len({body["seed"] for body in site.bodies}) == prompts.height
+
+
+def test_a_sampled_request_has_the_seed_of_its_prompt(site: DemoServer, prompts: pl.DataFrame) -> None:
+    seeds = []
+    for order, seed in ((prompts, 3), (prompts.reverse(), 3), (prompts, 4)):
+        with site.running():
+            engine = choose(engine="server", urls=[site.url], concurrency=4)
+            generate(order, Model(DEMO), engine=engine, temperature=1.0, max_new_tokens=4, seed=seed)
+        seeds.append({json.dumps(body["prompt"]): body["seed"] for body in site.bodies})
+        site.bodies.clear()
+    assert len(set(seeds[0].values())) == prompts.height
+    assert seeds[0] == seeds[1]
+    assert not set(seeds[0].values()) & set(seeds[2].values())
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
@@ -95,7 +111,7 @@ def test_a_request_that_takes_too_long_is_a_failure_that_is_asked_again(
     assert [body["prompt"] for body in site.bodies] == slow[:1]
 
 
-def test_refused_prompts_are_listed_with_what_the_server_said_and_not_asked_again(
+def test_refused_prompts_are_listed_with_what_the_server_said_and_asked_again_by_the_next_call(
     site: DemoServer, prompts: pl.DataFrame, expected: pl.DataFrame, tmp_path: Path
 ) -> None:
     poisoned = {2, 7}
@@ -103,7 +119,7 @@ def test_refused_prompts_are_listed_with_what_the_server_said_and_not_asked_agai
            add_generation_prompt=True)["input_ids"]]  # fmt: skip
     site.fault = lambda number, body: 400 if body["prompt"] in [ids[row] for row in poisoned] else None
     with site.running():
-        for requests in (prompts.height, 0):
+        for requests in (prompts.height, len(poisoned)):
             site.bodies.clear()
             responses = ask(site, prompts, tmp_path, max_failures=0.5)
             assert len(site.bodies) == requests
@@ -116,11 +132,10 @@ def test_refused_prompts_are_listed_with_what_the_server_said_and_not_asked_agai
 def test_a_server_that_goes_away_stops_generation_and_the_next_call_goes_on(
     site: DemoServer, prompts: pl.DataFrame, expected: pl.DataFrame, tmp_path: Path
 ) -> None:
-    site.fault = lambda number, body: "drop" if number > 5 else None
+    site.fault = lambda number, body: "leave" if number > 5 else None
     with site.running(), pytest.raises(StoppedError, match=r"no connection for .*; start it and run the same command"):
         ask(site, prompts, tmp_path, patience=0)
-    done = sum(site.answered.values())
-    assert done == 5
+    assert sum(site.answered.values()) == 5
     site.fault = lambda number, body: None
     with site.running():
         assert ask(site, prompts, tmp_path).equals(expected)
@@ -130,11 +145,48 @@ def test_a_server_that_goes_away_stops_generation_and_the_next_call_goes_on(
 def test_another_server_does_the_work_of_one_that_goes_away(
     site: DemoServer, prompts: pl.DataFrame, expected: pl.DataFrame
 ) -> None:
-    gone = DemoServer(site.model, site.tokenizer, fault=lambda number, body: "drop")
+    """Also when it goes last, with the other server's workers waiting."""
+    gone = DemoServer(site.model, site.tokenizer, fault=lambda number, body: "leave" if number > 1 else "late")
     with site.running(), gone.running():
         engine = choose(engine="server", urls=[gone.url, site.url], concurrency=2, patience=0)
         assert generate(prompts, Model(DEMO), engine=engine, **GREEDY).equals(expected)
     assert gone.bodies
+
+
+def test_a_server_that_was_away_goes_on(site: DemoServer, prompts: pl.DataFrame, expected: pl.DataFrame) -> None:
+    back = DemoServer(site.model, site.tokenizer)
+    site.fault = lambda number, body: "leave" if number > 3 else None
+    with site.running():
+        port = int(site.url.split(":")[2].split("/")[0])
+
+        def come_back() -> None:
+            while len(site.bodies) < 4:
+                time.sleep(0.05)
+            time.sleep(0.5)
+            stack.enter_context(back.running(port))
+
+        with ExitStack() as stack:
+            thread = threading.Thread(target=come_back)
+            thread.start()
+            assert ask(site, prompts).equals(expected)
+            thread.join()
+    assert sum(site.answered.values()) + sum(back.answered.values()) == prompts.height
+
+
+def test_an_error_waits_for_the_answers_in_flight(site: DemoServer, prompts: pl.DataFrame, tmp_path: Path) -> None:
+    site.fault = lambda number, body: "late" if number < 3 else 401 if number == 3 else None
+    with site.running(), pytest.raises(StoppedError, match=r"refuses the key \(401: said 401\)"):
+        ask(site, prompts, tmp_path, concurrency=3)
+    with sqlite3.connect(tmp_path / "answers.sqlite") as database:
+        (kept,) = database.execute("SELECT count(*) FROM answers").fetchone()
+    database.close()
+    assert kept == sum(site.answered.values()) >= 2
+
+
+def test_a_limit_of_the_rate_is_no_failure(site: DemoServer, prompts: pl.DataFrame, expected: pl.DataFrame) -> None:
+    site.fault = lambda number, body: 429 if number < 60 else None
+    with site.running():
+        assert ask(site, prompts).equals(expected)
 
 
 def test_a_killed_client_loses_no_answer_and_asks_none_twice(
@@ -211,10 +263,13 @@ def test_a_server_of_another_model_is_refused(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"engine": "server", "urls": ["http://h/v1?key=sk-1"]}, "without a password or a key, got 'http://h/v1'"),
+        ({"urls": ["http://me:secret@host/v1"]}, "without a password or a key, got 'host/v1'"),
+        ({"key_variable": "sk-secret/1"}, "key_variable: expected"),
         ({"engine": "server"}, "urls: expected the URLs of servers with engine: server, got"),
         ({"urls": ["http://localhost/v1"]}, r"got \['http://localhost/v1'\] with engine: local"),
         ({"engine": "server", "urls": ["localhost:8000"]}, "urls: expected http://HOST:PORT/v1"),
-        ({"engine": "server", "urls": ["http://me:secret@host/v1"]}, "without a password, got 'host/v1'"),
+        ({"engine": "server", "urls": ["http://me:secret@host/v1"]}, "without a password or a key, got 'host/v1'"),
         ({"engine": "vllm", "python": "/no/such/python"}, "expected the python of an environment that has vLLM"),
         ({"engine": "vllm", "python": "x", "concurrency": 0}, "concurrency: expected a whole number of at least 1"),
         ({"engine": "llama"}, "engine: expected local, server or vllm"),

@@ -29,6 +29,7 @@ class DemoServer:
     kind: str = "tests"
     models: tuple[str, ...] = ("demo",)
     url: str = ""
+    runner: Any = None
     bodies: list[dict[str, Any]] = field(default_factory=list)
     answered: Counter[str] = field(default_factory=Counter)  # whole answers by prompt
 
@@ -54,8 +55,16 @@ class DemoServer:
                 assert request.transport
                 request.transport.abort()
                 return web.Response()
+            case "leave":  # takes no connection from now on
+                assert request.transport
+                for site in list(self.runner.sites):
+                    await site.stop()
+                request.transport.abort()
+                return web.Response()
             case "slow":
                 await asyncio.sleep(5)
+            case "late":
+                await asyncio.sleep(0.7)
         is_chat = "messages" in body
         text, count, reason = self.answer(body)
         choice = {"message": {"role": "assistant", "content": text}} if is_chat else {"text": text}
@@ -63,7 +72,7 @@ class DemoServer:
         answer = json.dumps({"choices": choices, "usage": {"completion_tokens": count, "prompt_tokens": 1}})
         if fault == "half":
             answer = answer[: len(answer) // 2]
-        if fault is None:
+        if fault in (None, "late"):
             self.answered[json.dumps(body.get("prompt") or body["messages"])] += 1
         return web.Response(text=answer, content_type="application/json")
 
@@ -87,7 +96,7 @@ class DemoServer:
         app.add_routes([web.get("/v1/models", self.list_models)])
         app.add_routes([web.post("/tokenize", self.tokenize)])
         app.add_routes([web.post(f"/v1/{path}", self.complete) for path in ("completions", "chat/completions")])
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        self.runner = runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
 
         async def start() -> str:
             await runner.setup()

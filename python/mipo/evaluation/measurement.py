@@ -95,6 +95,8 @@ def evaluate(
     if responses is None:
         responses = generate(requests.prompts, model, temperature=temperature, **settings)
     table = _responses_of(requests, responses)
+    if rule:  # before the weights are loaded here, since another engine may need the memory
+        greedy = _responses_of(requests, generate(requests.prompts, model, temperature=0.0, **settings))
     scored, logps = _candidate_logps(model, prompts, table, drawn, negatives, rows, progress)
     bounds = information(logps, seed=seed)
     figures = {"infonce": bounds.infonce, "leave_one_out": bounds.leave_one_out}
@@ -108,7 +110,6 @@ def evaluate(
     figures["truncated"] = share(table["truncated"])
     if rule:
         right, malformed = _judge(table["response"], prompts, rule)
-        greedy = _responses_of(requests, generate(requests.prompts, model, temperature=0.0, **settings))
         right_greedy, _ = _judge(greedy["response"], prompts, rule)
         flags = {"accuracy": right, "malformed": malformed, "accuracy_greedy": right_greedy}
         table = table.with_columns(pl.Series(name, values) for name, values in flags.items())

@@ -44,14 +44,14 @@ def load_config(model: str, *, trust_remote_code: bool = False) -> Any:
         return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
 
 
-def load_generation_config(model: str) -> Any:
-    """The generation config of a model folder or hub name, or what transformers makes of its config without one."""
+def load_generation_config(model: str, config: Any) -> Any:
+    """The generation config of a model folder or hub name, or what transformers makes of its `config` without one."""
     from transformers import GenerationConfig
 
     try:
         return GenerationConfig.from_pretrained(model)
     except OSError:
-        return GenerationConfig.from_model_config(load_config(model))
+        return GenerationConfig.from_model_config(config)
 
 
 def load_model(model: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> PreTrainedModel:

@@ -59,7 +59,8 @@ class Model:
     @cached_property
     def end_ids(self) -> list[int]:
         """The token ids that end a response, sorted: the tokenizer's and the generation config's."""
-        generation = self.weights.generation_config if self.in_memory else load_generation_config(self.name)
+        loaded = self.in_memory or "weights" in self.__dict__
+        generation = self.weights.generation_config if loaded else load_generation_config(self.name, self.config)
         configured = getattr(generation, "eos_token_id", None)
         listed = configured if isinstance(configured, list) else [configured]
         return sorted({int(i) for i in [self.tokenizer.eos_token_id, *listed] if i is not None})

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 FILE = "answers.sqlite"
 COLUMNS = tuple(field.name for field in fields(Answer))
+KEPT = (*COLUMNS, "engine", "answered", "checksum")
 _values = attrgetter(*COLUMNS)
 TABLES = """
 CREATE TABLE IF NOT EXISTS settings (id INTEGER PRIMARY KEY, value TEXT NOT NULL UNIQUE);
@@ -105,7 +106,7 @@ class Answers:
         self._connection.execute("COMMIT")
 
     def copy_from(self, path: Path) -> None:
-        """Takes over the answers of another database under the same settings. Leaves that one as it is."""
+        """Takes over the answers of another database under the same settings, also where there is only a failure."""
         if not path.exists():
             return
         with _named(path):
@@ -114,9 +115,11 @@ class Answers:
             self._connection.execute("ATTACH ? AS other", (f"{path.resolve().as_uri()}?{how}",))
             try:
                 self._connection.execute(
-                    f"INSERT OR IGNORE INTO main.answers SELECT {self._id}, prompt, "
-                    f"{', '.join(COLUMNS)}, engine, answered, checksum FROM other.answers "
-                    "WHERE settings = (SELECT id FROM other.settings WHERE value = ?)",
+                    f"INSERT INTO main.answers SELECT {self._id}, prompt, "
+                    f"{', '.join(KEPT)} FROM other.answers "
+                    "WHERE settings = (SELECT id FROM other.settings WHERE value = ?) ON CONFLICT DO UPDATE SET "
+                    f"({', '.join(KEPT)}) = ({', '.join(f'excluded.{name}' for name in KEPT)}) "
+                    "WHERE answers.failure IS NOT NULL",
                     (self._value,),
                 )
             finally:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipo import reasons
-from mipo.errors import InputError, StoppedError
+from mipo.errors import InputError, NotThereError, StoppedError, WriteError
 from mipo.io import outputs, records, tables
 from mipo.io.lazy import np, pl
 from mipo.models.model import Model
@@ -71,17 +71,19 @@ def generate(
         {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "batch_size": batch_size},
     )
     engine = engine or Local()
-    settings = _settings(model, sampling, seed, is_split=reasoning != "part")
+    if reuse and not (reuse / FILE).exists():
+        raise NotThereError(f"{reuse}: no {FILE} there; name a folder of responses, or of a run, that has one")
+    settings = _settings(model, sampling, seed, engine, is_split=reasoning != "part")
     with ExitStack() as stack:
         if folder:
             stack.enter_context(outputs.claim(folder, "responses"))
             database = database or folder / FILE
         answers = stack.enter_context(Answers.open(database, settings))
-        if reuse:
-            answers.copy_from(reuse / FILE)
         keys = keys_of(prompts["prompt"])
         if damaged := answers.discard_damaged(keys):
             print(f"{database}: {damaged} answers were damaged, and are asked for again")
+        if reuse:
+            answers.copy_from(reuse / FILE)
         _ask(prompts, keys, model, engine, answers, sampling, seed, reasoning, max_failures, progress)
         kept = answers.frame(keys)
     if reasoning != "keep":
@@ -93,13 +95,18 @@ def generate(
 
 
 def answered(
-    prompts: pl.DataFrame, model: Model, database: Path, sampling: Sampling, seed: int, *, reasoning: Reasoning
-) -> int:
-    """How many of the prompts have an answer in a database, or a failure that is final; 0 without a database."""
+    prompts: pl.DataFrame, model: Model, database: Path, engine: Engine, sampling: Sampling, seed: int,
+    *, reasoning: Reasoning,
+) -> int | None:  # fmt: skip
+    """How many of the prompts have an answer in a database, or a failure that is final; None where it is in use."""
     if not database.exists():
         return 0
-    with Answers.open(database, _settings(model, sampling, seed, is_split=reasoning != "part")) as answers:
-        return prompts.height - len(answers.missing(keys_of(prompts["prompt"])))
+    settings = _settings(model, sampling, seed, engine, is_split=reasoning != "part")
+    try:
+        with Answers.open(database, settings) as answers:
+            return prompts.height - len(answers.missing(keys_of(prompts["prompt"])))
+    except WriteError:
+        return None
 
 
 def failures(responses: pl.DataFrame) -> dict[str, int]:
@@ -108,7 +115,7 @@ def failures(responses: pl.DataFrame) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _settings(model: Model, sampling: Sampling, seed: int, *, is_split: bool) -> dict[str, Any]:
+def _settings(model: Model, sampling: Sampling, seed: int, engine: Engine, *, is_split: bool) -> dict[str, Any]:
     """What an answer depends on beside its prompt."""
     content = model.content if any(model.content.values()) else {"name": model.name}
     if "revision" in content:
@@ -120,6 +127,7 @@ def _settings(model: Model, sampling: Sampling, seed: int, *, is_split: bool) ->
         "max_new_tokens": sampling.max_new_tokens,
         **(hot if sampling.temperature else {"temperature": 0}),
         "reasoning_is_split": is_split,
+        **engine.identity(),
     }
 
 
@@ -139,9 +147,12 @@ def _ask(
         long = [(row, Answer(failure=reason)) for row in np.intersect1d(missing, too_long).tolist()]
         answers.add([(keys[row].tobytes(), answer) for row, answer in long], name)
         bar.advance([answer for _, answer in long])
-        failed.update(reason for _ in long)
+        failed.update(reason for _ in too_long)
+        _check_failures(failed, Answer(failure=reason), prompts.height, max_failures)
         rows = np.setdiff1d(np.arange(prompts.height), too_long)
         missing = np.intersect1d(missing, rows)
+        if not len(missing):
+            return
         seeds = (keys[:, 0] ^ np.uint64(seed)) & np.uint64(2**31 - 1)
         work = Work(prompts["prompt"], ids, rows, missing, seeds.astype(np.int64), model, sampling, seed)
         # A template may open the reasoning, and then it does so for every prompt.

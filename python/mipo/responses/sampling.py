@@ -44,7 +44,11 @@ class Responses(Sampling, frozen=True, kw_only=True):
         Text | None, Meta(description="the model's name on the server; null for the only one that it serves")
     ] = None
     key_variable: Annotated[
-        Text, Meta(description="environment variable that holds the server's API key, if it wants one")
+        str,
+        Meta(
+            description="environment variable that holds the server's API key, if it wants one",
+            pattern="^[A-Za-z_][A-Za-z0-9_]{0,63}$",
+        ),
     ] = "OPENAI_API_KEY"
     python: Annotated[
         Text | None,
@@ -86,14 +90,13 @@ class Responses(Sampling, frozen=True, kw_only=True):
     ] = 0.1
 
     def __post_init__(self) -> None:
-        if (self.engine == "server") != bool(self.urls):
-            raise InputError(f"urls: expected the URLs of servers with engine: server, got {list(self.urls)} with "
-                             f"engine: {self.engine}")  # fmt: skip
         for url in self.urls:
-            if not url.startswith(("http://", "https://")) or "@" in url:
-                raise InputError(
-                    f"urls: expected http://HOST:PORT/v1, without a password, got {url.rpartition('@')[2]!r}"
-                )
+            if not url.startswith(("http://", "https://")) or set(url) & {"@", "?"}:
+                shown = url.rpartition("@")[2].partition("?")[0]
+                raise InputError(f"urls: expected http://HOST:PORT/v1 without a password or a key, got {shown!r}")
+        if (self.engine == "server") != bool(self.urls):
+            got = f"{list(self.urls)} with engine: {self.engine}"
+            raise InputError(f"urls: expected the URLs of servers with engine: server, got {got}")
         if self.python and self.engine != "vllm":
             raise InputError(f"python: expected engine: vllm with it, got engine: {self.engine}")
 

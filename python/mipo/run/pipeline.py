@@ -199,18 +199,22 @@ class _Pipeline:
         return measurement.negatives_of(self.recipe.evaluation.negatives, self._read("test.parquet").height)
 
     def _judged(self) -> Engine | None:
-        """The engine of the held-out responses: one that can load the trained model, so that both sides have it."""
+        """The engine of the held-out responses: one that can load the trained model, so that both sides have it.
+
+        vLLM cannot load an adapter as a model.
+        """
         settings = self.recipe.responses
-        return of_settings(settings) if settings.engine == "vllm" else None
+        return of_settings(settings) if settings.engine == "vllm" and self.recipe.lora is None else None
 
     def _generate(self, requests: Requests, name: str, engine: Engine | None, seed: int, progress: str) -> pl.DataFrame:
         """The responses to all requests; prompts without one have the reason."""
         settings = self.recipe.responses
         model = self.model if settings.dtype == "auto" else replace(self.model, dtype=settings.dtype)
+        reuse = self.reuse if self.reuse and (self.reuse / FILE).exists() else None
         return generate(
             requests.prompts, model, folder=self.folder / name, database=self.folder / FILE, engine=engine,
-            reuse=self.reuse, seed=seed, reasoning=settings.reasoning,
-            max_failures=settings.max_failures, progress=progress, **records.settings(settings.sampling),
+            reuse=reuse, seed=seed, reasoning=settings.reasoning, max_failures=settings.max_failures,
+            progress=progress, **records.settings(settings.sampling),
         )  # fmt: skip
 
     def _read(self, name: str) -> pl.DataFrame:

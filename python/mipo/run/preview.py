@@ -11,6 +11,7 @@ from mipo.io import records
 from mipo.models.model import Model
 from mipo.negatives.draw import contrast
 from mipo.responses.answers import FILE
+from mipo.responses.engines.choice import of_settings
 from mipo.responses.generation import answered
 from mipo.responses.requests import compose_requests, link
 from mipo.run.prompts import read_prompts
@@ -48,12 +49,14 @@ def dry_run(path: str | Path, *, output: str | Path | None = None, seed: int | N
     settings = recipe.responses
     tokens = encode_prompts(requests.prompts["prompt"], model.tokenizer).lengths().sum()
     there = answered(
-        requests.prompts, model, folder / FILE, settings.sampling, recipe.seed, reasoning=settings.reasoning
-    )
+        requests.prompts, model, folder / FILE, of_settings(settings), settings.sampling, recipe.seed,
+        reasoning=settings.reasoning,
+    )  # fmt: skip
+    known = f"{there:,} of them there already" if there is not None else "some of them there, since a run is at work"
     lines += [
         f"prompts: {counts.describe()}",
         f"{train.height:,} prompts, {drawn['reason'].null_count():,} pairs of kind {recipe.contrast.kind}, "
-        f"{requests.prompts.height:,} responses by the engine {settings.engine}, {there:,} of them there already; "
+        f"{requests.prompts.height:,} responses by the engine {settings.engine}, {known}; "
         f"{test.height:,} held-out prompts",
         f"tokens of all requests: {tokens:,} in, at most {requests.prompts.height * settings.max_new_tokens:,} out",
     ]

@@ -21,7 +21,7 @@ from mipo.io import checksum, files, outputs, records
 from mipo.responses.sampling import Sampling
 from mipo.run.recipe import Recipe
 
-# Settings that change no result, so that a run may go on with others; of the responses, all but these.
+# Settings that change no result, so that a run may go on with others. Of the responses' settings, only RESPONSES do.
 FREE = ("max_dropped", "redo_after_upgrade")
 RESPONSES = (*Sampling.__struct_fields__, "reasoning")
 

@@ -22,7 +22,7 @@ class Answer:
 
     `response` is text without special tokens, null for a failure; `response_tokens` counts the end of turn.
     `finish_reason` is `stop` or `length`. A `failure` is a reason (`mipo.reasons`), and `detail` is what the engine
-    said of it. A failure that is not `final` may go away by itself, so that a later call asks again.
+    said of it. A failure that is not `final` may go away, so that a later call asks again.
     """
 
     response: str | None = None
@@ -64,6 +64,9 @@ class Engine(Protocol):
 
         A failure of one prompt is an Answer. Raises an error of mipo's where no prompt can be answered.
         """
+
+    def identity(self) -> dict[str, str]:
+        """What decides its answers beside the model, the prompt and the sampling, as a part of their key."""
 
     def name(self) -> str:
         """The engine, its version and the model that it serves, for what is kept of each answer."""

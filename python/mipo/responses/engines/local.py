@@ -27,6 +27,10 @@ class Local:
     gives the answers of an undisturbed one.
     """
 
+    def identity(self) -> dict[str, str]:
+        """Nothing: the model decides."""
+        return {}
+
     def name(self) -> str:
         """The engine and its version."""
         import transformers
@@ -48,7 +52,8 @@ class Local:
 
 def sample(ids: list[list[int]], model: Model, sampling: Sampling) -> Iterator[list[tuple[int, Answer]]]:
     """An answer to each prompt's ids, with its place among them, batch by batch."""
-    ends, tokenizer = model.end_ids, model.tokenizer
+    weights, tokenizer = model.weights, model.tokenizer
+    ends = model.end_ids
     options: dict[str, Any] = {"max_new_tokens": sampling.max_new_tokens, "eos_token_id": ends}
     hot = {"do_sample": True, "top_k": 0, "temperature": sampling.temperature, "top_p": sampling.top_p}
     options |= hot if sampling.temperature else {"do_sample": False}
@@ -56,7 +61,7 @@ def sample(ids: list[list[int]], model: Model, sampling: Sampling) -> Iterator[l
     order = sorted(range(len(ids)), key=lambda row: (-len(ids[row]), row))
     for batch in (order[start : start + sampling.batch_size] for start in range(0, len(order), sampling.batch_size)):
         started = time.monotonic()
-        new_ids = _continue(model.weights, tokenizer, [ids[row] for row in batch], options)
+        new_ids = _continue(weights, tokenizer, [ids[row] for row in batch], options)
         seconds = (time.monotonic() - started) / len(batch)
         yield [
             (row, _answer(tokenizer, ids[row], response, ends, seconds))

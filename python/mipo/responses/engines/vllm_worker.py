@@ -23,6 +23,11 @@ def main() -> None:
     setup = json.loads(sys.stdin.readline())
 
     from vllm import LLM, SamplingParams, TokensPrompt
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        # vLLM 0.32 ends on a CPU when a prompt that has a seed is cut into chunks.
+        setup["model"].setdefault("enable_chunked_prefill", False)
 
     engine = LLM(**setup["model"]).llm_engine
     limit = setup["concurrency"]
@@ -45,7 +50,7 @@ def main() -> None:
                 break
             row = str(request["row"])
             # Only temperature and top_p act: the model's generation config is not asked.
-            parameters = SamplingParams(**setup["sampling"], seed=request["seed"], skip_special_tokens=True)
+            parameters = SamplingParams(**setup["sampling"], seed=request["seed"])
             try:
                 engine.add_request(row, TokensPrompt(prompt_token_ids=request["ids"]), parameters)
             except ValueError as error:
