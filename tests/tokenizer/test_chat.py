@@ -1,6 +1,6 @@
 """Laws of chat: generation and training see the same ids for a composed prompt."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import polars as pl
@@ -13,6 +13,8 @@ from mipo.models.model import Model
 from mipo.pairing.filter import ResponseStates, add_reasons, keep
 from mipo.pairing.texts import texts_of, with_texts
 from mipo.responses import generation
+from mipo.responses.engines.contract import Answer, Work
+from mipo.responses.engines.local import Local
 from mipo.responses.requests import compose_requests, link
 from mipo.tokenizer import chat
 from mipo.tokens.groups import tokenize
@@ -34,14 +36,15 @@ def test_generation_and_training_give_the_same_ids_for_the_same_prompt(
 
     seen: list[list[int]] = []
 
-    def answer(ids: list[list[int]], *_: Any) -> pl.DataFrame:
-        seen.extend(ids)
-        answers = [f" answer {row}" for row in range(len(ids))]
-        return pl.DataFrame({"response": answers, "response_tokens": [3] * len(ids), "truncated": [False] * len(ids)})
+    class Listening(Local):
+        """An engine that keeps the ids that it gets."""
 
-    monkeypatch.setattr(generation, "sample", answer)
+        def answers(self, work: Work) -> Iterator[list[tuple[int, Answer]]]:
+            seen.extend(ids.tolist() for ids in work.ids)
+            yield [(row, Answer(f" answer {row}", response_tokens=3)) for row in work.missing.tolist()]
+
     monkeypatch.setitem(model.__dict__, "config", _Endless())
-    responses = generation.generate(requests.prompts, model)
+    responses = generation.generate(requests.prompts, model, engine=Listening())
     pairs = keep(add_reasons(link(prompts, drawn, requests), states := ResponseStates.of(responses, 99)))
     with open_rows(texts_of(responses), 99) as texts:
         store, dropped = tokenize(with_texts(pairs, states.ids, texts), tokenizer)

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 NEUTRAL: dict[str, dict[str, Any]] = {
     "vllm": {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0},
     "sglang": {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
-    "llamacpp": {"samplers": ["top_p", "temperature"], "repeat_penalty": 1.0},
+    # In its own order top_p comes before the temperature, and top_k 40 and min_p 0.05 before both.
+    "llamacpp": {"samplers": ["temperature", "top_p"], "repeat_penalty": 1.0},
 }
 # Servers that encode a text on request, which shows whether they serve this model: the name of the text, the options.
 TOKENIZE: dict[str, tuple[str, dict[str, Any]]] = {

@@ -53,7 +53,7 @@ def main() -> None:
             parameters = SamplingParams(**setup["sampling"], seed=request["seed"])
             try:
                 engine.add_request(row, TokensPrompt(prompt_token_ids=request["ids"]), parameters)
-            except ValueError as error:
+            except Exception as error:  # too long, or out of the vocabulary; the engine goes on
                 write(row=request["row"], error=str(error)[:500])
                 continue
             started[row] = time.monotonic()
