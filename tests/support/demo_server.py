@@ -62,7 +62,7 @@ class DemoServer:
                 request.transport.abort()
                 return web.Response()
             case "slow":
-                await asyncio.sleep(5)
+                await asyncio.sleep(60)
             case "late":
                 await asyncio.sleep(0.7)
         is_chat = "messages" in body
@@ -88,6 +88,13 @@ class DemoServer:
         reason = "stop" if new[-1] == self.tokenizer.eos_token_id else "length"
         return self.tokenizer.decode(new, skip_special_tokens=True), len(new), reason
 
+    async def end(self) -> None:
+        await self.runner.cleanup()
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
     @contextmanager
     def running(self, port: int = 0) -> Iterator[DemoServer]:
         """The server in a thread of its own, on a free port."""
@@ -110,7 +117,7 @@ class DemoServer:
         try:
             yield self
         finally:
-            asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
+            asyncio.run_coroutine_threadsafe(self.end(), loop).result()
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
             loop.close()
