@@ -57,3 +57,8 @@ def long_prompt(tokens: int | None) -> str:
 def long_group(tokens: int | None) -> str:
     """A group with a response that ends after the limit."""
     return f"longer than {tokens} tokens"
+
+
+def by_frequency(counts: dict[str, int]) -> dict[str, int]:
+    """The counts of reasons, the highest first, equal ones in alphabetical order."""
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

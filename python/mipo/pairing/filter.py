@@ -12,7 +12,7 @@ from mipo.io import tables
 from mipo.io.columns import Kind
 from mipo.io.keys import NOWHERE, Ids
 from mipo.io.lazy import np, pl
-from mipo.reasons import EMPTY_RESPONSE, EQUAL_RESPONSES, NO_RESPONSE
+from mipo.reasons import EMPTY_RESPONSE, EQUAL_RESPONSES, NO_RESPONSE, by_frequency
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -93,8 +93,3 @@ def keep(rows: pl.DataFrame) -> pl.DataFrame:
 def dropped(rows: pl.DataFrame) -> dict[str, int]:
     """How many rows have each `reason`, in the order of `by_frequency`."""
     return by_frequency(dict(rows["reason"].drop_nulls().value_counts().iter_rows()))
-
-
-def by_frequency(counts: dict[str, int]) -> dict[str, int]:
-    """The counts, the highest first, equal ones in alphabetical order."""
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -17,8 +17,9 @@ from mipo.io.columns import Kind
 from mipo.io.keys import NOWHERE, Ids, Index, keys_of
 from mipo.io.lazy import np, pl
 from mipo.io.rowfile import open_rows
-from mipo.pairing.filter import BATCH_ROWS, KINDS, ResponseStates, add_reasons, by_frequency, dropped, keep
+from mipo.pairing.filter import BATCH_ROWS, KINDS, ResponseStates, add_reasons, dropped, keep
 from mipo.pairing.texts import texts_of, with_texts
+from mipo.reasons import by_frequency
 from mipo.responses.requests import check_known, compose_counter, compose_own
 from mipo.tokenizer.messages import is_messages, key
 

@@ -56,8 +56,8 @@ def keys_of(prompts: pl.Series) -> NDArray[np.uint64]:
 class Answers:
     """The answers in a database under one choice of settings."""
 
-    def __init__(self, connection: sqlite3.Connection, settings: dict[str, Any], path: Path | None) -> None:
-        self._connection, self._path = connection, path
+    def __init__(self, connection: sqlite3.Connection, settings: dict[str, Any]) -> None:
+        self._connection = connection
         self._value = json.dumps(settings, sort_keys=True)
         connection.executescript(TABLES)
         connection.execute("INSERT OR IGNORE INTO settings (value) VALUES (?)", (self._value,))
@@ -81,7 +81,7 @@ class Answers:
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
-            yield cls(connection, settings, path)
+            yield cls(connection, settings)
 
     def missing(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
         """The rows of the prompts that have no answer here, and no failure that is final."""
@@ -107,8 +107,6 @@ class Answers:
 
     def copy_from(self, path: Path) -> None:
         """Takes over the answers of another database under the same settings, also where there is only a failure."""
-        if not path.exists():
-            return
         with _named(path):
             # A killed process leaves a log of what is not in the file yet; only without one can the file be read alone.
             how = "mode=rw" if path.with_name(f"{path.name}-wal").exists() else "mode=ro&immutable=1"
@@ -155,7 +153,7 @@ class Answers:
         for start in range(0, len(keys), AT_ONCE):
             blobs = [key.tobytes() for key in keys[start : start + AT_ONCE]]
             yield from self._connection.execute(
-                f"SELECT prompt, {', '.join(COLUMNS)}, engine, answered, checksum FROM answers "
+                f"SELECT prompt, {', '.join(KEPT)} FROM answers "
                 f"WHERE settings = ? AND prompt IN ({', '.join('?' * len(blobs))})",
                 (self._id, *blobs),
             ).fetchall()

@@ -111,8 +111,7 @@ def answered(
 
 def failures(responses: pl.DataFrame) -> dict[str, int]:
     """How many prompts have no response, by reason."""
-    counts = Counter(responses["failure"].drop_nulls().to_list())
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+    return reasons.by_frequency(Counter(responses["failure"].drop_nulls().to_list()))
 
 
 def _settings(model: Model, sampling: Sampling, seed: int, engine: Engine, *, is_split: bool) -> dict[str, Any]:
@@ -159,12 +158,12 @@ def _ask(
         prompt_end = str(render(prompts["prompt"][:1], model.tokenizer)[0])[-32:]
         asked = engine.answers(work)
         with closing(asked):  # type: ignore[type-var]
-            for come in asked:
+            for batch in asked:
                 if reasoning != "part":
-                    come = [(row, thinking.split(answer, prompt_end=prompt_end)) for row, answer in come]
-                answers.add([(keys[row].tobytes(), answer) for row, answer in come], name)
-                bar.advance([answer for _, answer in come])
-                if new := [answer for _, answer in come if answer.failure]:
+                    batch = [(row, thinking.split(answer, prompt_end=prompt_end)) for row, answer in batch]
+                answers.add([(keys[row].tobytes(), answer) for row, answer in batch], name)
+                bar.advance([answer for _, answer in batch])
+                if new := [answer for _, answer in batch if answer.failure]:
                     failed.update(str(answer.failure) for answer in new)
                     _check_failures(failed, new[-1], prompts.height, max_failures)
 

@@ -8,26 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
-from urllib.request import getproxies
 
 from mipo import reasons
-from mipo.errors import InputError, LibraryError, StoppedError, first_line
+from mipo.errors import InputError, StoppedError
 from mipo.responses.engines.contract import Answer, Work
+from mipo.responses.engines.sites import FATAL, Site, find_sites, message_of, open_session, valid
 from mipo.tokenizer.chat import render
 from mipo.tokenizer.messages import is_messages, plain
 
 if TYPE_CHECKING:
-    import aiohttp
-
     from mipo.responses.sampling import Responses
 
 # By `owned_by` in /v1/models: what switches off a server's own sampling defaults.
@@ -44,10 +41,6 @@ TOKENIZE: dict[str, tuple[str, dict[str, Any]]] = {
 }
 ATTEMPTS = 8  # that a request has at a server that answers with errors
 LONGEST_WAIT = 60.0  # seconds between two of them
-FATAL = {
-    401: "refuses the key", 402: "wants to be paid first", 403: "refuses the key", 404: "has no such model or address",
-    405: "has no such address",
-}  # fmt: skip
 # What servers call the end of an answer, and what mipo calls it.
 FINISHED = {
     "stop": "stop", "eos_token": "stop", "end_turn": "stop", "stop_sequence": "stop", "length": "length",
@@ -60,7 +53,7 @@ class Server:
 
     def __init__(self, settings: Responses) -> None:
         self._settings = settings
-        self._sites = list[_Site]()
+        self._sites = list[Site]()
 
     def name(self) -> str:
         """The engine, the kinds of server and the models there."""
@@ -89,7 +82,7 @@ class Server:
         """Asks each server which models it has."""
         if not self._sites:
             with _loop() as run:
-                self._sites = run(_sites(self._settings))
+                self._sites = run(find_sites(self._settings))
 
 
 @contextmanager
@@ -109,16 +102,6 @@ def _loop() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
             thread.submit(runner.close).result()
 
 
-@dataclass(frozen=True)
-class _Site:
-    """A server: its base URL, the model there, its kind (`owned_by`) and version."""
-
-    url: str
-    model: str
-    kind: str
-    version: str
-
-
 class _Gone(Exception):
     """A server that is away for longer than the settings' patience."""
 
@@ -126,7 +109,7 @@ class _Gone(Exception):
 class _Crowd:
     """Workers that ask the servers, and the answers that they bring."""
 
-    def __init__(self, settings: Responses, sites: list[_Site], work: Work) -> None:
+    def __init__(self, settings: Responses, sites: list[Site], work: Work) -> None:
         self._settings, self._sites, self._work = settings, list(sites), work
         self._rows: asyncio.Queue[int] = asyncio.Queue()
         for row in work.missing.tolist():
@@ -145,13 +128,13 @@ class _Crowd:
 
     async def start(self) -> None:
         """Starts the workers."""
-        self._session = _session(self._settings)
+        self._session = open_session(self._settings)
         for site in self._sites:
             await self._check_tokenizer(site)
         count = min(self._settings.concurrency, self._left)
         self._tasks = [asyncio.create_task(self._serve(site)) for _ in range(count) for site in self._sites]
 
-    async def _check_tokenizer(self, site: _Site) -> None:
+    async def _check_tokenizer(self, site: Site) -> None:
         """InputError for a server whose tokenizer gives the first prompt other ids: it serves another model."""
         import aiohttp
 
@@ -183,10 +166,10 @@ class _Crowd:
         while self._left and (not answered or not self._done.empty()):
             if self._error and not self._in_flight and self._done.empty():
                 raise self._error
-            if came := await self._done.get():
+            if item := await self._done.get():
                 self._left -= 1
-                answered.append(came[:2])
-                self._taken.append(came[2])
+                answered.append(item[:2])
+                self._taken.append(item[2])
         return answered
 
     async def stop(self) -> None:
@@ -196,7 +179,7 @@ class _Crowd:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._session.close()
 
-    async def _serve(self, site: _Site) -> None:
+    async def _serve(self, site: Site) -> None:
         """Asks a server for one prompt after another, the next one when the answer before has been kept."""
         while not self._error:
             row = await self._rows.get()
@@ -220,7 +203,7 @@ class _Crowd:
             self._done.put_nowait((row, answer, kept))
             await kept
 
-    async def _answer(self, site: _Site, row: int) -> Answer:
+    async def _answer(self, site: Site, row: int) -> Answer:
         """The answer of a server to one prompt, asked again after errors that may go away."""
         started, attempts, tries, body = time.monotonic(), 0, 0, self._body(site, row)
         while True:
@@ -235,7 +218,7 @@ class _Crowd:
             longest = min(LONGEST_WAIT, 0.5 * 2 ** min(tries, 16))
             await asyncio.sleep(wait if wait else random.uniform(longest / 2, longest))
 
-    async def _request(self, site: _Site, body: dict[str, Any]) -> tuple[Answer | None, float | None, int]:
+    async def _request(self, site: Site, body: dict[str, Any]) -> tuple[Answer | None, float | None, int]:
         """One attempt: an answer or a failure, None without a connection; for how long the server asks to wait; and as
         how many attempts it counts.
 
@@ -263,7 +246,7 @@ class _Crowd:
         if status == 200:
             self._answering.add(site.url)
             return _read(content), None, 1
-        message = _message(content, self._settings)
+        message = message_of(content, self._settings)
         # 403 may also be said of one prompt, by a server that answers others.
         if status in FATAL and not (status == 403 and site.url in self._answering):
             raise StoppedError(f"{site.url}: {FATAL[status]} ({status}: {message})")
@@ -273,7 +256,7 @@ class _Crowd:
         answer = Answer(failure=reason, detail=f"{status}: {message}", final=False)
         return answer, wait, ATTEMPTS if refused else int(status != 429)
 
-    def _body(self, site: _Site, row: int) -> dict[str, Any]:
+    def _body(self, site: Site, row: int) -> dict[str, Any]:
         sampling, send = self._work.sampling, self._settings.send
         body: dict[str, Any] = {
             "model": site.model,
@@ -313,37 +296,15 @@ def _read(content: bytes) -> Answer:
             # Asked again, it would say the same.
             return Answer(failure=reasons.SERVER_ERROR, detail=f"finish_reason {reason}, text {text!r}"[:500])
         return Answer(
-            _valid(text or ""),
+            valid(text or ""),
             response_tokens=int(usage.get("completion_tokens") or 0),
             prompt_tokens=int(usage.get("prompt_tokens") or 0),
             finish_reason=FINISHED[reason],
-            reasoning=thought and _valid(thought),
+            reasoning=thought and valid(thought),
         )
     except (ValueError, LookupError, TypeError, AttributeError):
         shown = content[:200].decode("utf-8", "replace")
         return Answer(failure=reasons.SERVER_ERROR, detail=f"expected a completion, got {shown!r}", final=False)
-
-
-def _valid(text: str) -> str:
-    """The text without halves of surrogate pairs, which are no characters."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _message(content: bytes, settings: Responses) -> str:
-    """What a server says of an error, without the key."""
-    try:
-        value = json.loads(content)
-        error = value.get("error", value)
-        text = str(error.get("message", error) if isinstance(error, dict) else error)
-    except (ValueError, AttributeError):
-        text = content.decode("utf-8", "replace")
-    key = _key(settings)
-    return (_valid(text).replace(key, "…") if key else _valid(text))[:500]
-
-
-def _key(settings: Responses) -> str | None:
-    """The API key in the environment."""
-    return os.environ.get(settings.key_variable, "").strip() or None
 
 
 def _retry_after(header: str | None) -> float | None:
@@ -358,57 +319,3 @@ def _retry_after(header: str | None) -> float | None:
         except ValueError:
             return None
     return min(max(seconds, 0.0), LONGEST_WAIT)
-
-
-def _session(settings: Responses) -> aiohttp.ClientSession:
-    try:
-        import aiohttp
-    except ImportError:
-        raise LibraryError("engine: server needs aiohttp; install mipo[server]") from None
-    key = _key(settings)
-    return aiohttp.ClientSession(
-        headers={"Authorization": f"Bearer {key}"} if key else None,
-        timeout=aiohttp.ClientTimeout(total=settings.timeout, sock_connect=10),
-        connector=aiohttp.TCPConnector(limit=0),
-        # With it, aiohttp looks for a proxy and a password in a thread, at every request.
-        trust_env=bool(getproxies()),
-    )
-
-
-async def _sites(settings: Responses) -> list[_Site]:
-    async with _session(settings) as session:
-        return [await _site(session, settings, url.rstrip("/")) for url in settings.urls]
-
-
-async def _site(session: aiohttp.ClientSession, settings: Responses, url: str) -> _Site:
-    """A server with its model; StoppedError where none answers, InputError where the model is not clear."""
-    import aiohttp
-
-    try:
-        async with session.get(f"{url}/models") as response:
-            status, content = response.status, await response.read()
-        async with session.get(f"{url.removesuffix('/v1')}/version") as response:
-            about = await response.read() if response.status == 200 else b"{}"
-    except (aiohttp.ClientError, OSError) as error:
-        raise StoppedError(f"{url}: no server answers there ({first_line(error)}); start it, or mend urls") from None
-    if status in (401, 403):
-        raise InputError(f"{url}: {FATAL[status]} ({status}: {_message(content, settings)}); the key is read from "
-                         f"{settings.key_variable}")  # fmt: skip
-    try:
-        models = {model["id"]: model.get("owned_by", "") for model in json.loads(content)["data"]}
-    except (ValueError, LookupError, TypeError):
-        shown = f"{status}: {_message(content, settings)!r}"
-        raise InputError(
-            f"{url}/models: expected a list of models, got {shown}; name the base URL, for example "
-            "http://localhost:8000/v1"
-        ) from None
-    name = settings.served_model
-    if name is None and len(models) != 1:
-        raise InputError(f"{url}: serves {len(models)} models ({', '.join(sorted(models)[:8])}); name one with "
-                         "served_model")  # fmt: skip
-    name = name or next(iter(models))
-    try:
-        version = str(json.loads(about).get("version", ""))
-    except (ValueError, AttributeError):
-        version = ""
-    return _Site(url, name, models.get(name, ""), version)

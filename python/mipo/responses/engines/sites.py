@@ -1,0 +1,113 @@
+"""Sites: the servers that a recipe names, which model each serves, and how a session with them is opened.
+
+Knows addresses, the key and what servers say of themselves. Asks no prompt.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.request import getproxies
+
+from mipo.errors import InputError, LibraryError, StoppedError, first_line
+
+if TYPE_CHECKING:
+    import aiohttp
+
+    from mipo.responses.sampling import Responses
+
+# Answers that mean that no prompt can be answered.
+FATAL = {
+    401: "refuses the key", 402: "wants to be paid first", 403: "refuses the key", 404: "has no such model or address",
+    405: "has no such address",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Site:
+    """A server: its base URL, the model there, its kind (`owned_by`) and version."""
+
+    url: str
+    model: str
+    kind: str
+    version: str
+
+
+def open_session(settings: Responses) -> aiohttp.ClientSession:
+    """A session that sends the key, if there is one; LibraryError without aiohttp."""
+    try:
+        import aiohttp
+    except ImportError:
+        raise LibraryError("engine: server needs aiohttp; install mipo[server]") from None
+    key = _key(settings)
+    return aiohttp.ClientSession(
+        headers={"Authorization": f"Bearer {key}"} if key else None,
+        timeout=aiohttp.ClientTimeout(total=settings.timeout, sock_connect=10),
+        connector=aiohttp.TCPConnector(limit=0),
+        # With it, aiohttp looks for a proxy and a password in a thread, at every request.
+        trust_env=bool(getproxies()),
+    )
+
+
+async def find_sites(settings: Responses) -> list[Site]:
+    """The servers of the settings, each asked which models it has."""
+    async with open_session(settings) as session:
+        return [await _site(session, settings, url.rstrip("/")) for url in settings.urls]
+
+
+async def _site(session: aiohttp.ClientSession, settings: Responses, url: str) -> Site:
+    """A server with its model; StoppedError where none answers, InputError where the model is not clear."""
+    import aiohttp
+
+    try:
+        async with session.get(f"{url}/models") as response:
+            status, content = response.status, await response.read()
+        async with session.get(f"{url.removesuffix('/v1')}/version") as response:
+            about = await response.read() if response.status == 200 else b"{}"
+    except (aiohttp.ClientError, OSError) as error:
+        raise StoppedError(f"{url}: no server answers there ({first_line(error)}); start it, or mend urls") from None
+    if status in (401, 403):
+        raise InputError(f"{url}: {FATAL[status]} ({status}: {message_of(content, settings)}); the key is read from "
+                         f"{settings.key_variable}")  # fmt: skip
+    try:
+        models = {model["id"]: model.get("owned_by", "") for model in json.loads(content)["data"]}
+    except (ValueError, LookupError, TypeError):
+        shown = f"{status}: {message_of(content, settings)!r}"
+        raise InputError(
+            f"{url}/models: expected a list of models, got {shown}; name the base URL, for example "
+            "http://localhost:8000/v1"
+        ) from None
+    name = settings.served_model
+    if name is None and len(models) != 1:
+        raise InputError(f"{url}: serves {len(models)} models ({', '.join(sorted(models)[:8])}); name one with "
+                         "served_model")  # fmt: skip
+    name = name or next(iter(models))
+    try:
+        version = str(json.loads(about).get("version", ""))
+    except (ValueError, AttributeError):
+        version = ""
+    return Site(url, name, models.get(name, ""), version)
+
+
+def message_of(content: bytes, settings: Responses) -> str:
+    """What a server says of an error, without the key."""
+    try:
+        value = json.loads(content)
+        error = value.get("error", value)
+        text = str(error.get("message", error) if isinstance(error, dict) else error)
+    except (ValueError, AttributeError):
+        text = content.decode("utf-8", "replace")
+    key = _key(settings)
+    return (valid(text).replace(key, "…") if key else valid(text))[:500]
+
+
+def _key(settings: Responses) -> str | None:
+    """The API key in the environment."""
+    return os.environ.get(settings.key_variable, "").strip() or None
+
+
+def valid(text: str) -> str:
+    """The text without halves of surrogate pairs, which are no characters."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
