@@ -7,11 +7,12 @@ from typing import Any
 import polars as pl
 import pytest
 import yaml
+from demo_batch import run_batch
 from demo_server import DemoServer
 
 from mipo import demo
 from mipo.demo import world
-from mipo.errors import InputError
+from mipo.errors import InputError, StoppedError
 from mipo.responses.engines import server
 from mipo.run import pipeline
 from mipo.run.preview import dry_run
@@ -47,6 +48,20 @@ def test_a_run_by_a_server_has_the_pairs_of_a_local_run(site: DemoServer, tmp_pa
     for name in ("links.parquet", "pairs.parquet", "responses/part-00000.parquet"):
         assert pl.read_parquet(served / name).equals(pl.read_parquet(local / name)), name
     assert site.bodies
+
+
+def test_a_run_by_batches_stops_for_them_and_ends_as_a_local_run(site: DemoServer, tmp_path: Path) -> None:
+    """Also the held-out responses, which the trained model has to answer too, and so this process."""
+    local = pipeline.run_recipe(write_recipe(tmp_path / "a"), output=tmp_path / "local", until="baseline")
+    path, output = write_recipe(tmp_path / "b", engine="batch", requests_per_file=20), tmp_path / "out"
+    for name in ("requests were written into 3 files. Let vLLM", "nothing new was written; .* requests in 3 files"):
+        with pytest.raises(StoppedError, match=name):
+            pipeline.run_recipe(path, output=output, until="baseline")
+    for requests in (output / "batch" / "requests").iterdir():
+        run_batch(site.model, site.tokenizer, requests, output / "batch" / "results" / requests.name)
+    assert pipeline.run_recipe(path, output=output, until="baseline") == output
+    for name in ("links.parquet", "pairs.parquet", "responses/part-00000.parquet", "evaluation/before.parquet"):
+        assert pl.read_parquet(output / name).equals(pl.read_parquet(local / name)), name
 
 
 def test_another_engine_goes_on_and_asks_only_what_is_missing(site: DemoServer, tmp_path: Path) -> None:

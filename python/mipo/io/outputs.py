@@ -33,7 +33,7 @@ PARQUET_MARK = {"mipo": "table"}  # metadata of a Parquet file that mipo wrote
 FILES: dict[str, tuple[str, ...]] = {
     "run": (),
     "demo inputs": (),
-    "responses": ("answers.sqlite", "answers.sqlite-wal", "part-*.parquet"),
+    "responses": ("answers.sqlite", "answers.sqlite-wal", "part-*.parquet", "batch/requests/*.jsonl"),
     "tokens": ("manifest.json", "shard-*/shard.json", "shard-*/*.arrow"),
     "model": (),
     "unfinished model": ("**/*",),

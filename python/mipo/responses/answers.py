@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError, WriteError
+from mipo.io import checksum
 from mipo.io.keys import NOWHERE, Index
 from mipo.io.lazy import _native, np, pl
 from mipo.responses.engines.contract import Answer
@@ -54,11 +55,14 @@ def keys_of(prompts: pl.Series) -> NDArray[np.uint64]:
 
 
 class Answers:
-    """The answers in a database under one choice of settings."""
+    """The answers in a database under one choice of settings.
 
-    def __init__(self, connection: sqlite3.Connection, settings: dict[str, Any]) -> None:
-        self._connection = connection
-        self._value = json.dumps(settings, sort_keys=True)
+    `digest` stands for the settings; `folder` is where the database lies, None where it is in memory.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, settings: dict[str, Any], folder: Path | None) -> None:
+        self._connection, self.folder = connection, folder
+        self._value, self.digest = json.dumps(settings, sort_keys=True), checksum.of_value(settings)
         connection.executescript(TABLES)
         connection.execute("INSERT OR IGNORE INTO settings (value) VALUES (?)", (self._value,))
         (self._id,) = connection.execute("SELECT id FROM settings WHERE value = ?", (self._value,)).fetchone()
@@ -81,7 +85,7 @@ class Answers:
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
-            yield cls(connection, settings)
+            yield cls(connection, settings, path and path.parent)
 
     def missing(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
         """The rows of the prompts that have no answer here, and no failure that is final."""

@@ -153,7 +153,10 @@ def _ask(
         if not len(missing):
             return
         seeds = (keys[:, 0] ^ np.uint64(seed)) & np.uint64(2**31 - 1)
-        work = Work(prompts["prompt"], ids, rows, missing, seeds.astype(np.int64), model, sampling, seed)
+        work = Work(
+            prompts["prompt"], ids, rows, missing, seeds.astype(np.int64), model, sampling, seed,
+            keys, answers.digest, answers.folder,
+        )  # fmt: skip
         # A template may open the reasoning, and then it does so for every prompt.
         prompt_end = str(render(prompts["prompt"][:1], model.tokenizer)[0])[-32:]
         asked = engine.answers(work)

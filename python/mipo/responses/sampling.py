@@ -12,9 +12,18 @@ from mipo.errors import InputError
 from mipo.io import records
 from mipo.io.records import Count, Record, Share, Text
 
-EngineName = Literal["local", "server", "vllm"]
-Sent = Literal["ids", "text", "messages"]
+EngineName = Literal["local", "server", "vllm", "batch"]
+Sent = Literal["auto", "ids", "text", "messages"]
+Reader = Literal["vllm", "hosted"]
 Reasoning = Literal["drop", "keep", "part"]
+
+
+# Settings that not every engine has.
+ENGINES = {
+    "served_model": ("server", "batch"), "send": ("server", "batch"), "key_variable": ("server",),
+    "python": ("vllm",), "engine_options": ("vllm",), "concurrency": ("server", "vllm"), "timeout": ("server",),
+    "patience": ("server",), "batch_for": ("batch",), "requests_per_file": ("batch",),
+}  # fmt: skip
 
 
 class Sampling(Record, frozen=True, kw_only=True):
@@ -32,8 +41,8 @@ class Responses(Sampling, frozen=True, kw_only=True):
     engine: Annotated[
         EngineName,
         Meta(
-            description="transformers in this process (local), an OpenAI-compatible server (server), or vLLM in an "
-            "environment of its own (vllm)"
+            description="transformers in this process (local), an OpenAI-compatible server (server), vLLM in an "
+            "environment of its own (vllm), or files for a batch runner (batch)"
         ),
     ] = "local"
     urls: Annotated[
@@ -41,7 +50,10 @@ class Responses(Sampling, frozen=True, kw_only=True):
         Meta(description="base URLs of servers, which share the work", examples=[["http://localhost:8000/v1"]]),
     ] = ()
     served_model: Annotated[
-        Text | None, Meta(description="the model's name on the server; null for the only one that it serves")
+        Text | None,
+        Meta(
+            description="the model's name on the server; null for the only one that it serves, for a batch for its own"
+        ),
     ] = None
     key_variable: Annotated[
         str,
@@ -58,9 +70,18 @@ class Responses(Sampling, frozen=True, kw_only=True):
         Sent,
         Meta(
             description="what a server gets: the token ids that training has (ids), the rendered text (text), or the "
-            "messages, which it renders by itself (messages)"
+            "messages, which it renders by itself (messages); auto is ids for a server, text for a batch of vLLM, "
+            "messages for a hosted one"
         ),
-    ] = "ids"
+    ] = "auto"
+    batch_for: Annotated[
+        Reader,
+        Meta(description="what reads a batch: `vllm run-batch` (vllm), or an API that takes OpenAI's files (hosted)"),
+    ] = "vllm"
+    requests_per_file: Annotated[
+        int,
+        Meta(ge=1, le=50_000, description="requests in a file of a batch; `vllm run-batch` keeps whole files alone"),
+    ] = 10_000
     dtype: Annotated[
         Text,
         Meta(
@@ -97,8 +118,13 @@ class Responses(Sampling, frozen=True, kw_only=True):
         if (self.engine == "server") != bool(self.urls):
             got = f"{list(self.urls)} with engine: {self.engine}"
             raise InputError(f"urls: expected the URLs of servers with engine: server, got {got}")
-        if self.python and self.engine != "vllm":
-            raise InputError(f"python: expected engine: vllm with it, got engine: {self.engine}")
+        for field in msgspec.structs.fields(type(self)):
+            engines, value = ENGINES.get(field.name, (self.engine,)), getattr(self, field.name)
+            if self.engine not in engines and value and value != field.default:
+                expected = f"{field.name}: expected engine: {' or '.join(engines)} with it"
+                raise InputError(f"{expected}, got engine: {self.engine}")
+        if self.engine == "batch" and self.batch_for == "vllm" and self.send == "ids":
+            raise InputError("send: expected text or messages for `vllm run-batch`, which takes no ids, got ids")
 
     @property
     def sampling(self) -> Sampling:

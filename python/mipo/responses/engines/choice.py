@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from mipo.io import records
+from mipo.responses.engines.batch import Batch
 from mipo.responses.engines.contract import Engine
 from mipo.responses.engines.local import Local
 from mipo.responses.engines.server import Server
 from mipo.responses.engines.vllm_offline import Vllm
-from mipo.responses.sampling import EngineName, Responses, Sent
+from mipo.responses.sampling import EngineName, Reader, Responses, Sent
 
 
 def choose(
@@ -19,7 +20,9 @@ def choose(
     urls: tuple[str, ...] = (),
     served_model: str | None = None,
     key_variable: str = "OPENAI_API_KEY",
-    send: Sent = "ids",
+    send: Sent = "auto",
+    batch_for: Reader = "vllm",
+    requests_per_file: int = 10_000,
     python: str | None = None,
     dtype: str = "auto",
     engine_options: Mapping[str, Any] | None = None,
@@ -30,8 +33,9 @@ def choose(
     """The engine of these settings (those of a recipe's `responses`); InputError for wrong ones."""
     values = {
         "engine": engine, "urls": tuple(urls), "served_model": served_model, "key_variable": key_variable, "send": send,
-        "python": python, "dtype": dtype, "engine_options": dict(engine_options or {}), "concurrency": concurrency,
-        "timeout": timeout, "patience": patience,
+        "batch_for": batch_for, "requests_per_file": requests_per_file, "python": python, "dtype": dtype,
+        "engine_options": dict(engine_options or {}), "concurrency": concurrency, "timeout": timeout,
+        "patience": patience,
     }  # fmt: skip
     return of_settings(records.read(Responses, values))
 
@@ -43,4 +47,6 @@ def of_settings(settings: Responses) -> Engine:
             return Server(settings)
         case "vllm":
             return Vllm(settings)
+        case "batch":
+            return Batch(settings)
     return Local()

@@ -31,8 +31,14 @@ FINISHED = {
 }  # fmt: skip
 
 
+def identity(served_model: str | None, send: Sent) -> dict[str, str]:
+    """What decides the answers beside the model: its name there, if chosen, and who renders the messages."""
+    named = {"served_model": served_model} if served_model else {}
+    return named | ({"send": "messages"} if send == "messages" else {})
+
+
 class Bodies:
-    """The bodies of the requests for some work, each prompt sent as ids, text or messages."""
+    """The bodies of the requests for some work, each prompt sent as ids (auto, too), text or messages."""
 
     def __init__(self, work: Work, send: Sent) -> None:
         self._work, self._send = work, send

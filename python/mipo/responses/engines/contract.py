@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ class Work:
     `prompts` are composed prompts (text or messages), `ids` the token ids of each, `rows` those that fit the model's
     context, and `missing` those of them that have no answer. `seeds`, one for each row, below 2³¹, depend on what is
     asked alone, not on the row's place; `seed` is the user's.
+
+    `keys`, uint64 [n, 2], are 128 bits of each prompt, and `settings` a digest of what an answer depends on beside it.
+    `folder` is where an engine may keep files of its own, None where nothing is kept.
     """
 
     prompts: pl.Series
@@ -53,6 +57,9 @@ class Work:
     model: Model
     sampling: Sampling
     seed: int
+    keys: NDArray[np.uint64]
+    settings: str
+    folder: Path | None
 
 
 class Engine(Protocol):

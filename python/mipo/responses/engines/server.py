@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from mipo import reasons
 from mipo.errors import InputError, StoppedError
-from mipo.responses.engines.completions import Bodies, answer_in, failure_of, parsed
+from mipo.responses.engines.completions import Bodies, answer_in, failure_of, identity, parsed
 from mipo.responses.engines.contract import Answer, Work
 from mipo.responses.engines.sites import FATAL, Site, find_sites, message_of, open_session
 from mipo.tokenizer.chat import render
@@ -50,9 +50,8 @@ class Server:
         return f"server, {', '.join(kinds)}, {', '.join(sorted({site.model for site in self._sites}))}"
 
     def identity(self) -> dict[str, str]:
-        """What decides the answers beside the model: its name there, if chosen, and who renders the messages."""
-        named = {"served_model": self._settings.served_model} if self._settings.served_model else {}
-        return named | ({"send": "messages"} if self._settings.send == "messages" else {})
+        """What decides the answers beside the model."""
+        return identity(self._settings.served_model, self._settings.send)
 
     def answers(self, work: Work) -> Iterator[list[tuple[int, Answer]]]:
         """An answer to each missing row (see `mipo.responses.engines.contract`)."""
