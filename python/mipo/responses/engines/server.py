@@ -1,7 +1,6 @@
 """The server engine: asks OpenAI-compatible servers, a request for each prompt, many at once.
 
-Knows HTTP, and what the servers of the field want to be told so that they sample from the model's own distribution.
-Knows nothing of what is kept of the answers.
+Knows HTTP. Knows neither what a request holds (`mipo.responses.engines.completions`), nor what is kept of the answers.
 """
 
 from __future__ import annotations
@@ -19,21 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from mipo import reasons
 from mipo.errors import InputError, StoppedError
+from mipo.responses.engines.completions import Bodies, answer_in, failure_of, parsed
 from mipo.responses.engines.contract import Answer, Work
-from mipo.responses.engines.sites import FATAL, Site, find_sites, message_of, open_session, valid
+from mipo.responses.engines.sites import FATAL, Site, find_sites, message_of, open_session
 from mipo.tokenizer.chat import render
-from mipo.tokenizer.messages import is_messages, plain
+from mipo.tokenizer.messages import is_messages
 
 if TYPE_CHECKING:
     from mipo.responses.sampling import Responses
 
-# By `owned_by` in /v1/models: what switches off a server's own sampling defaults.
-NEUTRAL: dict[str, dict[str, Any]] = {
-    "vllm": {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0},
-    "sglang": {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
-    # In its own order top_p comes before the temperature, and top_k 40 and min_p 0.05 before both.
-    "llamacpp": {"samplers": ["temperature", "top_p"], "repeat_penalty": 1.0},
-}
 # Servers that encode a text on request, which shows whether they serve this model: the name of the text, the options.
 TOKENIZE: dict[str, tuple[str, dict[str, Any]]] = {
     "vllm": ("prompt", {"add_special_tokens": False}),
@@ -41,11 +34,6 @@ TOKENIZE: dict[str, tuple[str, dict[str, Any]]] = {
 }
 ATTEMPTS = 8  # that a request has at a server that answers with errors
 LONGEST_WAIT = 60.0  # seconds between two of them
-# What servers call the end of an answer, and what mipo calls it.
-FINISHED = {
-    "stop": "stop", "eos_token": "stop", "end_turn": "stop", "stop_sequence": "stop", "length": "length",
-    "max_tokens": "length",
-}  # fmt: skip
 
 
 class Server:
@@ -123,8 +111,7 @@ class _Crowd:
         self._error: Exception | None = None
         self._away_since = dict[str, float]()
         self._answering = set[str]()  # servers that have answered
-        self._texts = render(work.prompts, work.model.tokenizer) if settings.send == "text" else None
-        self._ends = work.model.end_ids
+        self._bodies = Bodies(work, settings.send)
 
     async def start(self) -> None:
         """Starts the workers."""
@@ -205,7 +192,8 @@ class _Crowd:
 
     async def _answer(self, site: Site, row: int) -> Answer:
         """The answer of a server to one prompt, asked again after errors that may go away."""
-        started, attempts, tries, body = time.monotonic(), 0, 0, self._body(site, row)
+        started, attempts, tries = time.monotonic(), 0, 0
+        body = self._bodies.of(row, model=site.model, kind=site.kind)
         while True:
             answer, wait, counts = await self._request(site, body)
             seconds = time.monotonic() - started
@@ -226,9 +214,10 @@ class _Crowd:
         """
         import aiohttp
 
-        path = "chat/completions" if "messages" in body else "completions"
         try:
-            async with self._session.post(f"{site.url}/{path}", json=body, allow_redirects=False) as response:
+            async with self._session.post(
+                f"{site.url}/{self._bodies.path}", json=body, allow_redirects=False
+            ) as response:
                 status, content = response.status, await response.read()
                 wait = _retry_after(response.headers.get("Retry-After"))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
@@ -245,66 +234,13 @@ class _Crowd:
         self._away_since.pop(site.url, None)
         if status == 200:
             self._answering.add(site.url)
-            return _read(content), None, 1
+            return answer_in(parsed(content)), None, 1
         message = message_of(content, self._settings)
         # 403 may also be said of one prompt, by a server that answers others.
         if status in FATAL and not (status == 403 and site.url in self._answering):
             raise StoppedError(f"{site.url}: {FATAL[status]} ({status}: {message})")
-        # 408, 409, 425 and 429 ask to come again; other 4xx say that the request itself is wrong.
-        refused = 400 <= status < 500 and status not in (408, 409, 425, 429)
-        reason = reasons.REFUSED if refused else reasons.SERVER_ERROR
-        answer = Answer(failure=reason, detail=f"{status}: {message}", final=False)
-        return answer, wait, ATTEMPTS if refused else int(status != 429)
-
-    def _body(self, site: Site, row: int) -> dict[str, Any]:
-        sampling, send = self._work.sampling, self._settings.send
-        body: dict[str, Any] = {
-            "model": site.model,
-            "max_tokens": sampling.max_new_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p if sampling.temperature else 1.0,
-            **NEUTRAL.get(site.kind, {}),
-        }
-        if sampling.temperature:
-            body["seed"] = int(self._work.seeds[row])
-        if site.kind == "vllm":
-            body["stop_token_ids"] = self._ends
-        if send == "messages":
-            prompt = self._work.prompts[row]
-            body["messages"] = (
-                next(plain([prompt])) if is_messages(self._work.prompts) else [{"role": "user", "content": prompt}]
-            )
-        else:
-            body["prompt"] = self._work.ids[row].tolist() if self._texts is None else self._texts[row]
-            if self._texts is not None and site.kind == "vllm":
-                body["add_special_tokens"] = not is_messages(self._work.prompts)
-        return body
-
-
-def _read(content: bytes) -> Answer:
-    """The answer in the body of a response."""
-    try:
-        value = json.loads(content)
-        choice = value["choices"][0]
-        message = choice.get("message") or {}
-        text = choice["text"] if "text" in choice else message["content"]
-        thought = message.get("reasoning_content") or message.get("reasoning")
-        usage, reason = value.get("usage") or {}, choice["finish_reason"]
-        if reason == "content_filter":
-            return Answer(failure=reasons.FILTERED)
-        if reason not in FINISHED or not isinstance(text, str | None) or not isinstance(thought, str | None):
-            # Asked again, it would say the same.
-            return Answer(failure=reasons.SERVER_ERROR, detail=f"finish_reason {reason}, text {text!r}"[:500])
-        return Answer(
-            valid(text or ""),
-            response_tokens=int(usage.get("completion_tokens") or 0),
-            prompt_tokens=int(usage.get("prompt_tokens") or 0),
-            finish_reason=FINISHED[reason],
-            reasoning=thought and valid(thought),
-        )
-    except (ValueError, LookupError, TypeError, AttributeError):
-        shown = content[:200].decode("utf-8", "replace")
-        return Answer(failure=reasons.SERVER_ERROR, detail=f"expected a completion, got {shown!r}", final=False)
+        answer = failure_of(status, message)
+        return answer, wait, ATTEMPTS if answer.failure == reasons.REFUSED else int(status != 429)
 
 
 def _retry_after(header: str | None) -> float | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.request import getproxies
 
 from mipo.errors import InputError, LibraryError, StoppedError, first_line
+from mipo.responses.engines.completions import message_in, parsed
 
 if TYPE_CHECKING:
     import aiohttp
@@ -93,21 +94,10 @@ async def _site(session: aiohttp.ClientSession, settings: Responses, url: str) -
 
 def message_of(content: bytes, settings: Responses) -> str:
     """What a server says of an error, without the key."""
-    try:
-        value = json.loads(content)
-        error = value.get("error", value)
-        text = str(error.get("message", error) if isinstance(error, dict) else error)
-    except (ValueError, AttributeError):
-        text = content.decode("utf-8", "replace")
-    key = _key(settings)
-    return (valid(text).replace(key, "…") if key else valid(text))[:500]
+    text, key = message_in(parsed(content)), _key(settings)
+    return (text.replace(key, "…") if key else text)[:500]
 
 
 def _key(settings: Responses) -> str | None:
     """The API key in the environment."""
     return os.environ.get(settings.key_variable, "").strip() or None
-
-
-def valid(text: str) -> str:
-    """The text without halves of surrogate pairs, which are no characters."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
