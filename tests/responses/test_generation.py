@@ -130,7 +130,7 @@ def test_what_is_missing_is_asked_again_and_nothing_else(
     before = [part.read_bytes() for part in parts]
     parts[1].unlink()
     with sqlite3.connect(tmp_path / "answers.sqlite") as database:
-        keys = [key.tobytes() for key in keys_of(prompts["prompt"])[7:9]]
+        keys = [key.tobytes() for key in keys_of(prompts)[7:9]]
         assert database.execute("DELETE FROM answers WHERE prompt IN (?, ?)", keys).rowcount == 2
     database.close()
     generations.clear()
@@ -145,9 +145,7 @@ def test_a_damaged_answer_is_asked_again(
 ) -> None:
     whole = generate(prompts, Model(DEMO), folder=tmp_path, **SAMPLED)
     with sqlite3.connect(tmp_path / "answers.sqlite") as database:
-        database.execute(
-            "UPDATE answers SET response = 'edited' WHERE prompt = ?", [keys_of(prompts["prompt"])[3].tobytes()]
-        )
+        database.execute("UPDATE answers SET response = 'edited' WHERE prompt = ?", [keys_of(prompts)[3].tobytes()])
     database.close()
     assert generate(prompts, Model(DEMO), folder=tmp_path, **SAMPLED).equals(whole)
     assert "1 answers were damaged, and are asked for again" in capsys.readouterr().out

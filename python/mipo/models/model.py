@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,10 @@ class Model:
         model = cls(weights.name_or_path)
         model.__dict__.update(weights=weights, tokenizer=tokenizer, config=weights.config, in_memory=True)
         return model
+
+    def with_dtype(self, dtype: str) -> Model:
+        """This model with weights of another dtype; itself for `auto`."""
+        return self if dtype == "auto" else replace(self, dtype=dtype)
 
     @cached_property
     def in_memory(self) -> bool:

@@ -39,6 +39,7 @@ CREATE TABLE IF NOT EXISTS answers (
     engine TEXT, answered TEXT, checksum INTEGER, PRIMARY KEY (settings, prompt)
 ) WITHOUT ROWID;
 """
+APART = (0x9E3779B97F4A7C15, 0xD1B54A32D192ED03)  # odd: 2⁶⁴ samples of a prompt have keys of their own
 AT_ONCE = 512  # answers that one query reads
 FRAME_ROWS = 16_384  # answers that are Python objects at once
 # What a part of the responses holds beside the prompts.
@@ -48,9 +49,15 @@ SCHEMA = {
 }  # fmt: skip
 
 
-def keys_of(prompts: pl.Series) -> NDArray[np.uint64]:
-    """128 bits of each composed prompt, uint64 [n, 2]; equal for equal prompts, on every machine."""
-    return np.ascontiguousarray(_native.digests(key(prompts)))
+def keys_of(prompts: pl.DataFrame) -> NDArray[np.uint64]:
+    """128 bits of each row of prompt (composed) and, where there are several, sample, uint64 [n, 2].
+
+    Equal for equal rows, on every machine.
+    """
+    keys = np.ascontiguousarray(_native.digests(key(prompts["prompt"])))
+    if "sample" in prompts.columns:
+        keys += prompts["sample"].to_numpy()[:, None].astype(np.uint64) * np.array(APART, dtype=np.uint64)
+    return keys
 
 
 class Answers:
@@ -93,6 +100,15 @@ class Answers:
             blobs.append(b"".join(blob for (blob,) in batch))
         known = np.frombuffer(b"".join(blobs), np.uint64).reshape(-1, 2)
         return np.flatnonzero(Index(known).find(keys) == NOWHERE)
+
+    def averages(self, engine: str) -> tuple[int, float | None, float | None]:
+        """How many answers there are, their mean tokens, and the mean seconds of those by `engine`."""
+        count, tokens, seconds = self._connection.execute(
+            "SELECT count(*), avg(response_tokens), avg(CASE WHEN engine LIKE ? THEN seconds END) FROM answers "
+            "WHERE settings = ? AND failure IS NULL",
+            (f"{engine},%", self._id),
+        ).fetchone()
+        return count, tokens, seconds
 
     def add(self, answers: list[tuple[bytes, Answer]], engine: str) -> None:
         """Keeps answers to the prompts with these keys. A kill after this returns loses none of them."""

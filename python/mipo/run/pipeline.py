@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import polars as pl
@@ -111,9 +111,12 @@ class _Pipeline:
     def responses(self) -> Rows:
         """Links pairs to responses, and lets the model answer each distinct prompt."""
         train, drawn = self._read("prompts.parquet"), self._read("counterparts.parquet")
-        requests = compose_requests(train, drawn, chat=self.model.is_chat)
+        settings = self.recipe.responses
+        requests = compose_requests(
+            train, drawn, chat=self.model.is_chat, samples=settings.samples, fresh=settings.fresh
+        )
         self._write(link(train, drawn, requests), "links.parquet")
-        engine = of_settings(self.recipe.responses)
+        engine = of_settings(settings)
         responses = self._generate(requests, "responses", engine, self.recipe.seed, "responses")
         failed = failures(responses)
         return Rows(responses.height, responses.height - sum(failed.values()), failed)
@@ -209,12 +212,10 @@ class _Pipeline:
     def _generate(self, requests: Requests, name: str, engine: Engine | None, seed: int, progress: str) -> pl.DataFrame:
         """The responses to all requests; prompts without one have the reason."""
         settings = self.recipe.responses
-        model = self.model if settings.dtype == "auto" else replace(self.model, dtype=settings.dtype)
         reuse = self.reuse if self.reuse and (self.reuse / FILE).exists() else None
         return generate(
-            requests.prompts, model, folder=self.folder / name, database=self.folder / FILE, engine=engine,
-            reuse=reuse, seed=seed, reasoning=settings.reasoning, max_failures=settings.max_failures,
-            progress=progress, **records.settings(settings.sampling),
+            requests.prompts, self.model.with_dtype(settings.dtype), folder=self.folder / name,
+            database=self.folder / FILE, engine=engine, reuse=reuse, seed=seed, progress=progress, **settings.options,
         )  # fmt: skip
 
     def _read(self, name: str) -> pl.DataFrame:
