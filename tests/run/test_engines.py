@@ -39,14 +39,23 @@ def site(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> DemoSer
     return DemoServer(model, tokenizer)
 
 
-def test_a_run_by_a_server_has_the_pairs_of_a_local_run(site: DemoServer, tmp_path: Path) -> None:
-    local = pipeline.run_recipe(write_recipe(tmp_path / "a"), output=tmp_path / "local", until="pairs")
+def test_a_run_by_a_server_has_the_report_of_a_local_run_and_keeps_no_key(
+    site: DemoServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    local = pipeline.run_recipe(write_recipe(tmp_path / "a"), output=tmp_path / "local")
+    site.key = "sk-planted-secret"
+    monkeypatch.setenv("KEY_OF_TESTS", site.key)
     with site.running():
-        path = write_recipe(tmp_path / "b", engine="server", urls=[site.url])
-        served = pipeline.run_recipe(path, output=tmp_path / "served", until="pairs")
-    for name in ("links.parquet", "pairs.parquet", "responses/part-00000.parquet"):
-        assert pl.read_parquet(served / name).equals(pl.read_parquet(local / name)), name
+        path = write_recipe(tmp_path / "b", engine="server", urls=[site.url], key_variable="KEY_OF_TESTS")
+        served = pipeline.run_recipe(path, output=tmp_path / "served")
     assert site.bodies
+    for name in ("links.parquet", "pairs.parquet", "responses/part-00000.parquet", "evaluation/after.parquet"):
+        assert pl.read_parquet(served / name).equals(pl.read_parquet(local / name)), name
+    assert (served / "evaluation.json").read_bytes() == (local / "evaluation.json").read_bytes()
+    written = {path for path in served.rglob("*") if path.is_file()}
+    assert {served / name for name in ("report.html", "manifest.json", "answers.sqlite", "recipe.yaml")} <= written
+    assert not [path for path in written if b"planted" in path.read_bytes()]
+    assert "planted" not in "".join(capfd.readouterr())
 
 
 def test_another_engine_goes_on_and_asks_only_what_is_missing(site: DemoServer, tmp_path: Path) -> None:
