@@ -1,4 +1,7 @@
-"""The local engine: samples responses with transformers, in this process. Knows nothing of what is kept of them."""
+"""The local engine: samples responses with transformers, in this process. Knows nothing of what is kept of them.
+
+How it scores them is in `mipo.responses.engines.local_scoring`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mipo.io.lazy import np, torch
-from mipo.responses.engines.contract import Answer, Work
+from mipo.responses.engines.contract import Answer, Scoring, Work
+from mipo.responses.engines.local_scoring import score
 from mipo.tokenizer.chat import is_chat
 
 if TYPE_CHECKING:
@@ -48,6 +52,21 @@ class Local:
             ids = [work.ids[row].tolist() for row in block]
             for batch in sample(ids, work.model, work.sampling):
                 yield [(block[place], answer) for place, answer in batch if block[place] in missing]
+
+    def check_scoring(self, model: Model) -> None:
+        """Nothing to check."""
+
+    def longest(self, model: Model) -> int | None:
+        """The model's context."""
+        return model.context_length
+
+    def scores(self, asked: Scoring) -> Iterator[list[tuple[int, float | Answer]]]:
+        """The log-prob of each asked row (see `mipo.responses.engines.contract`)."""
+        return score(asked)
+
+    def precision(self, model: Model) -> dict[str, object]:
+        """The dtype, which may depend on whether there is an accelerator."""
+        return {"dtype": model.dtype, "accelerator": torch.accelerator.is_available()}
 
 
 def sample(ids: list[list[int]], model: Model, sampling: Sampling) -> Iterator[list[tuple[int, Answer]]]:
