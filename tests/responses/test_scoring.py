@@ -2,8 +2,13 @@
 
 import json
 import math
+import sqlite3
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,8 +63,9 @@ def expected(ids: list[list[NDArray[np.uint32]]]) -> NDArray[np.float64]:
 
 
 def score(site: DemoServer, ids: list[list[NDArray[np.uint32]]], **options: Any) -> NDArray[np.float64]:
+    database = options.pop("database", None)
     engine = choose(engine="server", urls=[site.url], **{"concurrency": 4, **options})
-    return response_logps(*ids, Model(DEMO), engine=engine)
+    return response_logps(*ids, Model(DEMO), engine=engine, database=database)
 
 
 @pytest.mark.parametrize("concurrency", [1, 3, 64])
@@ -129,6 +135,41 @@ def test_the_log_prob_of_the_token_itself_is_taken() -> None:
         assert isinstance(failure, Answer)
         assert str(failure.detail).startswith("expected the log-probs of 3 tokens, got")
         assert not failure.final
+
+
+def test_scores_are_kept_and_only_the_others_are_asked_for(
+    site: DemoServer, ids: Any, expected: NDArray[np.float64], tmp_path: Path
+) -> None:
+    database = tmp_path / "scores.sqlite"
+    options: dict[str, Any] = {"concurrency": 1, "patience": 0, "database": database}
+    site.fault = lambda number, body: "leave" if number > 4 else None
+    with site.running(), pytest.raises(StoppedError, match=r"no connection for .*; start it and run the same command"):
+        score(site, ids, **options)
+    assert sum(site.answered.values()) == 4
+    site.fault = lambda number, body: None
+    with site.running():
+        for _ in range(2):
+            np.testing.assert_allclose(score(site, ids, **options), expected, rtol=0, atol=SUM_ATOL)
+        assert set(site.answered.values()) == {1}
+        assert len(site.answered) == 10
+        with closing(sqlite3.connect(database)) as connection:
+            connection.execute("UPDATE scores SET logp = logp - 1 WHERE logp = (SELECT min(logp) FROM scores)")
+            connection.commit()
+        np.testing.assert_allclose(score(site, ids, **options), expected, rtol=0, atol=SUM_ATOL)
+    assert sorted(site.answered.values()) == [1] * 9 + [2]
+    # Another engine rounds otherwise: one figure is not made of both.
+    assert response_logps(*ids, Model(DEMO), database=database).tolist() == expected.tolist()
+    with closing(sqlite3.connect(tmp_path / "other.sqlite")) as connection:
+        connection.execute("CREATE TABLE births (day TEXT)")
+    with pytest.raises(InputError, match="expected a database of mipo's, got one with the table births"):
+        response_logps(*ids, Model(DEMO), database=tmp_path / "other.sqlite")
+
+
+def test_equal_rows_are_scored_once(site: DemoServer, ids: Any, expected: NDArray[np.float64]) -> None:
+    with site.running():
+        twice = score(site, [side * 2 for side in ids])
+    np.testing.assert_allclose(twice, [*expected, *expected], rtol=0, atol=SUM_ATOL)
+    assert set(site.answered.values()) == {1}
 
 
 # Evaluation
@@ -209,6 +250,33 @@ def test_rows_that_fill_the_server_s_context_are_left_out(
         site.context = longest
         some, _ = evaluate(Model(DEMO), prompts, engine=choose(engine="server", urls=[site.url]), **options)
     assert 0 < some["infonce"]["rows"] < whole["infonce"]["rows"] == prompts.height
+
+
+def test_a_killed_evaluation_asks_for_nothing_twice(site: DemoServer, prompts: pl.DataFrame, tmp_path: Path) -> None:
+    prompts.write_parquet(tmp_path / "prompts.parquet")
+    command = [
+        sys.executable, "-m", "mipo", "evaluate", str(tmp_path / "prompts.parquet"), "--model", DEMO, "--context",
+        "context", "--kind", "context", "--negatives", "1", "--temperature", "0", "--max-new-tokens", "6",
+        "--engine", "server", "--concurrency", "1", "--database", str(tmp_path / "kept.sqlite"),
+    ]  # fmt: skip
+    process: subprocess.Popen[bytes] | None = None
+
+    def fault(number: int, body: dict[str, Any]) -> None:
+        if number in (6, 20) and process:  # while it answers, and while it scores
+            process.kill()
+
+    site.fault = fault
+    with site.running():
+        for _ in range(2):
+            process = subprocess.Popen([*command, "--urls", site.url])
+            assert process.wait() == -9
+        ended = subprocess.run([*command, "--urls", site.url], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "infonce" in ended.stdout
+    probe = json.dumps(Model(DEMO).end_ids[:1] * 2)
+    assert site.answered.pop(probe) == 3
+    # Those that were killed while they were asked.
+    assert sorted(site.answered.values()) == [1] * (len(site.answered) - 2) + [2, 2]
 
 
 def test_an_engine_that_only_answers_is_refused(prompts: pl.DataFrame) -> None:

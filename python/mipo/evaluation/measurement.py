@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,6 +55,7 @@ def evaluate(
     rule: Rule | None = None,
     responses: pl.DataFrame | None = None,
     engine: Engine | None = None,
+    database: Path | None = None,
     seed: int = 0,
     temperature: float = 0.1,
     top_p: float = 0.9,
@@ -66,7 +68,8 @@ def evaluate(
 
     The model answers every prompt as in training, by `engine` (default: in this process), or `responses` are its
     responses to the requests of these prompts (`mipo.responses.requests`), or of these and more. The same engine scores
-    them; the weights are loaded in this process only if it is the local one.
+    them; the weights are loaded in this process only if it is the local one. With `database`, answers and scores are
+    kept there as they come, and a later call asks only for the others.
 
     Information: the responses to the first `rows` prompts (None for all) are scored under `negatives` other prompts
     (None for 31, or all others) of the `kind`. Empty responses, and those that are longer than the engine can score
@@ -97,6 +100,7 @@ def evaluate(
     settings |= {
         "batch_size": batch_size,
         "engine": engine,
+        "database": database,
         "reasoning": reasoning,
         "progress": f"{progress} responses".strip(),
     }
@@ -109,7 +113,7 @@ def evaluate(
     asked = [candidates]
     if held_out is not None:
         asked += [held_out.rows(side, fits) for side in ("chosen", "rejected")]
-    logps, *pairs = _score(asked, model, engine, progress)
+    logps, *pairs = _score(asked, model, engine, database, progress)
     logps = logps.reshape(-1, negatives + 1)
     bounds = information(logps, seed=seed)
     figures = {"infonce": bounds.infonce, "leave_one_out": bounds.leave_one_out}
@@ -146,10 +150,13 @@ def _responses_of(requests: Requests, responses: pl.DataFrame) -> pl.DataFrame:
     return table.drop("response_id")
 
 
-def _score(asked: Sequence[Ids], model: Model, engine: Engine | None, progress: str) -> list[NDArray[np.float64]]:
+def _score(
+    asked: Sequence[Ids], model: Model, engine: Engine | None, database: Path | None, progress: str
+) -> list[NDArray[np.float64]]:
     """Log-probs of each of the tables. They are asked for at one time, since an engine may take minutes to start."""
     prompts, responses = (list(chain.from_iterable(ids)) for ids in zip(*asked, strict=True))
-    logps = response_logps(prompts, responses, model, engine=engine, progress=f"{progress} log-probs".strip())
+    bar = f"{progress} log-probs".strip()
+    logps = response_logps(prompts, responses, model, engine=engine, database=database, progress=bar)
     return np.split(logps, np.cumsum([len(ids) for ids, _ in asked])[:-1])
 
 

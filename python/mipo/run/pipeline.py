@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import msgspec
 import polars as pl
 
 from mipo.errors import InputError
@@ -189,8 +190,8 @@ class _Pipeline:
         measured, table = measurement.evaluate(
             model, self._read("test.parquet"), store, kind=self.recipe.contrast.kind, negatives=self._negatives(),
             rows=evaluation.rows, rule=evaluation.rule, responses=responses, engine=self._judged(),
-            seed=self.recipe.seed + 1, reasoning=self.recipe.responses.reasoning, progress=side,
-            **records.settings(self.recipe.responses.sampling),
+            database=self.folder / FILE, seed=self.recipe.seed + 1, reasoning=self.recipe.responses.reasoning,
+            progress=side, **records.settings(self.recipe.responses.sampling),
         )  # fmt: skip
         self._write(table, f"evaluation/{side}.parquet")
         files.write_json(self.folder / "evaluation" / f"{side}.json", measured)
@@ -199,12 +200,18 @@ class _Pipeline:
         return measurement.negatives_of(self.recipe.evaluation.negatives, self._read("test.parquet").height)
 
     def _judged(self) -> Engine | None:
-        """The engine of the held-out responses: one that can load the trained model, so that both sides have it.
+        """The engine of the held-out responses and of all scores: one that can load the trained model, so that both
+        sides have it.
 
-        vLLM cannot load an adapter as a model.
+        vLLM cannot load an adapter as a model. It has a dtype of its own for a model that is saved in float32, as the
+        trained one is: both sides get that of the model before training.
         """
-        settings = self.recipe.responses
-        return of_settings(settings) if settings.engine == "vllm" and self.recipe.lora is None else None
+        settings, dtype = self.recipe.responses, str(self.model.config.dtype).removeprefix("torch.")
+        if settings.engine != "vllm" or self.recipe.lora is not None:
+            return None
+        if settings.dtype == "auto" and dtype in ("float16", "bfloat16"):
+            settings = msgspec.structs.replace(settings, dtype=dtype)
+        return of_settings(settings)
 
     def _generate(self, requests: Requests, name: str, engine: Engine | None, seed: int, progress: str) -> pl.DataFrame:
         """The responses to all requests; prompts without one have the reason."""
