@@ -148,7 +148,7 @@ class _Pipeline:
         drawn = contrast(test, seed=self.recipe.seed, **settings)
         requests = compose_requests(test, drawn, chat=self.model.is_chat)
         seed = self.recipe.seed + 1
-        responses = self._generate(requests, "evaluation/responses", self._judged(), seed, "held-out responses")
+        responses = self._generate(requests, "evaluation/responses", self._judge(), seed, "held-out responses")
         links = add_reasons(link(test, drawn, requests), ResponseStates.of(responses, BATCH_ROWS))
         if not keep(links).height:
             raise InputError("evaluation: no held-out row became a pair; hold out more rows")
@@ -189,7 +189,7 @@ class _Pipeline:
         # between them is the model.
         measured, table = measurement.evaluate(
             model, self._read("test.parquet"), store, kind=self.recipe.contrast.kind, negatives=self._negatives(),
-            rows=evaluation.rows, rule=evaluation.rule, responses=responses, engine=self._judged(),
+            rows=evaluation.rows, rule=evaluation.rule, responses=responses, engine=self._judge(),
             database=self.folder / FILE, seed=self.recipe.seed + 1, reasoning=self.recipe.responses.reasoning,
             progress=side, **records.settings(self.recipe.responses.sampling),
         )  # fmt: skip
@@ -199,19 +199,16 @@ class _Pipeline:
     def _negatives(self) -> int:
         return measurement.negatives_of(self.recipe.evaluation.negatives, self._read("test.parquet").height)
 
-    def _judged(self) -> Engine | None:
-        """The engine of the held-out responses and of all scores: one that can load the trained model, so that both
-        sides have it.
+    def _judge(self) -> Engine | None:
+        """The engine of `recipe.judge`.
 
-        vLLM cannot load an adapter as a model. It has a dtype of its own for a model that is saved in float32, as the
-        trained one is: both sides get that of the model before training.
+        For a model that is saved in float32, as the trained one is, vLLM's `auto` is another dtype: both sides get that
+        of the model before training.
         """
-        settings, dtype = self.recipe.responses, str(self.model.config.dtype).removeprefix("torch.")
-        if settings.engine != "vllm" or self.recipe.lora is not None:
-            return None
-        if settings.dtype == "auto" and dtype in ("float16", "bfloat16"):
-            settings = msgspec.structs.replace(settings, dtype=dtype)
-        return of_settings(settings)
+        judge, dtype = self.recipe.judge, str(self.model.config.dtype).removeprefix("torch.")
+        if judge and judge.dtype == "auto" and dtype in ("float16", "bfloat16"):
+            judge = msgspec.structs.replace(judge, dtype=dtype)
+        return of_settings(judge) if judge else None
 
     def _generate(self, requests: Requests, name: str, engine: Engine | None, seed: int, progress: str) -> pl.DataFrame:
         """The responses to all requests; prompts without one have the reason."""

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from mipo.responses.sampling import Responses
 
 WORKER = Path(__file__).with_name("vllm_worker.py")
+# Options that say how much of the machine vLLM takes, which changes scores no more than another batch does.
+RESOURCES = {
+    "tensor_parallel_size", "pipeline_parallel_size", "gpu_memory_utilization", "max_model_len", "max_num_seqs",
+    "max_num_batched_tokens", "enable_chunked_prefill", "enable_prefix_caching", "enforce_eager", "cpu_offload_gb",
+}  # fmt: skip
 
 
 class Vllm:
@@ -92,8 +97,9 @@ class Vllm:
                 yield [(value["row"], value["logp"] if "logp" in value else _answer(value))]
 
     def precision(self, model: Model) -> dict[str, object]:
-        """The dtype and vLLM's options, among which may be a quantization."""
-        return {"engine": "vllm", "dtype": self._settings.dtype, "options": self._settings.engine_options}
+        """The dtype, and vLLM's other options, among which may be a quantization."""
+        options = {name: value for name, value in self._settings.engine_options.items() if name not in RESOURCES}
+        return {"engine": "vllm", "dtype": self._settings.dtype, "options": options}
 
     def _outputs(
         self, model: Model, sampling: dict[str, Any], requests: Iterator[dict[str, Any]], count: int
