@@ -200,14 +200,13 @@ class _Pipeline:
         return measurement.negatives_of(self.recipe.evaluation.negatives, self._read("test.parquet").height)
 
     def _judge(self) -> Engine | None:
-        """The engine of `recipe.judge`.
+        """The engine of `recipe.judge`, in the dtype of the model before training on both sides.
 
-        For a model that is saved in float32, as the trained one is, vLLM's `auto` is another dtype: both sides get that
-        of the model before training.
+        vLLM's `auto` is bfloat16 for a model that is saved in float32, as the trained one is.
         """
-        judge, dtype = self.recipe.judge, str(self.model.config.dtype).removeprefix("torch.")
-        if judge and judge.dtype == "auto" and dtype in ("float16", "bfloat16"):
-            judge = msgspec.structs.replace(judge, dtype=dtype)
+        judge, dtype = self.recipe.judge, self.model.config.dtype
+        if judge and judge.dtype == "auto" and dtype is not None:
+            judge = msgspec.structs.replace(judge, dtype=str(dtype).removeprefix("torch."))
         return of_settings(judge) if judge else None
 
     def _generate(self, requests: Requests, name: str, engine: Engine | None, seed: int, progress: str) -> pl.DataFrame:

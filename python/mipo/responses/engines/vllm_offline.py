@@ -83,8 +83,9 @@ class Vllm:
 
     def longest(self, model: Model) -> int | None:
         """One token less than the context: vLLM cannot score without a new token."""
-        context = self._settings.engine_options.get("max_model_len") or model.context_length
-        return context - 1 if isinstance(context, int) else None
+        limit = self._settings.engine_options.get("max_model_len")
+        context = limit if isinstance(limit, int) and limit > 0 else model.context_length
+        return context - 1 if context else None
 
     def scores(self, asked: Scoring) -> Iterator[list[tuple[int, float | Answer]]]:
         """The log-prob of each asked row (see `mipo.responses.engines.contract`)."""
