@@ -279,6 +279,19 @@ def test_a_killed_evaluation_asks_for_nothing_twice(site: DemoServer, prompts: p
     assert sorted(site.answered.values()) == [1] * (len(site.answered) - 2) + [2, 2]
 
 
+def test_vllm_scores_one_token_less_than_its_context_and_keeps_scores_of_other_weights_apart() -> None:
+    model = Model(DEMO)
+
+    def vllm(**options: Any) -> Any:
+        return choose(engine="vllm", python=sys.executable, engine_options=options)
+
+    assert model.context_length
+    for options, context in (({}, model.context_length), ({"max_model_len": 64}, 64), ({"max_model_len": -1}, None)):
+        assert vllm(**options).longest(model) == (context or model.context_length) - 1
+    assert vllm(max_num_batched_tokens=512).precision(model) == vllm().precision(model)
+    assert vllm(quantization="fp8").precision(model) != vllm().precision(model)
+
+
 def test_an_engine_that_only_answers_is_refused(prompts: pl.DataFrame) -> None:
     class Parrot:
         def name(self) -> str:
