@@ -1,6 +1,8 @@
 """A run by another engine is the same run: the same pairs, no answer asked twice."""
 
 import sqlite3
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ from demo_server import DemoServer
 from mipo import demo
 from mipo.demo import world
 from mipo.errors import InputError
-from mipo.responses.engines import server
-from mipo.run import pipeline
+from mipo.responses.engines import local, server
+from mipo.responses.engines.contract import Scoring
+from mipo.responses.engines.local_scoring import score
+from mipo.run import pipeline, recipe
 from mipo.run.preview import dry_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -91,3 +95,47 @@ def test_answers_of_another_run_are_taken_over(site: DemoServer, tmp_path: Path)
 def test_a_recipe_names_the_setting_that_an_engine_lacks(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"recipe\.yaml: responses\.urls: expected the URLs of servers"):
         pipeline.run_recipe(write_recipe(tmp_path, engine="server"), output=tmp_path / "out")
+
+
+def test_an_evaluation_that_was_stopped_scores_only_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[int]()
+
+    def counted(scoring: Scoring) -> Iterator[Any]:
+        asked.append(len(scoring.rows))
+        for number, batch in enumerate(score(scoring, batch_tokens=256)):
+            if len(asked) == 1 and number == 2:
+                raise KeyboardInterrupt
+            yield batch
+
+    path = write_recipe(tmp_path / "in")
+    monkeypatch.setattr(local, "score", counted)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run_recipe(path, output=tmp_path / "out", until="baseline")
+    pipeline.run_recipe(path, output=tmp_path / "out", until="baseline")
+    assert 0 < asked[1] < asked[0]
+    with sqlite3.connect(tmp_path / "out" / "answers.sqlite") as database:
+        assert database.execute("SELECT count(*) FROM scores").fetchone() == (asked[0],)
+    database.close()
+    pipeline.run_recipe(path, output=tmp_path / "undisturbed", until="baseline")
+    for name in ("before.json", "before.parquet"):
+        stopped, undisturbed = ((tmp_path / run / "evaluation" / name).read_bytes() for run in ("out", "undisturbed"))
+        assert stopped == undisturbed, name
+
+
+@pytest.mark.parametrize(
+    ("settings", "lora", "judges"),
+    [
+        ({"engine": "vllm", "python": sys.executable}, None, True),
+        ({"engine": "vllm", "python": sys.executable}, {"r": 4}, False),  # vLLM cannot load an adapter as a model
+        ({"engine": "server", "urls": ["http://localhost:1/v1"]}, None, False),  # it has the model before training
+        ({}, None, False),
+    ],
+)
+def test_vllm_measures_both_sides_if_it_can_load_the_trained_model(
+    tmp_path: Path, settings: dict[str, Any], lora: Any, judges: bool
+) -> None:
+    path = write_recipe(tmp_path, **settings)
+    path.write_text(path.read_text() + yaml.safe_dump({"lora": lora}))
+    judge = recipe.load(path).judge
+    assert (judge is not None) == judges
+    assert judge is None or judge.engine == "vllm"

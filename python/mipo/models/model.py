@@ -99,6 +99,14 @@ class Model:
             return {"checksum": checksum.of_folder(Path(self.name))}
         return {"revision": getattr(self.config, "_commit_hash", None)}
 
+    @property
+    def identity(self) -> dict[str, str | None]:
+        """What its answers and scores are kept by: the content, and the name where that says too little."""
+        named: dict[str, str | None] = {"name": self.name}
+        if not any(self.content.values()):
+            return named
+        return named | self.content if "revision" in self.content else self.content
+
     @cached_property
     def tokenizer_fingerprint(self) -> str:
         """Equal for tokenizers that give equal ids and render chats alike."""

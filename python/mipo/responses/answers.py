@@ -32,7 +32,6 @@ COLUMNS = tuple(field.name for field in fields(Answer))
 KEPT = (*COLUMNS, "engine", "answered", "checksum")
 _values = attrgetter(*COLUMNS)
 TABLES = """
-CREATE TABLE IF NOT EXISTS settings (id INTEGER PRIMARY KEY, value TEXT NOT NULL UNIQUE);
 CREATE TABLE IF NOT EXISTS answers (
     settings INTEGER NOT NULL, prompt BLOB NOT NULL, response TEXT, response_tokens INTEGER, prompt_tokens INTEGER,
     finish_reason TEXT, reasoning TEXT, failure TEXT, detail TEXT, final INTEGER, seconds REAL,
@@ -60,34 +59,52 @@ def keys_of(prompts: pl.DataFrame) -> NDArray[np.uint64]:
     return keys
 
 
+@contextmanager
+def connect(path: Path | None) -> Iterator[sqlite3.Connection]:
+    """The database `path`, which is made where there is none; without a path, one in memory.
+
+    Nothing else may have the database open. Raises InputError for a file that is no database of mipo's, WriteError
+    where one cannot be written.
+    """
+    try:
+        name = path.resolve().as_uri() if path else ":memory:"
+        connection = sqlite3.connect(name, isolation_level=None, uri=True)
+    except sqlite3.OperationalError as error:
+        raise WriteError(f"{path}: could not be opened ({error})") from None
+    with closing(connection), _named(path):
+        # One process at a time: no memory is shared, which network file systems do not have.
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if others := tables - {"settings", "answers", "scores"}:
+            raise InputError(
+                f"{path}: expected a database of mipo's, got one with the table {min(others)}; name another"
+            )
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        yield connection
+
+
+def settings_id(connection: sqlite3.Connection, settings: dict[str, Any]) -> tuple[int, str]:
+    """The number of these settings in a database, which is given where there is none, and their text."""
+    value = json.dumps(settings, sort_keys=True)
+    connection.execute("CREATE TABLE IF NOT EXISTS settings (id INTEGER PRIMARY KEY, value TEXT NOT NULL UNIQUE)")
+    connection.execute("INSERT OR IGNORE INTO settings (value) VALUES (?)", (value,))
+    return connection.execute("SELECT id FROM settings WHERE value = ?", (value,)).fetchone()[0], value
+
+
 class Answers:
     """The answers in a database under one choice of settings."""
 
     def __init__(self, connection: sqlite3.Connection, settings: dict[str, Any]) -> None:
         self._connection = connection
-        self._value = json.dumps(settings, sort_keys=True)
         connection.executescript(TABLES)
-        connection.execute("INSERT OR IGNORE INTO settings (value) VALUES (?)", (self._value,))
-        (self._id,) = connection.execute("SELECT id FROM settings WHERE value = ?", (self._value,)).fetchone()
+        self._id, self._value = settings_id(connection, settings)
 
     @classmethod
     @contextmanager
     def open(cls, path: Path | None, settings: dict[str, Any]) -> Iterator[Answers]:
-        """The answers in the database `path`, which is made where there is none; without a path, in memory.
-
-        Nothing else may have the database open. Raises InputError for a file that is no database of answers, WriteError
-        where one cannot be written.
-        """
-        try:
-            name = path.resolve().as_uri() if path else ":memory:"
-            connection = sqlite3.connect(name, isolation_level=None, uri=True)
-        except sqlite3.OperationalError as error:
-            raise WriteError(f"{path}: could not be opened ({error})") from None
-        with closing(connection), _named(path):
-            # One process at a time: no memory is shared, which network file systems do not have.
-            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
+        """The answers in the database `path` (see `connect`)."""
+        with connect(path) as connection:
             yield cls(connection, settings)
 
     def missing(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:

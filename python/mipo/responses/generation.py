@@ -98,12 +98,9 @@ def generate(
 
 def settings_of(model: Model, sampling: Sampling, seed: int, engine: Engine, *, is_split: bool) -> dict[str, Any]:
     """What an answer depends on beside its prompt."""
-    content = model.content if any(model.content.values()) else {"name": model.name}
-    if "revision" in content:
-        content = {"name": model.name, **content}
     hot = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": seed}
     return {
-        "model": content,
+        "model": model.identity,
         "tokenizer": model.tokenizer_fingerprint,
         "max_new_tokens": sampling.max_new_tokens,
         **(hot if sampling.temperature else {"temperature": 0}),

@@ -60,6 +60,8 @@ def inputs(stage: str, recipe: Recipe, model: Model, run: RunFolder) -> dict[str
         "sampling": sampling,
         "tokenizer": tokenizer,
     }
+    if recipe.judge:  # one that changes between the two sides would change the figures
+        evaluation["engine"] = {"engine": recipe.judge.engine, "dtype": recipe.judge.dtype}
     match stage:
         case "prompts":
             section = recipe.prompts

@@ -1,4 +1,7 @@
-"""The local engine: samples responses with transformers, in this process. Knows nothing of what is kept of them."""
+"""The local engine: samples responses with transformers, in this process. Knows nothing of what is kept of them.
+
+How it scores them is in `mipo.responses.engines.local_scoring`.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mipo.io.lazy import torch
-from mipo.responses.engines.contract import Answer, Work
+from mipo.responses.engines.contract import Answer, Scoring, Work
+from mipo.responses.engines.local_scoring import score
 from mipo.responses.engines.picking import picker
 from mipo.tokenizer.chat import is_chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from mipo.models.model import Model
 
 BLOCK_ROWS = 512
 
@@ -53,6 +59,21 @@ class Local:
                     for place, ids in ended
                     if block[place] in missing
                 ]
+
+    def check_scoring(self, model: Model) -> None:
+        """Nothing to check."""
+
+    def longest(self, model: Model) -> int | None:
+        """The model's context."""
+        return model.context_length
+
+    def scores(self, asked: Scoring) -> Iterator[list[tuple[int, float | Answer]]]:
+        """The log-prob of each asked row (see `mipo.responses.engines.contract`)."""
+        return score(asked)
+
+    def precision(self, model: Model) -> dict[str, object]:
+        """The dtype, which may depend on whether there is an accelerator."""
+        return {"dtype": model.dtype, "accelerator": torch.accelerator.is_available()}
 
 
 def _answer(
