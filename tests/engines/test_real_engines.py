@@ -12,19 +12,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
+from numpy.typing import NDArray
 
 FOLDER = os.environ.get("MIPO_ENGINES")
 if not FOLDER:
     pytest.skip("needs a real vLLM: make test-engines", allow_module_level=True)
 
 from mipo.errors import StoppedError  # noqa: E402
+from mipo.evaluation.measurement import evaluate  # noqa: E402
 from mipo.models.model import Model  # noqa: E402
 from mipo.responses.engines.choice import choose  # noqa: E402
 from mipo.responses.engines.contract import Engine  # noqa: E402
 from mipo.responses.generation import generate  # noqa: E402
 from mipo.responses.requests import compose_requests  # noqa: E402
+from mipo.responses.scoring import response_logps  # noqa: E402
+from mipo.tokens.groups import encode_responses  # noqa: E402
 
 SMOLLM, PYTHON = Path(FOLDER) / "smollm2", Path(FOLDER) / "vllm" / "bin" / "python"
 ROWS = int(os.environ.get("MIPO_ENGINES_ROWS", "1000"))
@@ -37,6 +42,9 @@ ENVIRONMENT = {
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": 24}
 # Two tokens of nearly equal probability: in another order of sums the other one wins, and all that follows differs.
 NEAR_TIES = 0.03
+# Sums of some 130 log-probs in float32, added up in another order through 30 layers: 1e-4 a token at most.
+SCORE_ATOL = 1e-2
+SCORED = 200
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,6 +60,23 @@ def prompts(shared: Path) -> pl.DataFrame:
     questions = [json.loads(line) for line in (shared / "data/math/gsm8k_train.jsonl").read_text().splitlines()]
     frame = pl.DataFrame({"prompt": [row["question"] for row in questions[:ROWS]]})
     return compose_requests(frame, chat=True).prompts
+
+
+@pytest.fixture(scope="module")
+def ids(shared: Path) -> list[list[NDArray[np.uint32]]]:
+    """Ids of questions and their answers by people, and of a row of all tokens that vLLM can score at once."""
+    lines = (shared / "data/math/gsm8k_train.jsonl").read_text().splitlines()[: SCORED - 1]
+    rows = pl.DataFrame([json.loads(line) for line in lines])
+    asked = compose_requests(rows.select(prompt="question"), chat=True).prompts["prompt"]
+    cut = pl.repeat(False, len(rows), dtype=pl.Boolean, eager=True)
+    prompts, responses = encode_responses(asked, rows["answer"], Model(str(SMOLLM)).tokenizer, truncated=cut)
+    full = np.random.default_rng(0).integers(100, 40_000, OPTIONS["max_model_len"] - 1).astype(np.uint32)
+    return [[*prompts, full[:1000]], [*responses, full[1000:]]]
+
+
+@pytest.fixture(scope="module")
+def scores(ids: list[list[NDArray[np.uint32]]]) -> NDArray[np.float64]:
+    return response_logps(*ids, Model(str(SMOLLM)))
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +177,41 @@ def test_text_and_messages_ask_the_same(url: str, prompts: pl.DataFrame, local: 
 def test_vllm_offline_answers_as_the_local_engine(prompts: pl.DataFrame, local: pl.DataFrame) -> None:
     engine = offline()
     assert_nearly_equal("vLLM offline and local", timed("vLLM offline", prompts, engine), local)
+
+
+def assert_scores(name: str, ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> None:
+    print(f"\n{name}: log-probs differ by at most {np.abs(ours - theirs).max():.1e}, in the mean {theirs.mean():.1f}")
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=SCORE_ATOL)
+
+
+def test_scores_of_a_vllm_server_are_those_of_the_local_engine(
+    url: str, ids: list[list[NDArray[np.uint32]]], scores: NDArray[np.float64]
+) -> None:
+    """The second time, in another order, vLLM's prefix cache has every row; it must not be read."""
+    few, many = (choose(engine="server", urls=(url,), concurrency=n) for n in (4, 64))
+    few.check_scoring(Model(str(SMOLLM)))  # type: ignore[attr-defined]
+    assert few.longest(Model(str(SMOLLM))) == OPTIONS["max_model_len"] - 1  # type: ignore[attr-defined]
+    assert_scores("server and local", response_logps(*ids, Model(str(SMOLLM)), engine=many), scores)
+    turned = [side[::-1] for side in ids]
+    assert_scores("server again", response_logps(*turned, Model(str(SMOLLM)), engine=few)[::-1], scores)
+    longer = [[ids[0][-1]], [np.append(ids[1][-1], np.uint32(100))]]
+    with pytest.raises(StoppedError, match=r"refused by the server \(400: .*, in row 1 of 1 \(1,024 tokens\)"):
+        response_logps(*longer, Model(str(SMOLLM)), engine=many)
+
+
+def test_the_information_of_a_served_model_is_the_local_one(url: str, shared: Path) -> None:
+    rows = pl.read_ndjson(shared / "data/math/gsm8k_train.jsonl", n_rows=12).select(prompt="question")
+    answers = generate(compose_requests(rows, chat=True).prompts, Model(str(SMOLLM)), **GREEDY)
+    served, local = (
+        evaluate(Model(str(SMOLLM)), rows, negatives=3, responses=answers, engine=engine, **GREEDY)[0]
+        for engine in (choose(engine="server", urls=(url,)), None)
+    )
+    for name in ("infonce", "leave_one_out"):
+        print(f"\n{name}: served {served[name]['value']:.5f}, local {local[name]['value']:.5f}")
+        assert served[name]["value"] == pytest.approx(local[name]["value"], abs=SCORE_ATOL)
+
+
+def test_scores_of_vllm_offline_are_those_of_the_local_engine(
+    ids: list[list[NDArray[np.uint32]]], scores: NDArray[np.float64]
+) -> None:
+    assert_scores("vLLM offline and local", response_logps(*ids, Model(str(SMOLLM)), engine=offline()), scores)

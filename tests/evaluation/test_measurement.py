@@ -15,22 +15,24 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
+from polars.testing import assert_frame_equal
 
 import mipo.demo
 from mipo.demo import world
-from mipo.evaluation import measurement, scoring
+from mipo.evaluation import measurement
 from mipo.evaluation.bounds import information, row_bounds
 from mipo.evaluation.figures import change
 from mipo.evaluation.measurement import evaluate
 from mipo.evaluation.rule import Rule, judge
-from mipo.evaluation.scoring import response_logps
 from mipo.models.loading import load_model, load_tokenizer
 from mipo.models.model import Model
 from mipo.negatives.draw import contrast
 from mipo.pairing.join import pairs
 from mipo.prompts.compose import compose
+from mipo.responses.engines import local_scoring
 from mipo.responses.generation import generate
 from mipo.responses.requests import compose_requests
+from mipo.responses.scoring import response_logps
 from mipo.run.recipe import Evaluation
 from mipo.tokens.groups import tokenize
 from mipo.tokens.store import PairStore
@@ -275,18 +277,20 @@ def naive_logps(model: Any, prompt: NDArray[np.uint32], response: NDArray[np.uin
 @pytest.mark.parametrize("batch_tokens", [1, 60, 16_384])
 @pytest.mark.parametrize("logit_bytes", [1, 130 * 4 * 20, 1 << 30])
 def test_response_logps_are_a_plain_loop_s(
-    model: Any, batch_tokens: int, logit_bytes: int, monkeypatch: pytest.MonkeyPatch
+    whole: Model, model: Any, batch_tokens: int, logit_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "LOGIT_BYTES", logit_bytes)
+    monkeypatch.setattr(local_scoring, "LOGIT_BYTES", logit_bytes)
+    monkeypatch.setitem(local_scoring.score.__kwdefaults__, "batch_tokens", batch_tokens)
     random = np.random.default_rng(0)
     sizes = [(5, 1), (1, 9), (30, 12), (7, 12), (0, 4), (3, 0), (12, 2), (1, 1), (0, 1)]
     prompts, responses = ([random.integers(6, 130, s[k]).astype(np.uint32) for s in sizes] for k in (0, 1))
-    logps = response_logps(model, prompts, responses, batch_tokens=batch_tokens)
+    logps = response_logps(prompts, responses, whole)
     naive = [naive_logps(model.double(), p, r) for p, r in zip(prompts, responses, strict=True)]
     model.float()
     np.testing.assert_allclose(logps, naive, atol=SUM_ATOL, rtol=0)
+    assert logps[[5, 8]].tolist() == [0, 0]  # empty; nothing predicts its one token
     for row in (0, 4):
-        alone = response_logps(model, prompts[row : row + 1], responses[row : row + 1])
+        alone = response_logps(prompts[row : row + 1], responses[row : row + 1], whole)
         np.testing.assert_allclose(alone, logps[row : row + 1], atol=SUM_ATOL)
 
 
@@ -298,7 +302,7 @@ def test_batches_hold_every_row_once_within_their_bounds(
     pairs: list[tuple[int, int]], batch_tokens: int, places: int
 ) -> None:
     sizes = [(prompt + response, response) for prompt, response in pairs]
-    batches = list(scoring._batches(sizes, batch_tokens, places))
+    batches = list(local_scoring._batches(sizes, batch_tokens, places))
     assert sorted(row for batch in batches for row in batch) == list(range(len(sizes)))
     for batch in batches:
         padded = len(batch) * max(sizes[row][0] for row in batch)
@@ -344,12 +348,13 @@ def test_the_demo_s_model_tells_of_its_users_and_chosen_beats_rejected(
     assert side["logps_chosen"]["value"] - side["logps_rejected"]["value"] == pytest.approx(side["margin"]["value"])
 
 
-def test_margins_are_of_groups(model: Any, held_out: PairStore) -> None:
-    chosen = response_logps(model, *held_out.rows("chosen"))
-    rejected = iter(response_logps(model, *held_out.rows("rejected")))
+def test_margins_are_of_groups(whole: Model, held_out: PairStore) -> None:
+    chosen, rejected = (response_logps(*held_out.rows(side), whole) for side in ("chosen", "rejected"))
+    by_group = measurement._margins(held_out, None, chosen, rejected)["margin"]
+    rejected = iter(rejected)
     sizes = held_out.pairs["rejected"].list.len()
     margins = [c - np.mean([next(rejected) for _ in range(size)]) for c, size in zip(chosen, sizes, strict=True)]
-    assert measurement._margins(model, held_out, "")["margin"].to_list() == pytest.approx(margins)
+    assert by_group.to_list() == pytest.approx(margins)
     assert next(rejected, None) is None
 
 
@@ -366,14 +371,32 @@ def test_held_out_pairs_stand_in_the_row_of_their_prompt(
 ) -> None:
     shuffled = prompts.sample(fraction=1, shuffle=True, seed=3)
     names = ["logps_chosen", "logps_rejected", "margin"]
-    groups = measurement._margins(whole.weights, held_out, "")
+    logps = [response_logps(*held_out.rows(side), whole) for side in ("chosen", "rejected")]
+    groups = measurement._margins(held_out, None, *logps)
     for asked, table in (
         (prompts, evaluate(whole, prompts, held_out, negatives=1, responses=responses, **SAMPLED)[1]),
         (shuffled, evaluate(whole, shuffled, held_out, negatives=1, **SAMPLED)[1]),
     ):
         rows = pl.concat([asked.select("prompt_id"), table.select(names)], how="horizontal").drop_nulls()
-        assert rows.sort("prompt_id").equals(groups.sort("prompt_id"))
+        # Scored in other batches, whose sums are rounded in another order.
+        assert_frame_equal(rows.sort("prompt_id"), groups.sort("prompt_id"), rel_tol=0, abs_tol=SUM_ATOL)
     assert change(table, table)["margin"].rows == len(held_out)
+
+
+def test_pairs_beyond_the_context_are_left_out_and_counted(
+    prompts: pl.DataFrame, whole: Model, responses: pl.DataFrame, held_out: PairStore,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    lengths = held_out.lengths()
+    ends = lengths.select(pl.col("prompt") + pl.max_horizontal("chosen", pl.col("rejected").list.max())).to_series()
+    context, long = int(ends.max()) - 1, int((ends == ends.max()).sum())  # type: ignore[arg-type]
+    monkeypatch.setattr(whole.config, "max_position_embeddings", context)
+    side, _ = evaluate(whole, prompts, held_out, negatives=1, responses=responses, **SAMPLED)
+    assert side["margin"]["rows"] == len(held_out) - long
+    assert f"{long} of {len(held_out)} pairs are longer than the {context} tokens" in capsys.readouterr().out
+    monkeypatch.setattr(whole.config, "max_position_embeddings", int(ends.min()) - 1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"held_out: .* pairs are longer than .*; give it a longer context"):
+        evaluate(whole, prompts, held_out, negatives=1, responses=responses, **SAMPLED)
 
 
 def test_pairs_of_other_prompts_stand_in_no_row(

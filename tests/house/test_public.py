@@ -23,8 +23,10 @@ OPTIONS = {
     "pairs": "--batch-rows --context --counterparts --output --prompt --responses --split",
     "tokens": "--address --encoder --engine --max-length --output --shard-rows --split --tokenizer",
     "train": "--lora-r --model --output --tokens",
-    "evaluate": "--answer --batch-size --context --held-out --kind --max-new-tokens --model --negatives --output "
-    "--pattern --prompt --reasoning --rows --seed --split --temperature --top-p --trust-remote-code",
+    "evaluate": "--answer --batch-size --concurrency --context --database --dtype --engine --engine-options --held-out "
+    "--key-variable --kind --max-new-tokens --model --negatives --output --patience --pattern --prompt --python "
+    "--reasoning --rows --seed --send --served-model --split --temperature --timeout --top-p --trust-remote-code "
+    "--urls",
     "report": "--beside --sample",
     "export": "--batch-rows --format --output",
     "doctor": "",

@@ -25,7 +25,7 @@ from mipo.models.loading import load_model, load_tokenizer
 from mipo.models.model import Model
 from mipo.responses import generation
 from mipo.responses.answers import keys_of
-from mipo.responses.engines import local
+from mipo.responses.engines import decoding, local
 from mipo.responses.engines.contract import Answer
 from mipo.responses.generation import generate
 from mipo.responses.requests import compose_requests, distinct
@@ -55,15 +55,15 @@ def prompts() -> pl.DataFrame:
 
 @pytest.fixture
 def generations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many prompts each call of the model's `generate` had."""
+    """How many prompts each block had that was decoded."""
     calls: list[int] = []
-    plain: Callable[..., Any] = local._continue
+    decode: Callable[..., Any] = decoding.decode
 
-    def count(model: Any, tokenizer: Any, prompts: list[list[int]], how: dict[str, Any]) -> Any:
+    def count(model: Any, prompts: list[list[int]], *arguments: Any, **named: Any) -> Any:
         calls.append(len(prompts))
-        return plain(model, tokenizer, prompts, how)
+        return decode(model, prompts, *arguments, **named)
 
-    monkeypatch.setattr(local, "_continue", count)
+    monkeypatch.setattr(decoding, "decode", count)
     return calls
 
 
@@ -110,10 +110,13 @@ def test_the_seed_decides(prompts: pl.DataFrame, model: Any, tokenizer: Any) -> 
     assert not first.equals(other)
 
 
-def test_blocks_of_neighbouring_seeds_have_their_own_seeds() -> None:
-    seeds = [local._block_seed(seed, number) for seed in range(20) for number in range(20)]
-    assert len(set(seeds)) == len(seeds)
-    assert all(0 <= seed < 2**63 for seed in seeds)
+def test_sampled_answers_do_not_depend_on_the_order_or_the_batch(
+    prompts: pl.DataFrame, model: Any, tokenizer: Any
+) -> None:
+    sampled = {**SAMPLED, "seed": 5}
+    whole = generate(prompts, Model.of(model, tokenizer), **sampled)
+    again = generate(prompts.reverse(), Model.of(model, tokenizer), **{**sampled, "batch_size": 3})
+    assert again.reverse().equals(whole)
 
 
 def test_what_is_missing_is_asked_again_and_nothing_else(
@@ -127,12 +130,12 @@ def test_what_is_missing_is_asked_again_and_nothing_else(
     before = [part.read_bytes() for part in parts]
     parts[1].unlink()
     with sqlite3.connect(tmp_path / "answers.sqlite") as database:
-        keys = [key.tobytes() for key in keys_of(prompts["prompt"])[7:9]]
+        keys = [key.tobytes() for key in keys_of(prompts)[7:9]]
         assert database.execute("DELETE FROM answers WHERE prompt IN (?, ?)", keys).rowcount == 2
     database.close()
     generations.clear()
     again = generate(prompts, Model(DEMO), folder=tmp_path, seed=3, **SAMPLED)
-    assert sum(generations) == 5  # the block that they belong to, for its random numbers
+    assert sum(generations) == 5  # the block that they belong to, for its rounding
     assert again.equals(whole)
     assert [part.read_bytes() for part in parts] == before
 
@@ -142,9 +145,7 @@ def test_a_damaged_answer_is_asked_again(
 ) -> None:
     whole = generate(prompts, Model(DEMO), folder=tmp_path, **SAMPLED)
     with sqlite3.connect(tmp_path / "answers.sqlite") as database:
-        database.execute(
-            "UPDATE answers SET response = 'edited' WHERE prompt = ?", [keys_of(prompts["prompt"])[3].tobytes()]
-        )
+        database.execute("UPDATE answers SET response = 'edited' WHERE prompt = ?", [keys_of(prompts)[3].tobytes()])
     database.close()
     assert generate(prompts, Model(DEMO), folder=tmp_path, **SAMPLED).equals(whole)
     assert "1 answers were damaged, and are asked for again" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """The server engine, against a real HTTP server of the demo's model that makes the mistakes of servers."""
 
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import polars as pl
 import pytest
 from demo_server import DemoServer
 
-from mipo import demo
+from mipo import cli, demo
 from mipo.errors import InputError, StoppedError
 from mipo.models.model import Model
 from mipo.responses.engines import server
@@ -197,33 +198,47 @@ def test_a_limit_of_the_rate_is_no_failure(site: DemoServer, prompts: pl.DataFra
         assert ask(site, prompts).equals(expected)
 
 
-def test_a_killed_client_loses_no_answer_and_asks_none_twice(
-    site: DemoServer, prompts: pl.DataFrame, expected: pl.DataFrame, tmp_path: Path
+def test_poisoned_prompts_of_a_file_are_named_and_all_others_answered(
+    site: DemoServer, tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    words = sorted(word for word in tokenizer.get_vocab() if word.isalpha())[:100]
+    texts = [f"i like {word} and {other} ." for word in words for other in words[:6]]
+    poison = {7: "", 61: "  ", 133: "i " * 200, 266: "i " * 300, 399: "\t\n", 532: "i like soup " * 60}
+    rows = [{"prompt": poison.get(row, text)} for row, text in enumerate(texts)]
     source = tmp_path / "prompts.jsonl"
-    plain = [{"prompt": f"i like {food} . what should i eat tonight ?"} for food in ("soup", "ramen", "tacos", "curry")]
-    source.write_text("".join(json.dumps(row) + "\n" for row in plain))
-    command = [
-        sys.executable, "-m", "mipo", "generate", str(source), "--model", DEMO, "--output", str(tmp_path / "out"),
-        "--engine", "server", "--concurrency", "1", "--temperature", "0", "--max-new-tokens", "6",
-    ]  # fmt: skip
-    process: subprocess.Popen[bytes] | None = None
-
-    def fault(number: int, body: dict[str, Any]) -> None:
-        if number == 3 and process:
-            process.kill()
-
-    site.fault = fault
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refused = [json.dumps(tokenizer(text)["input_ids"]) for text in texts[300:306]]
+    site.fault = lambda number, body: 400 if any(ids[1:-1] in json.dumps(body["prompt"]) for ids in refused) else None
     with site.running():
-        process = subprocess.Popen([*command, "--urls", site.url])
-        assert process.wait() == -9
-        site.fault = lambda number, body: None
-        before = dict(site.answered)
-        ended = subprocess.run([*command, "--urls", site.url], capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
-    kept = [prompt for prompt, count in before.items() if site.answered[prompt] == count]
-    assert len(kept) == 2  # the third was killed while it was asked
-    assert pl.read_parquet(tmp_path / "out" / "part-*.parquet")["response"].null_count() == 0
+        command = ["generate", str(source), "--model", DEMO, "--output", str(tmp_path / "out"), "--engine", "server"]
+        code = cli.main([*command, "--urls", site.url, "--temperature", "0", "--max-new-tokens", "2"])
+    printed = capsys.readouterr().out.splitlines()
+    assert code == 0
+    assert printed[0] == f"{source}: 600 rows in, 597 out; empty prompt: 3"
+    assert printed[1:3] == [
+        "refused by the server: 6 of 597 prompts",
+        "longer than the 126 tokens that the model's context leaves: 3 of 597 prompts",
+    ]
+    responses = pl.read_parquet(tmp_path / "out" / "part-*.parquet")
+    asked = responses.select(pl.col("prompt").list.get(0).struct.field("content"), "response", "failure", "detail")
+    failed = asked.filter(pl.col("failure").is_not_null())
+    long = {poison[133], poison[266], poison[532]}
+    assert set(failed["content"]) == {*texts[300:306], *(text.strip() for text in long), *long} & set(asked["content"])
+    assert set(failed.filter(pl.col("failure") == "refused by the server")["detail"]) == {"400: said 400"}
+    answered = asked.filter(pl.col("response").is_not_null())["content"].to_list()
+    assert sorted([*answered, *failed["content"]]) == sorted(asked["content"])
+    assert set(answered) == {text for row, text in enumerate(texts) if row not in poison} - set(texts[300:306])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the program forks")
+def test_a_killed_client_loses_no_answer_and_asks_none_twice(tmp_path: Path) -> None:
+    """tests/support/kill_generation.py tries more points."""
+    program = Path(__file__).parents[1] / "support" / "kill_generation.py"
+    call = [sys.executable, str(program), "--points", "4", "--folder", str(tmp_path)]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # a fork has none of its parent's threads
+    ended = subprocess.run(call, capture_output=True, text=True, check=False, env=one_thread)
+    assert ended.returncode == 0, ended.stdout + ended.stderr[-2_000:]
+    assert "kills: 4" in ended.stdout
 
 
 def test_the_key_is_read_from_the_environment_and_stays_there(

@@ -1,6 +1,8 @@
 """A run by another engine is the same run: the same pairs, no answer asked twice."""
 
 import sqlite3
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ from demo_server import DemoServer
 from mipo import demo
 from mipo.demo import world
 from mipo.errors import InputError, StoppedError
-from mipo.responses.engines import server
-from mipo.run import pipeline
+from mipo.responses.engines import local, server
+from mipo.responses.engines.contract import Scoring
+from mipo.responses.engines.local_scoring import score
+from mipo.run import pipeline, recipe
 from mipo.run.preview import dry_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -40,14 +44,23 @@ def site(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> DemoSer
     return DemoServer(model, tokenizer)
 
 
-def test_a_run_by_a_server_has_the_pairs_of_a_local_run(site: DemoServer, tmp_path: Path) -> None:
-    local = pipeline.run_recipe(write_recipe(tmp_path / "a"), output=tmp_path / "local", until="pairs")
+def test_a_run_by_a_server_has_the_report_of_a_local_run_and_keeps_no_key(
+    site: DemoServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    local = pipeline.run_recipe(write_recipe(tmp_path / "a"), output=tmp_path / "local")
+    site.key = "sk-planted-secret"
+    monkeypatch.setenv("KEY_OF_TESTS", site.key)
     with site.running():
-        path = write_recipe(tmp_path / "b", engine="server", urls=[site.url])
-        served = pipeline.run_recipe(path, output=tmp_path / "served", until="pairs")
-    for name in ("links.parquet", "pairs.parquet", "responses/part-00000.parquet"):
-        assert pl.read_parquet(served / name).equals(pl.read_parquet(local / name)), name
+        path = write_recipe(tmp_path / "b", engine="server", urls=[site.url], key_variable="KEY_OF_TESTS")
+        served = pipeline.run_recipe(path, output=tmp_path / "served")
     assert site.bodies
+    for name in ("links.parquet", "pairs.parquet", "responses/part-00000.parquet", "evaluation/after.parquet"):
+        assert pl.read_parquet(served / name).equals(pl.read_parquet(local / name)), name
+    assert (served / "evaluation.json").read_bytes() == (local / "evaluation.json").read_bytes()
+    written = {path for path in served.rglob("*") if path.is_file()}
+    assert {served / name for name in ("report.html", "manifest.json", "answers.sqlite", "recipe.yaml")} <= written
+    assert not [path for path in written if b"planted" in path.read_bytes()]
+    assert "planted" not in "".join(capfd.readouterr())
 
 
 def test_a_run_by_batches_stops_for_them_and_ends_as_a_local_run(site: DemoServer, tmp_path: Path) -> None:
@@ -97,3 +110,47 @@ def test_answers_of_another_run_are_taken_over(site: DemoServer, tmp_path: Path)
 def test_a_recipe_names_the_setting_that_an_engine_lacks(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"recipe\.yaml: responses\.urls: expected the URLs of servers"):
         pipeline.run_recipe(write_recipe(tmp_path, engine="server"), output=tmp_path / "out")
+
+
+def test_an_evaluation_that_was_stopped_scores_only_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[int]()
+
+    def counted(scoring: Scoring) -> Iterator[Any]:
+        asked.append(len(scoring.rows))
+        for number, batch in enumerate(score(scoring, batch_tokens=256)):
+            if len(asked) == 1 and number == 2:
+                raise KeyboardInterrupt
+            yield batch
+
+    path = write_recipe(tmp_path / "in")
+    monkeypatch.setattr(local, "score", counted)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run_recipe(path, output=tmp_path / "out", until="baseline")
+    pipeline.run_recipe(path, output=tmp_path / "out", until="baseline")
+    assert 0 < asked[1] < asked[0]
+    with sqlite3.connect(tmp_path / "out" / "answers.sqlite") as database:
+        assert database.execute("SELECT count(*) FROM scores").fetchone() == (asked[0],)
+    database.close()
+    pipeline.run_recipe(path, output=tmp_path / "undisturbed", until="baseline")
+    for name in ("before.json", "before.parquet"):
+        stopped, undisturbed = ((tmp_path / run / "evaluation" / name).read_bytes() for run in ("out", "undisturbed"))
+        assert stopped == undisturbed, name
+
+
+@pytest.mark.parametrize(
+    ("settings", "lora", "judges"),
+    [
+        ({"engine": "vllm", "python": sys.executable}, None, True),
+        ({"engine": "vllm", "python": sys.executable}, {"r": 4}, False),  # vLLM cannot load an adapter as a model
+        ({"engine": "server", "urls": ["http://localhost:1/v1"]}, None, False),  # it has the model before training
+        ({}, None, False),
+    ],
+)
+def test_vllm_measures_both_sides_if_it_can_load_the_trained_model(
+    tmp_path: Path, settings: dict[str, Any], lora: Any, judges: bool
+) -> None:
+    path = write_recipe(tmp_path, **settings)
+    path.write_text(path.read_text() + yaml.safe_dump({"lora": lora}))
+    judge = recipe.load(path).judge
+    assert (judge is not None) == judges
+    assert judge is None or judge.engine == "vllm"

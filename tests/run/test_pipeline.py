@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import polars as pl
@@ -18,6 +19,7 @@ from mipo.pairing.filter import keep
 from mipo.pairing.stored import StoredPairs
 from mipo.run import pipeline, recipe
 from mipo.run.preview import dry_run
+from mipo.tokens.store import PairStore
 
 KILLED_RUN = Path(__file__).with_name("killed_run.py")
 FIGURES = {
@@ -215,6 +217,37 @@ def test_a_dry_run_shows_three_pairs_and_writes_nothing(tmp_path):
     assert "64 prompts, 64 pairs of kind context, 122 responses by the engine local, 0 of them there already" in shown
     assert "4,595 in, at most 2,928 out" in shown
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_dry_run_that_asks_some_prompts_keeps_their_answers(tmp_path):
+    path, output = write_recipe(tmp_path), tmp_path / "out"
+    shown = dry_run(path, output=output, ask=5)
+    assert "122 responses by the engine local, 5 of them there already" in shown
+    assert "by the 5 answers that are there: about " in shown
+    pipeline.run_recipe(path, output=output, until="responses")
+    assert "122 of them there already" in dry_run(path, output=output, ask=5)
+
+
+def test_several_fresh_samples_are_groups_of_their_own(tmp_path):
+    path = write_recipe(
+        tmp_path,
+        contrast={"kind": "random", "negatives": 2},
+        responses={"temperature": 0.7, "max_new_tokens": 24, "samples": 3, "fresh": True},
+        max_dropped={"chosen and rejected are equal": 0.9},
+    )
+    folder = pipeline.run_recipe(path, output=tmp_path / "out", until="tokens")
+    rows = pl.read_parquet(folder / "pairs.parquet")
+    assert rows.height == 64 * 3 * 2
+    groups = rows.filter(pl.col("reason").is_null()).group_by("prompt_id", "chosen_id").len()
+    store = PairStore.open(folder / "tokens")
+    assert len(store) == groups.height > 64
+    assert sorted(store.pairs["rejected"].list.len()) == sorted(groups["len"])
+    once = write_recipe(
+        tmp_path, contrast={"kind": "random", "negatives": 2}, responses={"temperature": 0.7, "max_new_tokens": 24}
+    )
+    asked = Counter(part["sample"] for part in pl.read_parquet(folder / "responses/*.parquet").iter_rows(named=True))
+    assert asked == dict.fromkeys(range(6), 64)
+    assert "64 responses by the engine local, 64 of them there already" in dry_run(once, output=folder)
 
 
 def test_every_kind_and_several_negatives_run_to_the_report(tmp_path):

@@ -201,9 +201,10 @@ def test_settings_are_plain_values_in_a_fixed_form() -> None:
         },
         "responses": {
             "temperature": 0.1, "top_p": 0.9, "max_new_tokens": 512, "batch_size": 64, "reasoning": "drop",
-            "engine": "local", "urls": (), "served_model": None, "key_variable": "OPENAI_API_KEY", "send": "auto",
-            "batch_for": "vllm", "requests_per_file": 10_000, "python": None, "dtype": "auto", "engine_options": {},
-            "concurrency": 64, "timeout": 600.0, "patience": 300.0, "max_failures": 0.1,
+            "samples": 1, "fresh": False, "engine": "local", "urls": (), "served_model": None,
+            "key_variable": "OPENAI_API_KEY", "send": "auto", "batch_for": "vllm", "requests_per_file": 10_000,
+            "python": None, "dtype": "auto", "engine_options": {}, "concurrency": 64, "timeout": 600.0,
+            "patience": 300.0, "prices": None, "max_failures": 0.1,
         },
         "tokens": {"max_length": 15_360},
         "trainer": {},

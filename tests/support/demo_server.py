@@ -1,6 +1,7 @@
 """A small OpenAI-compatible server of the demo's model, which makes the mistakes that it is told to make.
 
-The answers are the model's own, greedy. Knows HTTP, and nothing of mipo's client.
+The answers are the model's own, greedy, and so are the log-probs of a prompt's tokens, as vLLM gives them. Knows HTTP,
+and nothing of mipo's client.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ class DemoServer:
     key: str | None = None
     kind: str = "tests"
     models: tuple[str, ...] = ("demo",)
+    scores: bool = True  # or ignores `prompt_logprobs`, as servers do that do not know it
+    context: int | None = None
     url: str = ""
     runner: Any = None
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -36,7 +39,8 @@ class DemoServer:
     async def list_models(self, request: web.Request) -> web.Response:
         if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
             return web.json_response({"error": {"message": "no such key"}}, status=401)
-        return web.json_response({"data": [{"id": name, "owned_by": self.kind} for name in self.models]})
+        more = {"owned_by": self.kind, "max_model_len": self.context}
+        return web.json_response({"data": [{"id": name, **more} for name in self.models]})
 
     async def tokenize(self, request: web.Request) -> web.Response:
         body = await request.json()
@@ -65,10 +69,15 @@ class DemoServer:
                 await asyncio.sleep(60)
             case "late":
                 await asyncio.sleep(0.7)
+        if self.context and len(body.get("prompt", ())) + 1 > self.context:
+            message = f"This model's maximum context length is {self.context} tokens."
+            return web.json_response({"error": {"message": message}}, status=400)
         is_chat = "messages" in body
         text, count, reason = self.answer(body)
         choice = {"message": {"role": "assistant", "content": text}} if is_chat else {"text": text}
         choices = [] if fault == "empty" else [{"index": 0, "finish_reason": reason, **choice}]
+        if self.scores and choices and body.get("prompt_logprobs") is not None:
+            choices[0]["prompt_logprobs"] = self.prompt_logprobs(body["prompt"], fault)
         answer = json.dumps({"choices": choices, "usage": {"completion_tokens": count, "prompt_tokens": 1}})
         if fault == "half":
             answer = answer[: len(answer) // 2]
@@ -87,6 +96,18 @@ class DemoServer:
         new = out[0, len(ids) :].tolist()
         reason = "stop" if new[-1] == self.tokenizer.eos_token_id else "length"
         return self.tokenizer.decode(new, skip_special_tokens=True), len(new), reason
+
+    def prompt_logprobs(self, ids: list[int], fault: Any) -> list[Any]:
+        """The log-prob of each token but the first; of `--logprobs-mode raw_logits` where the fault says so."""
+        with torch.inference_mode():
+            logits = self.model(torch.tensor([ids])).logits[0].float()
+        values = logits if fault == "logits" else logits.log_softmax(-1)
+        entries: list[Any] = [None]
+        for at, token in enumerate(ids[1:]):
+            rank = int((logits[at] > logits[at, token]).sum()) + 1
+            entry = {"logprob": float(values[at, token]), "rank": rank, "decoded_token": self.tokenizer.decode([token])}
+            entries.append({str(token): entry})
+        return entries[:-1] if fault == "short" else entries
 
     async def end(self) -> None:
         await self.runner.cleanup()

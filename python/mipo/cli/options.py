@@ -23,6 +23,7 @@ from mipo.io.records import Count
 HELP = {
     "batch_rows": "rows held in memory at once, of Parquet tables of any size",
     "beside": "a control run whose figures stand beside this one's; may be repeated",
+    "database": "an SQLite file that keeps answers and scores as they come, so that a later call continues",
     "encoder": "what makes the ids: fastokens, tokenizers (the reference, slow), or auto, which says when it is slow",
     "format": "the trainer that reads the pairs",
     "negatives": "K, the number of other prompts",

@@ -1,12 +1,15 @@
 """Measurement: the figures of a model on held-out prompts: information, log-probs and accuracy, with their intervals.
 
-Knows a model, token ids and a rule that judges responses. Knows nothing of training or run folders.
+Knows a model, an engine that answers and scores, token ids and a rule that judges responses. Knows nothing of training
+or run folders.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +19,6 @@ from mipo.errors import InputError
 from mipo.evaluation.bounds import information, row_bounds
 from mipo.evaluation.figures import mean, share
 from mipo.evaluation.rule import Rule, judge
-from mipo.evaluation.scoring import response_logps
 from mipo.models.model import Model
 from mipo.negatives.draw import Kind, contrast
 from mipo.prompts.rows import numbered
@@ -24,6 +26,7 @@ from mipo.responses.engines.contract import Engine
 from mipo.responses.generation import generate
 from mipo.responses.requests import Requests, compose_requests, counter_prompts, distinct
 from mipo.responses.sampling import Reasoning
+from mipo.responses.scoring import response_logps, scorer
 from mipo.tokenizer.chat import encode_prompts
 from mipo.tokenizer.messages import key
 from mipo.tokenizer.table import TokenTable
@@ -32,9 +35,10 @@ from mipo.tokens.store import PairStore
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
+Ids = tuple["list[NDArray[np.uint32]]", "list[NDArray[np.uint32]]"]  # of prompts, and of a response to each
 ROWS = 512  # whose information is measured, unless somebody asks for more
 NEGATIVES = 31
 NO_ROW = "no held-out row has a response and enough other prompts; give more held-out rows or fewer negatives"
@@ -51,6 +55,7 @@ def evaluate(
     rule: Rule | None = None,
     responses: pl.DataFrame | None = None,
     engine: Engine | None = None,
+    database: Path | None = None,
     seed: int = 0,
     temperature: float = 0.1,
     top_p: float = 0.9,
@@ -62,13 +67,15 @@ def evaluate(
     """The figures of one side of `evaluation.json` (before or after), by name, and their table, a row a prompt.
 
     The model answers every prompt as in training, by `engine` (default: in this process), or `responses` are its
-    responses to the requests of these prompts (`mipo.responses.requests`), or of these and more.
+    responses to the requests of these prompts (`mipo.responses.requests`), or of these and more. The same engine scores
+    them; the weights are loaded in this process only if it is the local one. With `database`, answers and scores are
+    kept there as they come, and a later call asks only for the others.
 
     Information: the responses to the first `rows` prompts (None for all) are scored under `negatives` other prompts
-    (None for 31, or all others) of the `kind`. Empty responses, and those that do not fit the model's context with
-    every one of these prompts, are passed over; the figure says on how many rows it rests. `held_out` are fixed pairs
-    of the reference model, whose log-probs are measured; a group counts as one row. With a `rule`, responses are
-    judged, sampled and greedy ones.
+    (None for 31, or all others) of the `kind`. Empty responses, and those that are longer than the engine can score
+    (the model's context) with every one of these prompts, are passed over; the figure says on how many rows it rests.
+    `held_out` are fixed pairs of the reference model, whose log-probs are measured; a group counts as one row, and one
+    that is too long is passed over, too. With a `rule`, responses are judged, sampled and greedy ones.
 
     The table holds prompt, response, response_tokens, truncated, and where they are known infonce, leave_one_out,
     accuracy, malformed and accuracy_greedy of the row (see `change`). It also holds logps_chosen, logps_rejected and
@@ -81,6 +88,10 @@ def evaluate(
             f"held_out: expected token ids of {model.name}'s tokenizer and chat template, got those of another; make "
             "them again with `mipo tokens`"
         )
+    scoring = scorer(engine)
+    scoring.check_scoring(model)
+    longest = scoring.longest(model)
+    fits = None if held_out is None else _fitting(held_out, longest)
     drawn = contrast(
         prompts, kind="context" if kind in ("context", "dropped") else "random", negatives=negatives, seed=seed
     )
@@ -89,6 +100,7 @@ def evaluate(
     settings |= {
         "batch_size": batch_size,
         "engine": engine,
+        "database": database,
         "reasoning": reasoning,
         "progress": f"{progress} responses".strip(),
     }
@@ -97,13 +109,18 @@ def evaluate(
     table = _responses_of(requests, responses)
     if rule:  # before the weights are loaded here, since another engine may need the memory
         greedy = _responses_of(requests, generate(requests.prompts, model, temperature=0.0, **settings))
-    scored, logps = _candidate_logps(model, prompts, table, drawn, negatives, rows, progress)
+    scored, candidates = _candidates(model, prompts, table, drawn, negatives, rows, longest)
+    asked = [candidates]
+    if held_out is not None:
+        asked += [held_out.rows(side, fits) for side in ("chosen", "rejected")]
+    logps, *pairs = _score(asked, model, engine, database, progress)
+    logps = logps.reshape(-1, negatives + 1)
     bounds = information(logps, seed=seed)
     figures = {"infonce": bounds.infonce, "leave_one_out": bounds.leave_one_out}
     for name, values in zip(figures, row_bounds(logps), strict=True):
         table = table.with_columns(pl.Series(name, [None] * table.height, dtype=pl.Float64).scatter(scored, values))
     if held_out is not None:
-        margins = _margins(model.weights, held_out, progress)
+        margins = _margins(held_out, fits, *pairs)
         figures |= {name: mean(margins[name], seed=seed) for name in margins.columns[1:]}
         table = _with_margins(table, prompts, margins)
     figures["response_tokens"] = mean(table["response_tokens"], seed=seed)
@@ -133,15 +150,37 @@ def _responses_of(requests: Requests, responses: pl.DataFrame) -> pl.DataFrame:
     return table.drop("response_id")
 
 
-def _margins(model: PreTrainedModel, held_out: PairStore, progress: str) -> pl.DataFrame:
-    """Log-probs of fixed pairs, and each chosen response against its group's rejected ones; a row a group."""
-    chosen, rejected = (
-        response_logps(model, *held_out.rows(side), progress=f"{progress} {side}") for side in ("chosen", "rejected")
-    )
-    sizes = held_out.pairs["rejected"].list.len().cast(pl.Int64).to_numpy()
+def _score(
+    asked: Sequence[Ids], model: Model, engine: Engine | None, database: Path | None, progress: str
+) -> list[NDArray[np.float64]]:
+    """Log-probs of each of the tables. They are asked for at one time, since an engine may take minutes to start."""
+    prompts, responses = (list(chain.from_iterable(ids)) for ids in zip(*asked, strict=True))
+    bar = f"{progress} log-probs".strip()
+    logps = response_logps(prompts, responses, model, engine=engine, database=database, progress=bar)
+    return np.split(logps, np.cumsum([len(ids) for ids, _ in asked])[:-1])
+
+
+def _fitting(held_out: PairStore, longest: int | None) -> pl.Series:
+    """Which groups have no more than `longest` tokens in any response with its prompt; says how many have more."""
+    ends = pl.col("prompt") + pl.max_horizontal("chosen", pl.col("rejected").list.max())
+    fits = held_out.lengths().select(ends <= (longest or np.inf)).to_series()
+    if long := (~fits).sum():
+        what = f"{long:,} of {len(held_out):,} pairs are longer than the {longest:,} tokens that the engine can score"
+        if long == len(held_out):
+            raise InputError(f"held_out: {what}; give it a longer context, or shorter pairs")
+        print(f"held_out: {what}, and are left out")
+    return fits
+
+
+def _margins(
+    held_out: PairStore, fits: pl.Series | None, chosen: NDArray[np.float64], rejected: NDArray[np.float64]
+) -> pl.DataFrame:
+    """Log-probs of fixed pairs, and each chosen response against its group's rejected ones; a row a group that fits."""
+    pairs = held_out.pairs if fits is None else held_out.pairs.filter(fits)
+    sizes = pairs["rejected"].list.len().cast(pl.Int64).to_numpy()
     rejected = np.add.reduceat(rejected, np.cumsum(sizes) - sizes) / sizes
     figures = {"logps_chosen": chosen, "logps_rejected": rejected, "margin": chosen - rejected}
-    return pl.DataFrame({"prompt_id": held_out.pairs["prompt_id"], **figures})
+    return pl.DataFrame({"prompt_id": pairs["prompt_id"], **figures})
 
 
 def _with_margins(table: pl.DataFrame, prompts: pl.DataFrame, margins: pl.DataFrame) -> pl.DataFrame:
@@ -159,11 +198,11 @@ def _judge(responses: Iterable[str], prompts: pl.DataFrame, rule: Rule) -> tuple
     return judge(list(responses), answers.cast(pl.String).to_list(), patterns)
 
 
-def _candidate_logps(
+def _candidates(
     model: Model, prompts: pl.DataFrame, table: pl.DataFrame, drawn: pl.DataFrame, negatives: int, rows: int | None,
-    progress: str,
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:  # fmt: skip
-    """Which rows were scored, [n], and log-probs [n, K+1] of their responses under their own prompt and K others.
+    longest: int | None,
+) -> tuple[NDArray[np.int64], Ids]:  # fmt: skip
+    """Which rows are scored, [n], and the ids of their own prompt and K others with their responses, [n · (K+1)].
 
     A prompt is the own one of a row and another one of many: each distinct prompt is composed and encoded once.
     """
@@ -179,17 +218,12 @@ def _candidate_logps(
     candidates = np.column_stack([asked.own.to_numpy(), asked.counter.to_numpy().reshape(-1, negatives)])
     responses = table[scored]
     prompt_ids, response_ids = _encode_candidates(asked.prompts["prompt"], candidates, responses, model.tokenizer)
-    room = model.context_length
     lengths = np.array([len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)], dtype=np.int64)
-    fits = (lengths.reshape(-1, negatives + 1) <= (room or np.inf)).all(axis=1)
+    fits = (lengths.reshape(-1, negatives + 1) <= (longest or np.inf)).all(axis=1)
     if not fits.any():
         raise InputError(NO_ROW)
     places = np.flatnonzero(np.repeat(fits, negatives + 1))
-    logps = response_logps(
-        model.weights, [prompt_ids[i] for i in places], [response_ids[i] for i in places],
-        progress=f"{progress} information".strip(),
-    )  # fmt: skip
-    return scored[fits], logps.reshape(-1, negatives + 1)
+    return scored[fits], ([prompt_ids[i] for i in places], [response_ids[i] for i in places])
 
 
 def _encode_candidates(

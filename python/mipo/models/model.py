@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,10 @@ class Model:
         model = cls(weights.name_or_path)
         model.__dict__.update(weights=weights, tokenizer=tokenizer, config=weights.config, in_memory=True)
         return model
+
+    def with_dtype(self, dtype: str) -> Model:
+        """This model with weights of another dtype; itself for `auto`."""
+        return self if dtype == "auto" else replace(self, dtype=dtype)
 
     @cached_property
     def in_memory(self) -> bool:
@@ -94,6 +98,14 @@ class Model:
         if Path(self.name).is_dir():
             return {"checksum": checksum.of_folder(Path(self.name))}
         return {"revision": getattr(self.config, "_commit_hash", None)}
+
+    @property
+    def identity(self) -> dict[str, str | None]:
+        """What its answers and scores are kept by: the content, and the name where that says too little."""
+        named: dict[str, str | None] = {"name": self.name}
+        if not any(self.content.values()):
+            return named
+        return named | self.content if "revision" in self.content else self.content
 
     @cached_property
     def tokenizer_fingerprint(self) -> str:

@@ -33,13 +33,13 @@ COLUMNS = tuple(field.name for field in fields(Answer))
 KEPT = (*COLUMNS, "engine", "answered", "checksum")
 _values = attrgetter(*COLUMNS)
 TABLES = """
-CREATE TABLE IF NOT EXISTS settings (id INTEGER PRIMARY KEY, value TEXT NOT NULL UNIQUE);
 CREATE TABLE IF NOT EXISTS answers (
     settings INTEGER NOT NULL, prompt BLOB NOT NULL, response TEXT, response_tokens INTEGER, prompt_tokens INTEGER,
     finish_reason TEXT, reasoning TEXT, failure TEXT, detail TEXT, final INTEGER, seconds REAL,
     engine TEXT, answered TEXT, checksum INTEGER, PRIMARY KEY (settings, prompt)
 ) WITHOUT ROWID;
 """
+APART = (0x9E3779B97F4A7C15, 0xD1B54A32D192ED03)  # odd: 2⁶⁴ samples of a prompt have keys of their own
 AT_ONCE = 512  # answers that one query reads
 FRAME_ROWS = 16_384  # answers that are Python objects at once
 # What a part of the responses holds beside the prompts.
@@ -49,9 +49,48 @@ SCHEMA = {
 }  # fmt: skip
 
 
-def keys_of(prompts: pl.Series) -> NDArray[np.uint64]:
-    """128 bits of each composed prompt, uint64 [n, 2]; equal for equal prompts, on every machine."""
-    return np.ascontiguousarray(_native.digests(key(prompts)))
+def keys_of(prompts: pl.DataFrame) -> NDArray[np.uint64]:
+    """128 bits of each row of prompt (composed) and, where there are several, sample, uint64 [n, 2].
+
+    Equal for equal rows, on every machine.
+    """
+    keys = np.ascontiguousarray(_native.digests(key(prompts["prompt"])))
+    if "sample" in prompts.columns:
+        keys += prompts["sample"].to_numpy()[:, None].astype(np.uint64) * np.array(APART, dtype=np.uint64)
+    return keys
+
+
+@contextmanager
+def connect(path: Path | None) -> Iterator[sqlite3.Connection]:
+    """The database `path`, which is made where there is none; without a path, one in memory.
+
+    Nothing else may have the database open. Raises InputError for a file that is no database of mipo's, WriteError
+    where one cannot be written.
+    """
+    try:
+        name = path.resolve().as_uri() if path else ":memory:"
+        connection = sqlite3.connect(name, isolation_level=None, uri=True)
+    except sqlite3.OperationalError as error:
+        raise WriteError(f"{path}: could not be opened ({error})") from None
+    with closing(connection), _named(path):
+        # One process at a time: no memory is shared, which network file systems do not have.
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if others := tables - {"settings", "answers", "scores"}:
+            raise InputError(
+                f"{path}: expected a database of mipo's, got one with the table {min(others)}; name another"
+            )
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        yield connection
+
+
+def settings_id(connection: sqlite3.Connection, settings: dict[str, Any]) -> tuple[int, str]:
+    """The number of these settings in a database, which is given where there is none, and their text."""
+    value = json.dumps(settings, sort_keys=True)
+    connection.execute("CREATE TABLE IF NOT EXISTS settings (id INTEGER PRIMARY KEY, value TEXT NOT NULL UNIQUE)")
+    connection.execute("INSERT OR IGNORE INTO settings (value) VALUES (?)", (value,))
+    return connection.execute("SELECT id FROM settings WHERE value = ?", (value,)).fetchone()[0], value
 
 
 class Answers:
@@ -61,30 +100,15 @@ class Answers:
     """
 
     def __init__(self, connection: sqlite3.Connection, settings: dict[str, Any], folder: Path | None) -> None:
-        self._connection, self.folder = connection, folder
-        self._value, self.digest = json.dumps(settings, sort_keys=True), checksum.of_value(settings)
+        self._connection, self.folder, self.digest = connection, folder, checksum.of_value(settings)
         connection.executescript(TABLES)
-        connection.execute("INSERT OR IGNORE INTO settings (value) VALUES (?)", (self._value,))
-        (self._id,) = connection.execute("SELECT id FROM settings WHERE value = ?", (self._value,)).fetchone()
+        self._id, self._value = settings_id(connection, settings)
 
     @classmethod
     @contextmanager
     def open(cls, path: Path | None, settings: dict[str, Any]) -> Iterator[Answers]:
-        """The answers in the database `path`, which is made where there is none; without a path, in memory.
-
-        Nothing else may have the database open. Raises InputError for a file that is no database of answers, WriteError
-        where one cannot be written.
-        """
-        try:
-            name = path.resolve().as_uri() if path else ":memory:"
-            connection = sqlite3.connect(name, isolation_level=None, uri=True)
-        except sqlite3.OperationalError as error:
-            raise WriteError(f"{path}: could not be opened ({error})") from None
-        with closing(connection), _named(path):
-            # One process at a time: no memory is shared, which network file systems do not have.
-            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
+        """The answers in the database `path` (see `connect`)."""
+        with connect(path) as connection:
             yield cls(connection, settings, path and path.parent)
 
     def missing(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
@@ -97,6 +121,15 @@ class Answers:
             blobs.append(b"".join(blob for (blob,) in batch))
         known = np.frombuffer(b"".join(blobs), np.uint64).reshape(-1, 2)
         return np.flatnonzero(Index(known).find(keys) == NOWHERE)
+
+    def averages(self, engine: str) -> tuple[int, float | None, float | None]:
+        """How many answers there are, their mean tokens, and the mean seconds of those by `engine`."""
+        count, tokens, seconds = self._connection.execute(
+            "SELECT count(*), avg(response_tokens), avg(CASE WHEN engine LIKE ? THEN seconds END) FROM answers "
+            "WHERE settings = ? AND failure IS NULL",
+            (f"{engine},%", self._id),
+        ).fetchone()
+        return count, tokens, seconds
 
     def add(self, answers: list[tuple[bytes, Answer]], engine: str) -> None:
         """Keeps answers to the prompts with these keys. A kill after this returns loses none of them."""

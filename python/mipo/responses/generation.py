@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipo import reasons
-from mipo.errors import InputError, NotThereError, StoppedError, WriteError
+from mipo.errors import InputError, NotThereError, StoppedError
 from mipo.io import outputs, records, tables
 from mipo.io.lazy import np, pl
 from mipo.models.model import Model
@@ -50,6 +50,8 @@ def generate(
 ) -> pl.DataFrame:
     """One sampled response for each row of `prompts` (those of `Requests`); temperature 0 is greedy.
 
+    Equal prompts have one answer, unless a column sample tells them apart.
+
     Returns `prompts` with response (text without special tokens), response_tokens (with the end of turn), truncated
     (cut off after `max_new_tokens` tokens: as a part of a pair it has no end of turn, see `mipo.tokens.groups`), and,
     where there is no response, failure (a reason) and detail (what the engine said of it). `reasoning` says what
@@ -73,13 +75,13 @@ def generate(
     engine = engine or Local()
     if reuse and not (reuse / FILE).exists():
         raise NotThereError(f"{reuse}: no {FILE} there; name a folder of responses, or of a run, that has one")
-    settings = _settings(model, sampling, seed, engine, is_split=reasoning != "part")
+    settings = settings_of(model, sampling, seed, engine, is_split=reasoning != "part")
     with ExitStack() as stack:
         if folder:
             stack.enter_context(outputs.claim(folder, "responses"))
             database = database or folder / FILE
         answers = stack.enter_context(Answers.open(database, settings))
-        keys = keys_of(prompts["prompt"])
+        keys = keys_of(prompts)
         if damaged := answers.discard_damaged(keys):
             print(f"{database}: {damaged} answers were damaged, and are asked for again")
         if reuse:
@@ -94,40 +96,22 @@ def generate(
     return responses
 
 
-def answered(
-    prompts: pl.DataFrame, model: Model, database: Path, engine: Engine, sampling: Sampling, seed: int,
-    *, reasoning: Reasoning,
-) -> int | None:  # fmt: skip
-    """How many of the prompts have an answer in a database, or a failure that is final; None where it is in use."""
-    if not database.exists():
-        return 0
-    settings = _settings(model, sampling, seed, engine, is_split=reasoning != "part")
-    try:
-        with Answers.open(database, settings) as answers:
-            return prompts.height - len(answers.missing(keys_of(prompts["prompt"])))
-    except WriteError:
-        return None
-
-
-def failures(responses: pl.DataFrame) -> dict[str, int]:
-    """How many prompts have no response, by reason."""
-    return reasons.by_frequency(Counter(responses["failure"].drop_nulls().to_list()))
-
-
-def _settings(model: Model, sampling: Sampling, seed: int, engine: Engine, *, is_split: bool) -> dict[str, Any]:
+def settings_of(model: Model, sampling: Sampling, seed: int, engine: Engine, *, is_split: bool) -> dict[str, Any]:
     """What an answer depends on beside its prompt."""
-    content = model.content if any(model.content.values()) else {"name": model.name}
-    if "revision" in content:
-        content = {"name": model.name, **content}
     hot = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": seed}
     return {
-        "model": content,
+        "model": model.identity,
         "tokenizer": model.tokenizer_fingerprint,
         "max_new_tokens": sampling.max_new_tokens,
         **(hot if sampling.temperature else {"temperature": 0}),
         "reasoning_is_split": is_split,
         **engine.identity(),
     }
+
+
+def failures(responses: pl.DataFrame) -> dict[str, int]:
+    """How many prompts have no response, by reason."""
+    return reasons.by_frequency(Counter(responses["failure"].drop_nulls().to_list()))
 
 
 def _ask(

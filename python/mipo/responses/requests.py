@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from mipo.errors import InputError
 from mipo.io import tables
-from mipo.io.lazy import pl
+from mipo.io.lazy import np, pl
 from mipo.negatives.partial import with_text
 from mipo.prompts.compose import compose
 from mipo.prompts.rows import numbered
@@ -21,38 +21,52 @@ class Requests:
     """What a model is asked, and which prompt has which response.
 
     `prompts`: response_id (uint64, in the order of appearance) and prompt (text or messages), each distinct prompt
-    once. `own` [prompts] is the response_id of each prompt, `counter` [counterparts] that of each counter-prompt, null
-    where there is none.
+    once, or with `samples` so many times, or twice as many; then a column sample counts them. `own` [prompts] is the
+    response_id of the first response to each prompt, `counter` [counterparts] that of the first one to each
+    counter-prompt, null where there is none; the others follow it.
     """
 
     prompts: pl.DataFrame
     own: pl.Series
     counter: pl.Series
+    samples: int = 1
 
 
-def compose_requests(prompts: pl.DataFrame, counterparts: pl.DataFrame | None = None, *, chat: bool) -> Requests:
+def compose_requests(
+    prompts: pl.DataFrame, counterparts: pl.DataFrame | None = None, *, chat: bool, samples: int = 1,
+    fresh: bool = False,
+) -> Requests:  # fmt: skip
     """Composes what the model is asked: the prompts, and the counter-prompts of `counterparts` that `contrast` drew.
 
-    With `chat` prompts are messages, otherwise text (see `compose`). Raises InputError for ids that the prompts do not
-    have, and for prompts that are messages without `chat`.
+    With `chat` prompts are messages, otherwise text (see `compose`). Each is asked `samples` times; with `fresh`, a
+    prompt that is a counter-prompt, too, is asked as many times again for the rejected responses, which are otherwise
+    the chosen ones of another pair. Raises InputError for ids that the prompts do not have, and for prompts that are
+    messages without `chat`.
     """
     own = compose_own(prompts, chat=chat)
     counter = counter_prompts(prompts, counterparts, chat=chat) if counterparts is not None else own.clear()
-    return distinct(own, counter)
+    requests = distinct(own, counter)
+    return _sampled(requests, samples, fresh) if samples > 1 or fresh else requests
 
 
 def link(prompts: pl.DataFrame, counterparts: pl.DataFrame, requests: Requests) -> pl.DataFrame:
     """The pairs of `counterparts` as row numbers: a row for each counterpart, in their order.
 
-    prompt_id, negative, kind, asked_id (of the prompt of both responses), chosen_id, rejected_id, reason.
+    prompt_id, negative, kind, asked_id (of the prompt of both responses), chosen_id, rejected_id, reason. With several
+    samples, sample s of the prompt is paired with sample s of each of its counterparts, one after another.
     """
     own = numbered(prompts).select("prompt_id", requests.own.alias("asked_id"))
     rows = counterparts.with_columns(pl.col("prompt_id").cast(pl.UInt64))
     rows = rows.join(own, on="prompt_id", how="left", maintain_order="left")
+    rows = rows.with_columns(requests.counter.alias("rejected_id"), pl.lit(0, pl.UInt64).alias("sample"))
+    if requests.samples > 1:
+        numbers = pl.int_range(requests.samples, dtype=pl.UInt64, eager=True).alias("sample").to_frame()
+        rows = rows.drop("sample").with_columns(pl.col("prompt_id").rle_id().alias("run")).with_row_index("row")
+        rows = rows.join(numbers, how="cross").sort("run", "sample", "row")
     return rows.select(
         *("prompt_id", "negative", "kind", "asked_id"),
-        pl.col("asked_id").alias("chosen_id"),
-        requests.counter.alias("rejected_id"),
+        (pl.col("asked_id") + pl.col("sample")).alias("chosen_id"),
+        pl.col("rejected_id") + pl.col("sample"),
         "reason",
     )
 
@@ -95,6 +109,21 @@ def distinct(own: pl.Series, counter: pl.Series) -> Requests:
     unique = unique.select(pl.int_range(pl.len(), dtype=pl.UInt64).alias("response_id"), "prompt", "key")
     ids = table.select("key").join(unique, on="key", how="left", maintain_order="left")["response_id"]
     return Requests(unique.drop("key"), ids[: len(own)], ids[len(own) :])
+
+
+def _sampled(requests: Requests, samples: int, fresh: bool) -> Requests:
+    """The requests with `samples` of each prompt, and as many again of those that are to be fresh as rejected ones."""
+    is_own, is_counter = np.zeros((2, requests.prompts.height), dtype=bool)
+    is_own[requests.own.drop_nulls()] = is_counter[requests.counter.drop_nulls()] = True
+    again = is_own & is_counter & fresh
+    counts = samples * (1 + again.astype(np.int64))
+    first = np.cumsum(counts) - counts
+    prompts = requests.prompts[np.repeat(np.arange(len(counts)), counts)].with_columns(
+        pl.int_range(pl.len(), dtype=pl.UInt64).alias("response_id"),
+        pl.Series("sample", np.arange(counts.sum()) - np.repeat(first, counts), dtype=pl.UInt64),
+    )
+    chosen, rejected = pl.Series(first, dtype=pl.UInt64), pl.Series(first + samples * again, dtype=pl.UInt64)
+    return Requests(prompts, chosen.gather(requests.own), rejected.gather(requests.counter), samples)
 
 
 def check_known(ids: pl.Series, known: pl.Series) -> None:

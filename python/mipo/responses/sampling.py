@@ -16,8 +16,6 @@ EngineName = Literal["local", "server", "vllm", "batch"]
 Sent = Literal["auto", "ids", "text", "messages"]
 Reader = Literal["vllm", "hosted"]
 Reasoning = Literal["drop", "keep", "part"]
-
-
 # Settings that not every engine has.
 ENGINES = {
     "served_model": ("server", "batch"), "send": ("server", "batch"), "key_variable": ("server",),
@@ -35,9 +33,26 @@ class Sampling(Record, frozen=True, kw_only=True):
     batch_size: Annotated[Count, Meta(description="prompts answered at once; another number rounds differently")] = 64
 
 
+class Prices(Record, frozen=True, kw_only=True):
+    """What a server charges for a million tokens, in any currency."""
+
+    input: Annotated[float, Meta(ge=0, description="price of a million tokens of prompts")] = 0.0
+    output: Annotated[float, Meta(ge=0, description="price of a million tokens of responses")] = 0.0
+
+
 class Responses(Sampling, frozen=True, kw_only=True):
     """How responses are sampled, before and after training alike, and by what. The defaults are the paper's."""
 
+    samples: Annotated[
+        Count, Meta(description="responses to each prompt; sample s is paired with sample s of its counterparts")
+    ] = 1
+    fresh: Annotated[
+        bool,
+        Meta(
+            description="whether a rejected response that is the chosen one of another pair is sampled anew, which "
+            "makes the two independent"
+        ),
+    ] = False
     engine: Annotated[
         EngineName,
         Meta(
@@ -98,7 +113,13 @@ class Responses(Sampling, frozen=True, kw_only=True):
     patience: Annotated[
         float, Meta(ge=0, description="seconds for which a server may be away before it is given up")
     ] = 300.0
-
+    prices: Annotated[
+        Prices | None,
+        Meta(
+            description="what a million tokens cost, for the estimate of --dry-run",
+            examples=[{"input": 0.15, "output": 0.6}],
+        ),
+    ] = None
     reasoning: Annotated[
         Reasoning,
         Meta(
@@ -111,6 +132,11 @@ class Responses(Sampling, frozen=True, kw_only=True):
     ] = 0.1
 
     def __post_init__(self) -> None:
+        if not self.temperature and (self.samples > 1 or self.fresh):
+            name, got = ("samples", self.samples) if self.samples > 1 else ("fresh", "true")
+            raise InputError(
+                f"{name}: expected a temperature above 0, so that samples differ, got 0 with {name}: {got}"
+            )
         for url in self.urls:
             if not url.startswith(("http://", "https://")) or set(url) & {"@", "?"}:
                 shown = url.rpartition("@")[2].partition("?")[0]
@@ -119,8 +145,9 @@ class Responses(Sampling, frozen=True, kw_only=True):
             got = f"{list(self.urls)} with engine: {self.engine}"
             raise InputError(f"urls: expected the URLs of servers with engine: server, got {got}")
         for field in msgspec.structs.fields(type(self)):
-            engines, value = ENGINES.get(field.name, (self.engine,)), getattr(self, field.name)
-            if self.engine not in engines and value and value != field.default:
+            engines = ENGINES.get(field.name, (self.engine,))
+            default = {} if field.default is msgspec.NODEFAULT else field.default
+            if self.engine not in engines and getattr(self, field.name) != default:
                 expected = f"{field.name}: expected engine: {' or '.join(engines)} with it"
                 raise InputError(f"{expected}, got engine: {self.engine}")
         if self.engine == "batch" and self.batch_for == "vllm" and self.send == "ids":
@@ -130,3 +157,8 @@ class Responses(Sampling, frozen=True, kw_only=True):
     def sampling(self) -> Sampling:
         """The settings that decide which responses are likely."""
         return records.read(Sampling, {name: getattr(self, name) for name in Sampling.__struct_fields__})
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of `mipo.responses.generation.generate` that are settings."""
+        return records.settings(self.sampling) | {"reasoning": self.reasoning, "max_failures": self.max_failures}

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import msgspec
 import polars as pl
 
 from mipo.errors import InputError
@@ -111,9 +112,12 @@ class _Pipeline:
     def responses(self) -> Rows:
         """Links pairs to responses, and lets the model answer each distinct prompt."""
         train, drawn = self._read("prompts.parquet"), self._read("counterparts.parquet")
-        requests = compose_requests(train, drawn, chat=self.model.is_chat)
+        settings = self.recipe.responses
+        requests = compose_requests(
+            train, drawn, chat=self.model.is_chat, samples=settings.samples, fresh=settings.fresh
+        )
         self._write(link(train, drawn, requests), "links.parquet")
-        engine = of_settings(self.recipe.responses)
+        engine = of_settings(settings)
         responses = self._generate(requests, "responses", engine, self.recipe.seed, "responses")
         failed = failures(responses)
         return Rows(responses.height, responses.height - sum(failed.values()), failed)
@@ -147,7 +151,7 @@ class _Pipeline:
         drawn = contrast(test, seed=self.recipe.seed, **settings)
         requests = compose_requests(test, drawn, chat=self.model.is_chat)
         seed = self.recipe.seed + 1
-        responses = self._generate(requests, "evaluation/responses", self._judged(), seed, "held-out responses")
+        responses = self._generate(requests, "evaluation/responses", self._judge(), seed, "held-out responses")
         links = add_reasons(link(test, drawn, requests), ResponseStates.of(responses, BATCH_ROWS))
         if not keep(links).height:
             raise InputError("evaluation: no held-out row became a pair; hold out more rows")
@@ -188,9 +192,9 @@ class _Pipeline:
         # between them is the model.
         measured, table = measurement.evaluate(
             model, self._read("test.parquet"), store, kind=self.recipe.contrast.kind, negatives=self._negatives(),
-            rows=evaluation.rows, rule=evaluation.rule, responses=responses, engine=self._judged(),
-            seed=self.recipe.seed + 1, reasoning=self.recipe.responses.reasoning, progress=side,
-            **records.settings(self.recipe.responses.sampling),
+            rows=evaluation.rows, rule=evaluation.rule, responses=responses, engine=self._judge(),
+            database=self.folder / FILE, seed=self.recipe.seed + 1, reasoning=self.recipe.responses.reasoning,
+            progress=side, **records.settings(self.recipe.responses.sampling),
         )  # fmt: skip
         self._write(table, f"evaluation/{side}.parquet")
         files.write_json(self.folder / "evaluation" / f"{side}.json", measured)
@@ -198,23 +202,23 @@ class _Pipeline:
     def _negatives(self) -> int:
         return measurement.negatives_of(self.recipe.evaluation.negatives, self._read("test.parquet").height)
 
-    def _judged(self) -> Engine | None:
-        """The engine of the held-out responses: one that can load the trained model, so that both sides have it.
+    def _judge(self) -> Engine | None:
+        """The engine of `recipe.judge`, in the dtype of the model before training on both sides.
 
-        vLLM cannot load an adapter as a model.
+        vLLM's `auto` is bfloat16 for a model that is saved in float32, as the trained one is.
         """
-        settings = self.recipe.responses
-        return of_settings(settings) if settings.engine == "vllm" and self.recipe.lora is None else None
+        judge, dtype = self.recipe.judge, self.model.config.dtype
+        if judge and judge.dtype == "auto" and dtype is not None:
+            judge = msgspec.structs.replace(judge, dtype=str(dtype).removeprefix("torch."))
+        return of_settings(judge) if judge else None
 
     def _generate(self, requests: Requests, name: str, engine: Engine | None, seed: int, progress: str) -> pl.DataFrame:
         """The responses to all requests; prompts without one have the reason."""
         settings = self.recipe.responses
-        model = self.model if settings.dtype == "auto" else replace(self.model, dtype=settings.dtype)
         reuse = self.reuse if self.reuse and (self.reuse / FILE).exists() else None
         return generate(
-            requests.prompts, model, folder=self.folder / name, database=self.folder / FILE, engine=engine,
-            reuse=reuse, seed=seed, reasoning=settings.reasoning, max_failures=settings.max_failures,
-            progress=progress, **records.settings(settings.sampling),
+            requests.prompts, self.model.with_dtype(settings.dtype), folder=self.folder / name,
+            database=self.folder / FILE, engine=engine, reuse=reuse, seed=seed, progress=progress, **settings.options,
         )  # fmt: skip
 
     def _read(self, name: str) -> pl.DataFrame:

@@ -1,29 +1,34 @@
-"""The preview of a run: its first pairs as the model will see them, and its size. Generates nothing."""
+"""The preview of a run: its first pairs as the model will see them, and what it will take."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from mipo.evaluation import measurement
-from mipo.io import records
+from mipo.io import outputs, records
 from mipo.models.model import Model
 from mipo.negatives.draw import contrast
 from mipo.responses.answers import FILE
 from mipo.responses.engines.choice import of_settings
-from mipo.responses.generation import answered
+from mipo.responses.estimate import estimate
+from mipo.responses.generation import generate
 from mipo.responses.requests import compose_requests, link
 from mipo.run.prompts import read_prompts
 from mipo.run.recipe import run_folder
 from mipo.run.training_settings import load_checked
-from mipo.tokenizer.chat import encode_prompts, render
+from mipo.tokenizer.chat import render
 
 
-def dry_run(path: str | Path, *, output: str | Path | None = None, seed: int | None = None, rows: int = 3) -> str:
-    """Returns the first `rows` pairs as the model will see them, and how much the run will generate.
+def dry_run(
+    path: str | Path, *, output: str | Path | None = None, seed: int | None = None, rows: int = 3, ask: int = 0
+) -> str:
+    """Returns the first `rows` pairs as the model will see them, and what the responses of the run will take.
 
-    `output` is the folder of the run, whose answers will not be asked again.
+    `output` is the folder of the run, whose answers will not be asked again. With `ask`, so many of the prompts are
+    asked first, at random, so that the estimate rests on answers, which are kept there.
     """
     folder = run_folder(path, output, seed, None)
     recipe = load_checked(path, folder, seed=seed)
@@ -31,7 +36,8 @@ def dry_run(path: str | Path, *, output: str | Path | None = None, seed: int | N
     train, test, _, counts = read_prompts(recipe, model)
     measurement.check(test, negatives=recipe.evaluation.negatives, rule=recipe.evaluation.rule, at="evaluation.")
     drawn = contrast(train, seed=recipe.seed, **records.settings(recipe.contrast))
-    requests = compose_requests(train, drawn, chat=model.is_chat)
+    settings = recipe.responses
+    requests = compose_requests(train, drawn, chat=model.is_chat, samples=settings.samples, fresh=settings.fresh)
     links = link(train, drawn, requests).with_row_index("row", offset=1)
     shown = links.filter(pl.col("rejected_id").is_not_null()).head(rows)
     own, counter = (
@@ -46,18 +52,23 @@ def dry_run(path: str | Path, *, output: str | Path | None = None, seed: int | N
             rejected_prompt,
             "",
         ]
-    settings = recipe.responses
-    tokens = encode_prompts(requests.prompts["prompt"], model.tokenizer).lengths().sum()
-    there = answered(
-        requests.prompts, model, folder / FILE, of_settings(settings), settings.sampling, recipe.seed,
-        reasoning=settings.reasoning,
-    )  # fmt: skip
-    known = f"{there:,} of them there already" if there is not None else "some of them there, since a run is at work"
+    engine, database = of_settings(settings), folder / FILE
+    expected = estimate(requests.prompts, model, database, engine, settings, recipe.seed)
+    if ask and expected and len(expected.missing):
+        some = np.random.default_rng(recipe.seed).permutation(expected.missing)[:ask]
+        with outputs.claim(folder, "run"):
+            generate(
+                requests.prompts[some], model.with_dtype(settings.dtype), database=database, engine=engine,
+                seed=recipe.seed, progress="first responses", **settings.options,
+            )  # fmt: skip
+        expected = estimate(requests.prompts, model, database, engine, settings, recipe.seed)
+    there = f"{requests.prompts.height - len(expected.missing):,}" if expected else "a run is at work, some"
     lines += [
         f"prompts: {counts.describe()}",
         f"{train.height:,} prompts, {drawn['reason'].null_count():,} pairs of kind {recipe.contrast.kind}, "
-        f"{requests.prompts.height:,} responses by the engine {settings.engine}, {known}; "
+        f"{requests.prompts.height:,} responses by the engine {settings.engine}, {there} of them there already; "
         f"{test.height:,} held-out prompts",
-        f"tokens of all requests: {tokens:,} in, at most {requests.prompts.height * settings.max_new_tokens:,} out",
     ]
+    if expected:
+        lines.append(expected.describe(settings.prices))
     return "\n".join(lines)

@@ -60,6 +60,8 @@ def inputs(stage: str, recipe: Recipe, model: Model, run: RunFolder) -> dict[str
         "sampling": sampling,
         "tokenizer": tokenizer,
     }
+    if recipe.judge:  # one that changes between the two sides would change the figures
+        evaluation["engine"] = {"engine": recipe.judge.engine, "dtype": recipe.judge.dtype}
     match stage:
         case "prompts":
             section = recipe.prompts
@@ -72,7 +74,8 @@ def inputs(stage: str, recipe: Recipe, model: Model, run: RunFolder) -> dict[str
             own = {"settings": plain["contrast"], "files": run.checksums("prompts")}
         case "responses":
             files = run.checksums("prompts", "contrast")
-            own = {"settings": sampling, "model": model.content, "files": files}
+            asked = {"samples": recipe.responses.samples, "fresh": recipe.responses.fresh}
+            own = {"settings": sampling | asked, "model": model.content, "files": files}
         case "pairs":
             files = run.checksums("prompts", "contrast", "responses")
             own = {"shuffled": recipe.control == "shuffled", "files": files}

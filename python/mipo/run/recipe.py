@@ -174,6 +174,15 @@ class Recipe(Record, frozen=True, kw_only=True):
     ] = False
     trust_remote_code: Annotated[bool, Meta(description="run code that comes with the model")] = False
 
+    @property
+    def judge(self) -> Responses | None:
+        """What answers held-out prompts and scores, before and after training alike: vLLM where the recipe has it, None
+        for this process.
+
+        A server does not have the trained model, and vLLM cannot load an adapter as one.
+        """
+        return self.responses if self.responses.engine == "vllm" and self.lora is None else None
+
 
 def load(path: str | Path, *, seed: int | None = None, control: str | None = None) -> Recipe:
     """The recipe in a YAML file. `seed` and `control` replace its own; names of files beside it are made absolute.

@@ -66,8 +66,8 @@ class GroupBuilder:
         """The groups of a batch.
 
         The first row of the batch is row `before` + 1 of its source; errors name rows by that number. Consecutive rows
-        with the same prompt_id, prompt and chosen become one group with several rejected responses. Raises InputError
-        for rows that are not pairs, and for a row that the template refuses.
+        with the same prompt_id, prompt, chosen and (where there is one) chosen_id become one group with several
+        rejected responses. Raises InputError for rows that are not pairs, and for a row that the template refuses.
         """
         pairs = cast("pl.DataFrame", columns.read(pairs, KINDS, "pairs", before=before))
         stated = "prompt" in pairs.columns
@@ -196,9 +196,10 @@ def tokenize(
     """Tokenizes preference pairs (TRL's columns prompt, chosen, rejected) as TRL 1.16 does.
 
     The tokenizer's chat template renders messages; text is used as it is, with the eos_token after it. Consecutive rows
-    with the same prompt_id, prompt and chosen become one group with several rejected responses. A response marked as
-    truncated has no end of turn, because the model did not write one; all others have one. Without a prompt column, the
-    prompt is what chosen and rejected begin with in common. `encoder` as in `mipo.encode`.
+    with the same prompt_id, prompt, chosen and (where there is one) chosen_id become one group with several rejected
+    responses. A response marked as truncated has no end of turn, because the model did not write one; all others have
+    one. Without a prompt column, the prompt is what chosen and rejected begin with in common. `encoder` as in
+    `mipo.encode`.
 
     Returns the store, and the dropped rows by reason: nulls, and groups with a response that ends after `max_length`
     tokens or has no token of its own. Raises InputError for rows that are not pairs, and for messages without a
@@ -257,6 +258,9 @@ def _starts(pairs: pl.DataFrame) -> NDArray[np.int64]:
         for side in ("prompt", "chosen"):
             own, before = (key(pairs[side].gather(rows)) for rows in (same, same - 1))
             same = same[(own == before).to_numpy()]
+        if "chosen_id" in pairs.columns:  # two samples may have the same text
+            own, before = (pairs["chosen_id"].gather(rows) for rows in (same, same - 1))
+            same = same[own.eq_missing(before).to_numpy()]
     starts = np.ones(pairs.height, dtype=bool)
     starts[same] = False
     return np.flatnonzero(starts)

@@ -142,9 +142,13 @@ class PairStore:
             }
         )
 
-    def rows(self, side: str) -> tuple[list[NDArray[np.uint32]], list[NDArray[np.uint32]]]:
-        """The prompt ids and the response ids of every response of one side, `chosen` or `rejected`."""
-        rows = self.pairs.select("prompt", side)
+    def rows(
+        self, side: str, groups: pl.Series | None = None
+    ) -> tuple[list[NDArray[np.uint32]], list[NDArray[np.uint32]]]:
+        """The prompt ids and the response ids of every response of one side, `chosen` or `rejected`; of `groups` alone,
+        one boolean a group, where they are given.
+        """
+        rows = (self.pairs if groups is None else self.pairs.filter(groups)).select("prompt", side)
         rows = rows.explode(side) if side == "rejected" else rows
         return [self.prompts[row] for row in rows["prompt"]], [self.responses[row] for row in rows[side]]
 

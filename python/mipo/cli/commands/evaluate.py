@@ -12,10 +12,11 @@ from mipo.evaluation.rule import Rule
 from mipo.io import files, outputs, records
 from mipo.models.model import Model
 from mipo.prompts.rows import read
+from mipo.responses.engines.choice import choose
 from mipo.tokens.store import PairStore
 
 
-@mirrors(read, evaluate, without=("responses", "rule", "engine", "progress"))
+@mirrors(read, choose, evaluate, without=("responses", "rule", "progress"))
 def command(
     prompts: Prompts,
     /,
@@ -30,15 +31,15 @@ def command(
     trust_remote_code: TrustRemoteCode = False,
     **options: Any,
 ) -> None:
-    """Prints each figure with its interval, and writes them to `output`."""
+    """Prints each figure with its interval, and writes them to `output`. The engine answers, and scores the answers."""
     if output is not None:
         outputs.check_file(output)
-    settings = {name: value for name, value in (("answer", answer), ("pattern", pattern)) if value is not None}
-    rule = records.read(Rule, settings) if settings else None
+    judged = {name: value for name, value in (("answer", answer), ("pattern", pattern)) if value is not None}
+    rule = records.read(Rule, judged) if judged else None
     store = PairStore.open(held_out) if held_out is not None else None
-    measured = Model(str(model), trust_remote_code=trust_remote_code)
-    table = read_prompts(prompts, options)
-    figures, _ = evaluate(measured, table, store, rule=rule, **keywords(evaluate, options))
+    measured = Model(str(model), trust_remote_code=trust_remote_code, dtype=options.get("dtype", "auto"))
+    settings = {**keywords(evaluate, options), "engine": choose(**keywords(choose, options))}
+    figures, _ = evaluate(measured, read_prompts(prompts, options), store, rule=rule, **settings)
     for name, figure in figures.items():
         print(f"{name:16} {figure['value']:9.3f}  [{figure['low']:.3f}, {figure['high']:.3f}]")
     if output is not None:

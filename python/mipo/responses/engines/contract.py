@@ -1,11 +1,11 @@
-"""The contract of engines: what an engine is asked, and what it answers. Knows no engine."""
+"""The contract of engines: what an engine is asked, and what it answers or scores. Knows no engine."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import polars as pl
@@ -62,6 +62,27 @@ class Work:
     folder: Path | None
 
 
+@dataclass(frozen=True, eq=False)
+class Scoring:
+    """What a scorer is asked: token ids of prompts and responses, and the `rows` that are to be scored.
+
+    Each of them has a token to score. The sum is over the response's tokens, from position `first(row)` on.
+    """
+
+    prompts: Sequence[NDArray[np.uint32]]
+    responses: Sequence[NDArray[np.uint32]]
+    rows: NDArray[np.int64]
+    model: Model
+
+    def ids(self, row: int) -> list[int]:
+        """The prompt's and the response's ids, as one sequence."""
+        return [*self.prompts[row].tolist(), *self.responses[row].tolist()]
+
+    def first(self, row: int) -> int:
+        """The position of the first token that counts. Nothing predicts the first token of a sequence."""
+        return max(len(self.prompts[row]), 1)
+
+
 class Engine(Protocol):
     """What answers prompts."""
 
@@ -77,3 +98,22 @@ class Engine(Protocol):
 
     def name(self) -> str:
         """The engine, its version and the model that it serves, for what is kept of each answer."""
+
+
+@runtime_checkable
+class Scorer(Engine, Protocol):
+    """An engine that also scores responses."""
+
+    def check_scoring(self, model: Model) -> None:
+        """Raises an error of mipo's where the engine cannot score, before anything is spent."""
+
+    def longest(self, model: Model) -> int | None:
+        """How many tokens of prompt and response together it can score; None where nobody says."""
+
+    def scores(self, asked: Scoring) -> Iterator[list[tuple[int, float | Answer]]]:
+        """log π(response | prompt) of each of the rows `asked.rows`, in nats, or the failure that came instead, with
+        the row, in any order: lists of those that have come, which may be kept together.
+        """
+
+    def precision(self, model: Model) -> dict[str, object]:
+        """What decides how scores are rounded: other values of it are scores of their own."""

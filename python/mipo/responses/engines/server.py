@@ -1,12 +1,12 @@
 """The server engine: asks OpenAI-compatible servers, a request for each prompt, many at once.
 
-Knows HTTP. Knows neither what a request holds (`mipo.responses.engines.completions`), nor what is kept of the answers.
+Knows HTTP. Knows neither what a request holds (`mipo.responses.engines.completions` and `prompt_logprobs`), nor what is
+kept of what comes back.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -14,30 +14,31 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mipo import reasons
 from mipo.errors import InputError, StoppedError
+from mipo.io.lazy import np
 from mipo.responses.engines.completions import Bodies, answer_in, failure_of, identity, parsed
-from mipo.responses.engines.contract import Answer, Work
-from mipo.responses.engines.sites import FATAL, Site, find_sites, message_of, open_session
+from mipo.responses.engines.contract import Answer, Scoring, Work
+from mipo.responses.engines.prompt_logprobs import ScoreBodies
+from mipo.responses.engines.sites import FATAL, Site, check_tokenizer, find_sites, message_of, open_session
 from mipo.tokenizer.chat import render
 from mipo.tokenizer.messages import is_messages
 
 if TYPE_CHECKING:
+    from mipo.models.model import Model
     from mipo.responses.sampling import Responses
 
-# Servers that encode a text on request, which shows whether they serve this model: the name of the text, the options.
-TOKENIZE: dict[str, tuple[str, dict[str, Any]]] = {
-    "vllm": ("prompt", {"add_special_tokens": False}),
-    "llamacpp": ("content", {"add_special": False, "parse_special": True}),
-}
 ATTEMPTS = 8  # that a request has at a server that answers with errors
 LONGEST_WAIT = 60.0  # seconds between two of them
 
+T = TypeVar("T", Answer, float)  # what is asked for: an answer, or a log-prob
+
 
 class Server:
-    """Answers by requests to servers that share the work."""
+    """Answers and scores by requests to servers that share the work."""
 
     def __init__(self, settings: Responses) -> None:
         self._settings = settings
@@ -56,14 +57,47 @@ class Server:
     def answers(self, work: Work) -> Iterator[list[tuple[int, Answer]]]:
         """An answer to each missing row (see `mipo.responses.engines.contract`)."""
         self._find()
+        if self._settings.send != "messages" and is_messages(work.prompts):
+            text = render(work.prompts[:1], work.model.tokenizer)[0]
+            with _loop() as run:
+                run(check_tokenizer(self._settings, self._sites, work.model, text, work.ids[0].tolist()))
+        bodies = Bodies(work, self._settings.send)
+        rows = work.missing.tolist()
+        yield from _asked(_Crowd(self._settings, self._sites, bodies, rows, lambda row, value: answer_in(value)))
+
+    def check_scoring(self, model: Model) -> None:
+        """InputError for a server that does not score, or of another model. Each is asked for one log-prob."""
+        self._find()
+        text = "42 = 6 · 7, ¿no?"
+        own = model.tokenizer(text, add_special_tokens=False)["input_ids"]
         with _loop() as run:
-            crowd = _Crowd(self._settings, self._sites, work)
-            try:
-                run(crowd.start())
-                while answered := run(crowd.next()):
-                    yield answered
-            finally:
-                run(crowd.stop())
+            run(check_tokenizer(self._settings, self._sites, model, text, own))
+        end = np.array(model.end_ids[:1], dtype=np.uint32)
+        bodies = ScoreBodies(Scoring([end], [end], np.zeros(1, np.int64), model))
+        for site in self._sites:
+            for _, score in chain.from_iterable(_asked(_Crowd(self._settings, [site], bodies, [0], bodies.score))):
+                if isinstance(score, Answer):
+                    raise InputError(
+                        f"{site.url}: expected a server that scores responses, as vLLM does (prompt_logprobs), got one "
+                        f"that does not ({score.detail}); serve the model with vLLM, or measure it with the engine "
+                        "local or vllm"
+                    )
+
+    def longest(self, model: Model) -> int | None:
+        """One token less than the smallest context: vLLM cannot score without a new token."""
+        self._find()
+        contexts = [context for site in self._sites if (context := site.context or model.context_length)]
+        return min(contexts) - 1 if contexts else None
+
+    def scores(self, asked: Scoring) -> Iterator[list[tuple[int, float | Answer]]]:
+        """The log-prob of each asked row (see `mipo.responses.engines.contract`)."""
+        self._find()
+        bodies = ScoreBodies(asked)
+        yield from _asked(_Crowd(self._settings, self._sites, bodies, asked.rows.tolist(), bodies.score))
+
+    def precision(self, model: Model) -> dict[str, object]:
+        """The servers' name for the model: nobody says which dtype it has."""
+        return {"engine": self.name()}
 
     def _find(self) -> None:
         """Asks each server which models it has."""
@@ -89,66 +123,57 @@ def _loop() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
             thread.submit(runner.close).result()
 
 
+def _asked(crowd: _Crowd[T]) -> Iterator[list[tuple[int, T | Answer]]]:
+    """What a crowd brings."""
+    with _loop() as run:
+        try:
+            run(crowd.start())
+            while answered := run(crowd.next()):
+                yield answered
+        finally:
+            run(crowd.stop())
+
+
 class _Gone(Exception):
     """A server that is away for longer than the settings' patience."""
 
 
-class _Crowd:
-    """Workers that ask the servers, and the answers that they bring."""
+class _Crowd(Generic[T]):
+    """Workers that ask the servers for some rows, and what they bring: what `read` makes of a body, or a failure."""
 
-    def __init__(self, settings: Responses, sites: list[Site], work: Work) -> None:
-        self._settings, self._sites, self._work = settings, list(sites), work
+    def __init__(
+        self, settings: Responses, sites: list[Site], bodies: Bodies | ScoreBodies, rows: list[int],
+        read: Callable[[int, object], T | Answer],
+    ) -> None:  # fmt: skip
+        self._settings, self._sites, self._bodies = settings, list(sites), bodies
+        self._read: Callable[[int, object], T | Answer] = read
         self._rows: asyncio.Queue[int] = asyncio.Queue()
-        for row in work.missing.tolist():
+        for row in rows:
             self._rows.put_nowait(row)
-        self._left = len(work.missing)
+        self._left = len(rows)
         # Answers, each with a future that is set when it has been kept; None wakes up `next`.
-        self._done: asyncio.Queue[tuple[int, Answer, asyncio.Future[None]] | None] = asyncio.Queue()
+        self._done: asyncio.Queue[tuple[int, T | Answer, asyncio.Future[None]] | None] = asyncio.Queue()
         self._taken = list[asyncio.Future[None]]()
         self._tasks = list[asyncio.Task[None]]()
         self._in_flight = 0
         self._error: Exception | None = None
         self._away_since = dict[str, float]()
         self._answering = set[str]()  # servers that have answered
-        self._bodies = Bodies(work, settings.send)
 
     async def start(self) -> None:
         """Starts the workers."""
         self._session = open_session(self._settings)
-        for site in self._sites:
-            await self._check_tokenizer(site)
         count = min(self._settings.concurrency, self._left)
         self._tasks = [asyncio.create_task(self._serve(site)) for _ in range(count) for site in self._sites]
 
-    async def _check_tokenizer(self, site: Site) -> None:
-        """InputError for a server whose tokenizer gives the first prompt other ids: it serves another model."""
-        import aiohttp
-
-        if site.kind not in TOKENIZE or self._settings.send == "messages" or not is_messages(self._work.prompts):
-            return
-        name, options = TOKENIZE[site.kind]
-        text = render(self._work.prompts[:1], self._work.model.tokenizer)[0]
-        url = f"{site.url.removesuffix('/v1')}/tokenize"
-        try:
-            async with self._session.post(url, json={"model": site.model, name: text, **options}) as response:
-                theirs = json.loads(await response.read())["tokens"]
-        except (aiohttp.ClientError, OSError, ValueError, LookupError, TypeError):
-            return
-        own = self._work.ids[0].tolist()
-        if theirs != own:
-            raise InputError(
-                f"{site.url}: expected a server of {self._work.model.name}, got one of {site.model}, which encodes a "
-                f"prompt as other tokens ({len(theirs)}; the model's own: {len(own)}); serve the model of the recipe"
-            )
-
-    async def next(self) -> list[tuple[int, Answer]]:
+    async def next(self) -> list[tuple[int, T | Answer]]:
         """The answers that have come, at least one; none after the last. Those of the call before are kept by now.
 
         After an error no prompt is asked any more, but what is in flight is waited for, since it is paid for.
         """
         for kept in self._taken:
             kept.set_result(None)
-        self._taken, answered = [], list[tuple[int, Answer]]()
+        self._taken, answered = [], list[tuple[int, T | Answer]]()
         while self._left and (not answered or not self._done.empty()):
             if self._error and not self._in_flight and self._done.empty():
                 raise self._error
@@ -189,12 +214,14 @@ class _Crowd:
             self._done.put_nowait((row, answer, kept))
             await kept
 
-    async def _answer(self, site: Site, row: int) -> Answer:
+    async def _answer(self, site: Site, row: int) -> T | Answer:
         """The answer of a server to one prompt, asked again after errors that may go away."""
         started, attempts, tries = time.monotonic(), 0, 0
         body = self._bodies.of(row, model=site.model, kind=site.kind)
         while True:
-            answer, wait, counts = await self._request(site, body)
+            answer, wait, counts = await self._request(site, row, body)
+            if isinstance(answer, float):
+                return answer
             seconds = time.monotonic() - started
             # A server that limits the rate is waited for as one that is away.
             attempts, tries = attempts + max(counts, int(seconds > self._settings.patience)), tries + 1
@@ -205,7 +232,7 @@ class _Crowd:
             longest = min(LONGEST_WAIT, 0.5 * 2 ** min(tries, 16))
             await asyncio.sleep(wait if wait else random.uniform(longest / 2, longest))
 
-    async def _request(self, site: Site, body: dict[str, Any]) -> tuple[Answer | None, float | None, int]:
+    async def _request(self, site: Site, row: int, body: dict[str, Any]) -> tuple[T | Answer | None, float | None, int]:
         """One attempt: an answer or a failure, None without a connection; for how long the server asks to wait; and as
         how many attempts it counts.
 
@@ -233,7 +260,7 @@ class _Crowd:
         self._away_since.pop(site.url, None)
         if status == 200:
             self._answering.add(site.url)
-            return answer_in(parsed(content)), None, 1
+            return self._read(row, parsed(content)), None, 1
         message = message_of(content, self._settings)
         # 403 may also be said of one prompt, by a server that answers others.
         if status in FATAL and not (status == 403 and site.url in self._answering):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.request import getproxies
 
 from mipo.errors import InputError, LibraryError, StoppedError, first_line
@@ -17,6 +17,7 @@ from mipo.responses.engines.completions import message_in, parsed
 if TYPE_CHECKING:
     import aiohttp
 
+    from mipo.models.model import Model
     from mipo.responses.sampling import Responses
 
 # Answers that mean that no prompt can be answered.
@@ -25,15 +26,22 @@ FATAL = {
     405: "has no such address",
 }  # fmt: skip
 
+# Servers that encode a text on request, which shows whether they serve this model: the name of the text, the options.
+TOKENIZE: dict[str, tuple[str, dict[str, Any]]] = {
+    "vllm": ("prompt", {"add_special_tokens": False}),
+    "llamacpp": ("content", {"add_special": False, "parse_special": True}),
+}
+
 
 @dataclass(frozen=True)
 class Site:
-    """A server: its base URL, the model there, its kind (`owned_by`) and version."""
+    """A server: its base URL, the model there, its kind (`owned_by`), version and context, in tokens, if it says."""
 
     url: str
     model: str
     kind: str
     version: str
+    context: int | None = None
 
 
 def open_session(settings: Responses) -> aiohttp.ClientSession:
@@ -73,7 +81,7 @@ async def _site(session: aiohttp.ClientSession, settings: Responses, url: str) -
         raise InputError(f"{url}: {FATAL[status]} ({status}: {message_of(content, settings)}); the key is read from "
                          f"{settings.key_variable}")  # fmt: skip
     try:
-        models = {model["id"]: model.get("owned_by", "") for model in json.loads(content)["data"]}
+        models = {model["id"]: model for model in json.loads(content)["data"]}
     except (ValueError, LookupError, TypeError):
         shown = f"{status}: {message_of(content, settings)!r}"
         raise InputError(
@@ -89,7 +97,31 @@ async def _site(session: aiohttp.ClientSession, settings: Responses, url: str) -
         version = str(json.loads(about).get("version", ""))
     except (ValueError, AttributeError):
         version = ""
-    return Site(url, name, models.get(name, ""), version)
+    card = models.get(name, {})
+    context = card.get("max_model_len")
+    return Site(url, name, card.get("owned_by", ""), version, context if isinstance(context, int) else None)
+
+
+async def check_tokenizer(settings: Responses, sites: list[Site], model: Model, text: str, own: list[int]) -> None:
+    """InputError for a server whose tokenizer gives a text other ids than the model's `own`: another model's server."""
+    import aiohttp
+
+    async with open_session(settings) as session:
+        for site in sites:
+            if site.kind not in TOKENIZE:
+                continue
+            name, options = TOKENIZE[site.kind]
+            body = {"model": site.model, name: text, **options}
+            try:
+                async with session.post(f"{site.url.removesuffix('/v1')}/tokenize", json=body) as response:
+                    theirs = json.loads(await response.read())["tokens"]
+            except (aiohttp.ClientError, OSError, ValueError, LookupError, TypeError):
+                continue
+            if theirs != own:
+                raise InputError(
+                    f"{site.url}: expected a server of {model.name}, got one of {site.model}, which encodes a prompt "
+                    f"as other tokens ({len(theirs)}; the model's own: {len(own)}); serve the model of the recipe"
+                )
 
 
 def message_of(content: bytes, settings: Responses) -> str:

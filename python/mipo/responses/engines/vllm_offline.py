@@ -1,7 +1,7 @@
-"""The vLLM engine: answers by vLLM in an environment of its own, whose pins need not agree with TRL's.
+"""The vLLM engine: answers and scores by vLLM in an environment of its own, whose pins need not agree with TRL's.
 
 Starts `vllm_worker.py` there, which needs nothing of mipo, and talks to it in JSON Lines. Knows nothing of what is kept
-of the answers.
+of what comes back.
 """
 
 from __future__ import annotations
@@ -14,19 +14,25 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Generator, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from mipo import reasons
 from mipo.errors import InputError, StoppedError
-from mipo.responses.engines.contract import Answer, Work
+from mipo.responses.engines.contract import Answer, Scoring, Work
 
 if TYPE_CHECKING:
+    from mipo.models.model import Model
     from mipo.responses.sampling import Responses
 
 WORKER = Path(__file__).with_name("vllm_worker.py")
+# Options that say how much of the machine vLLM takes, which changes scores no more than another batch does.
+RESOURCES = {
+    "tensor_parallel_size", "pipeline_parallel_size", "gpu_memory_utilization", "max_model_len", "max_num_seqs",
+    "max_num_batched_tokens", "enable_chunked_prefill", "enable_prefix_caching", "enforce_eager", "cpu_offload_gb",
+}  # fmt: skip
 
 
 class Vllm:
@@ -56,9 +62,52 @@ class Vllm:
 
     def answers(self, work: Work) -> Iterator[list[tuple[int, Answer]]]:
         """An answer to each missing row (see `mipo.responses.engines.contract`)."""
+        hot, top_p = work.sampling.temperature > 0, work.sampling.top_p
+        sampling = {
+            "temperature": work.sampling.temperature, "top_p": top_p if hot else 1.0,
+            "max_tokens": work.sampling.max_new_tokens, "stop_token_ids": work.model.end_ids,
+        }  # fmt: skip
+        # With a seed, vLLM is slower.
+        requests = (
+            {"row": row, "ids": work.ids[row].tolist(), "seed": int(work.seeds[row]) if hot else None}
+            for row in work.missing.tolist()
+        )
+        with closing(self._outputs(work.model, sampling, requests, len(work.missing))) as values:
+            for value in values:
+                yield [(value["row"], _answer(value))]
+
+    def check_scoring(self, model: Model) -> None:
+        """InputError for an environment without vLLM, or a model in memory."""
         self.name()
-        if work.model.in_memory:
-            raise InputError("engine: vllm loads a model by its name, got one in memory; save it, and give the folder")
+        _check_name(model)
+
+    def longest(self, model: Model) -> int | None:
+        """One token less than the context: vLLM cannot score without a new token."""
+        limit = self._settings.engine_options.get("max_model_len")
+        context = limit if isinstance(limit, int) and limit > 0 else model.context_length
+        return context - 1 if context else None
+
+    def scores(self, asked: Scoring) -> Iterator[list[tuple[int, float | Answer]]]:
+        """The log-prob of each asked row (see `mipo.responses.engines.contract`)."""
+        # 0 other tokens at each place: the log-prob of the prompt's own token alone. For prompts with it, vLLM does not
+        # read its prefix cache.
+        sampling = {"temperature": 0.0, "max_tokens": 1, "prompt_logprobs": 0, "detokenize": False}
+        requests = ({"row": row, "ids": asked.ids(row), "first": asked.first(row)} for row in asked.rows.tolist())
+        with closing(self._outputs(asked.model, sampling, requests, len(asked.rows))) as values:
+            for value in values:
+                yield [(value["row"], value["logp"] if "logp" in value else _answer(value))]
+
+    def precision(self, model: Model) -> dict[str, object]:
+        """The dtype, and vLLM's other options, among which may be a quantization."""
+        options = {name: value for name, value in self._settings.engine_options.items() if name not in RESOURCES}
+        return {"engine": "vllm", "dtype": self._settings.dtype, "options": options}
+
+    def _outputs(
+        self, model: Model, sampling: dict[str, Any], requests: Iterator[dict[str, Any]], count: int
+    ) -> Generator[dict[str, Any]]:
+        """What the worker writes of each of `count` requests; StoppedError where it ends before."""
+        self.name()
+        _check_name(model)
         with tempfile.TemporaryFile("w+", errors="replace") as log:
             process = subprocess.Popen(
                 [self._python, str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
@@ -66,16 +115,17 @@ class Vllm:
             )  # fmt: skip
             assert process.stdin
             assert process.stdout
-            feeder = threading.Thread(target=_feed, args=(process.stdin, self._setup(work), work), daemon=True)
-            feeder.start()
+            setup = {"model": self._model_options(model), "sampling": sampling,
+                     "concurrency": self._settings.concurrency}  # fmt: skip
+            threading.Thread(target=_feed, args=(process.stdin, setup, requests), daemon=True).start()
             # vLLM's own processes hold the pipe of answers open, also when the worker has been killed.
             threading.Thread(target=_reap, args=(process,), daemon=True).start()
-            left = len(work.missing)
+            left = count
             try:
                 for line in process.stdout:
                     if not line.endswith("\n"):
                         break  # the worker was killed while it wrote
-                    yield [_read(json.loads(line))]
+                    yield json.loads(line)
                     left -= 1
                 if left:
                     process.wait()
@@ -90,21 +140,18 @@ class Vllm:
                     process.kill()
                 process.stdout.close()
 
-    def _setup(self, work: Work) -> dict[str, Any]:
-        """The first line that the worker gets: how vLLM loads the model, and how it samples."""
-        sampling = work.sampling
-        model, top_p = work.model, sampling.top_p if sampling.temperature else 1.0
+    def _model_options(self, model: Model) -> dict[str, Any]:
+        """How vLLM loads the model: arguments of vllm.LLM. Scores are log-probs, whatever `logprobs_mode` says."""
+        options = {name: value for name, value in self._settings.engine_options.items() if name != "logprobs_mode"}
         return {
-            "model": {
-                "model": model.name, "revision": model.content.get("revision"), "dtype": self._settings.dtype,
-                "trust_remote_code": model.trust_remote_code, **self._settings.engine_options,
-            },
-            "sampling": {
-                "temperature": sampling.temperature, "top_p": top_p, "max_tokens": sampling.max_new_tokens,
-                "stop_token_ids": model.end_ids,
-            },
-            "concurrency": self._settings.concurrency,
+            "model": model.name, "revision": model.content.get("revision"), "dtype": self._settings.dtype,
+            "trust_remote_code": model.trust_remote_code, **options,
         }  # fmt: skip
+
+
+def _check_name(model: Model) -> None:
+    if model.in_memory:
+        raise InputError("engine: vllm loads a model by its name, got one in memory; save it, and give the folder")
 
 
 def _reap(process: subprocess.Popen[str]) -> None:
@@ -114,14 +161,12 @@ def _reap(process: subprocess.Popen[str]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _feed(pipe: IO[str], setup: dict[str, Any], work: Work) -> None:
-    """Writes the prompts for the worker, which reads as many as it has room for."""
+def _feed(pipe: IO[str], setup: dict[str, Any], requests: Iterator[dict[str, Any]]) -> None:
+    """Writes the requests for the worker, which reads as many as it has room for."""
     try:
         with pipe:
             pipe.write(json.dumps(setup) + "\n")
-            for row in work.missing.tolist():
-                seed = int(work.seeds[row]) if work.sampling.temperature else None  # with a seed, vLLM is slower
-                request = {"row": row, "ids": work.ids[row].tolist(), "seed": seed}
+            for request in requests:
                 pipe.write(json.dumps(request) + "\n")
     except (BrokenPipeError, ValueError):
         pass  # the worker has ended; what it wrote last says why
@@ -135,14 +180,14 @@ def _cause(log: IO[str]) -> str:
     return next(errors, lines[-1] if lines else "it wrote no line")
 
 
-def _read(value: dict[str, Any]) -> tuple[int, Answer]:
-    """The row and the answer in a line of the worker."""
+def _answer(value: dict[str, Any]) -> Answer:
+    """The answer in a line of the worker."""
     if "error" in value:
-        return value["row"], Answer(failure=reasons.REFUSED, detail=value["error"], final=False)
+        return Answer(failure=reasons.REFUSED, detail=value["error"], final=False)
     if value["finish_reason"] not in ("stop", "length"):
         detail = f"finish_reason: {value['finish_reason']}"
-        return value["row"], Answer(failure=reasons.SERVER_ERROR, detail=detail, final=False)
-    return value["row"], Answer(
+        return Answer(failure=reasons.SERVER_ERROR, detail=detail, final=False)
+    return Answer(
         value["text"],
         response_tokens=value["response_tokens"],
         prompt_tokens=value["prompt_tokens"],

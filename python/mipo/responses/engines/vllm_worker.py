@@ -1,7 +1,8 @@
 """The worker of the vLLM engine: runs in vLLM's environment, which has nothing of mipo; imports vLLM and Python's own.
 
-Reads JSON Lines: first how to load and sample, then a prompt a line; writes a line for each answer as it comes. What
-vLLM prints goes to standard error.
+Reads JSON Lines: first how to load and sample, then a prompt a line; writes a line for each answer as it comes. A line
+with `first` is a prompt with its response: what is written is the log-prob of the tokens from that place on. What vLLM
+prints goes to standard error.
 """
 
 import json
@@ -14,7 +15,7 @@ from typing import Any
 
 
 def main() -> None:
-    """Answers all prompts of standard input."""
+    """Answers, or scores, all prompts of standard input."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     os.environ |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_STREAM": "ext://sys.stderr"}
@@ -33,7 +34,7 @@ def main() -> None:
     limit = setup["concurrency"]
     requests: queue.Queue[dict[str, Any] | None] = queue.Queue(maxsize=2 * limit)
     threading.Thread(target=read, args=(requests,), daemon=True).start()
-    started: dict[str, float] = {}
+    started: dict[str, tuple[dict[str, Any], float]] = {}
     ended = False
 
     def write(**value: object) -> None:
@@ -50,24 +51,35 @@ def main() -> None:
                 break
             row = str(request["row"])
             # Only temperature and top_p act: the model's generation config is not asked.
-            parameters = SamplingParams(**setup["sampling"], seed=request["seed"])
+            parameters = SamplingParams(**setup["sampling"], seed=request.get("seed"))
             try:
                 engine.add_request(row, TokensPrompt(prompt_token_ids=request["ids"]), parameters)
             except Exception as error:  # too long, or out of the vocabulary; the engine goes on
                 write(row=request["row"], error=str(error)[:500])
                 continue
-            started[row] = time.monotonic()
+            started[row] = request, time.monotonic()
         for output in engine.step() if started else ():
             if output.finished:
-                best = output.outputs[0]
-                write(
-                    row=int(output.request_id),
-                    text=best.text,
-                    response_tokens=len(best.token_ids),
-                    prompt_tokens=len(output.prompt_token_ids or ()),
-                    finish_reason=best.finish_reason,
-                    seconds=round(time.monotonic() - started.pop(output.request_id), 4),
-                )
+                request, since = started.pop(output.request_id)
+                seconds = round(time.monotonic() - since, 4)
+                write(row=request["row"], seconds=seconds, **(score if "first" in request else answer)(request, output))
+
+
+def answer(request: dict[str, Any], output: Any) -> dict[str, Any]:
+    """What vLLM has written."""
+    best = output.outputs[0]
+    return {
+        "text": best.text,
+        "response_tokens": len(best.token_ids),
+        "prompt_tokens": len(request["ids"]),
+        "finish_reason": best.finish_reason,
+    }
+
+
+def score(request: dict[str, Any], output: Any) -> dict[str, Any]:
+    """The log-prob of the tokens from the place `first` on."""
+    ids = request["ids"]
+    return {"logp": sum(output.prompt_logprobs[at][ids[at]].logprob for at in range(request["first"], len(ids)))}
 
 
 def read(requests: "queue.Queue[dict[str, Any] | None]") -> None:

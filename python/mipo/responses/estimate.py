@@ -1,0 +1,91 @@
+"""The estimate: what the responses that are still missing will take, by the prompts and by the answers that are there.
+
+Knows prompts, the database of answers and prices. Asks no engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mipo.errors import WriteError
+from mipo.responses.answers import Answers, keys_of
+from mipo.responses.generation import settings_of
+from mipo.responses.sampling import Prices, Responses
+from mipo.tokenizer.chat import encode_prompts
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from mipo.io.lazy import np
+    from mipo.models.model import Model
+    from mipo.responses.engines.contract import Engine
+
+MILLION = 1_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """What is there, and what is left: `missing` are rows of the prompts, tokens are those of the missing alone.
+
+    `answers` are there under the same settings, for these prompts or others; `tokens_out` and `seconds` are what those
+    let expect of the missing ones, null where they tell nothing.
+    """
+
+    missing: np.ndarray
+    tokens_in: int
+    most_tokens_out: int
+    answers: int
+    tokens_out: float | None
+    seconds: float | None
+
+    def describe(self, prices: Prices | None) -> str:
+        """In a line or two."""
+        lines = [
+            f"tokens of the responses that are missing: {self.tokens_in:,} in, at most {self.most_tokens_out:,} out"
+        ]
+        if prices:
+            lines[0] += f", for at most {self._cost(prices, self.most_tokens_out)}"
+        if self.tokens_out is not None and len(self.missing):
+            lines.append(f"by the {self.answers:,} answers that are there: about {self.tokens_out:,.0f} out")
+            if self.seconds is not None:
+                lines[1] += f", {duration(self.seconds)}"
+            if prices:
+                lines[1] += f", for {self._cost(prices, self.tokens_out)}"
+        return "\n".join(lines)
+
+    def _cost(self, prices: Prices, tokens_out: float) -> str:
+        return f"{(self.tokens_in * prices.input + tokens_out * prices.output) / MILLION:,.2f}"
+
+
+def estimate(
+    prompts: pl.DataFrame, model: Model, database: Path, engine: Engine, settings: Responses, seed: int
+) -> Estimate | None:
+    """What the prompts without an answer in `database` will take; None where a process is at work on it."""
+    lengths = encode_prompts(prompts["prompt"], model.tokenizer).lengths()
+    key = settings_of(model, settings.sampling, seed, engine, is_split=settings.reasoning != "part")
+    try:
+        with Answers.open(database if database.exists() else None, key) as answers:
+            missing = answers.missing(keys_of(prompts))
+            count, tokens, seconds = answers.averages(settings.engine)
+    except WriteError:
+        return None
+    # In this process an answer's seconds are its share of the time; elsewhere many answers pass side by side.
+    side_by_side = settings.concurrency * len(settings.urls or ("here",)) if settings.engine != "local" else 1
+    return Estimate(
+        missing,
+        int(lengths[missing].sum()),
+        len(missing) * settings.max_new_tokens,
+        count,
+        tokens and tokens * len(missing),
+        seconds and seconds * len(missing) / min(side_by_side, max(len(missing), 1)),
+    )
+
+
+def duration(seconds: float) -> str:
+    """A length of time, in its largest unit that is not below two: "90 seconds", "17 minutes", "5 hours"."""
+    for unit, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.0f} {unit}"
+    return f"{seconds:,.0f} seconds"
