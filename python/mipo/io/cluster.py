@@ -18,12 +18,14 @@ Shared = TypeVar("Shared")
 def connected(address: str | None = None, *, cores: int | None = None) -> Iterator[None]:
     """Connects to the cluster at `address`, or starts one on this machine (with `cores`) and stops it at the end.
 
-    Without an address, a process that is connected already stays with its cluster, which keeps running.
+    Without an address, a process that is connected already stays with its cluster, which keeps running, and
+    `RAY_ADDRESS` counts where it is set, as in a job that was submitted to a cluster.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report each start to its authors
     if ray.is_initialized() and address is None:
         yield
         return
+    address = address or os.environ.get("RAY_ADDRESS")
     target = {"address": address} if address else {"address": "local", "num_cpus": cores, "include_dashboard": False}
     ray.init(**target, log_to_driver=False, logging_level="WARNING")
     try:

@@ -12,15 +12,16 @@ from mipo.errors import InputError
 from mipo.io import records
 from mipo.io.records import Count, Record, Share, Text
 
-EngineName = Literal["local", "server", "vllm", "batch"]
+EngineName = Literal["local", "server", "vllm", "batch", "ray"]
 Sent = Literal["auto", "ids", "text", "messages"]
 Reader = Literal["vllm", "hosted"]
 Reasoning = Literal["drop", "keep", "part"]
 # Settings that not every engine has.
 ENGINES = {
     "served_model": ("server", "batch"), "send": ("server", "batch"), "key_variable": ("server",),
-    "python": ("vllm",), "engine_options": ("vllm",), "concurrency": ("server", "vllm"), "timeout": ("server",),
-    "patience": ("server",), "batch_for": ("batch",), "requests_per_file": ("batch",),
+    "python": ("vllm", "ray"), "engine_options": ("vllm", "ray"), "concurrency": ("server", "vllm", "ray"),
+    "timeout": ("server",), "patience": ("server",), "batch_for": ("batch",), "requests_per_file": ("batch",),
+    "address": ("ray",), "workers": ("ray",), "gpus": ("ray",),
 }  # fmt: skip
 
 
@@ -57,7 +58,7 @@ class Responses(Sampling, frozen=True, kw_only=True):
         EngineName,
         Meta(
             description="transformers in this process (local), an OpenAI-compatible server (server), vLLM in an "
-            "environment of its own (vllm), or files for a batch runner (batch)"
+            "environment of its own (vllm), files for a batch runner (batch), or the machines of a Ray cluster (ray)"
         ),
     ] = "local"
     urls: Annotated[
@@ -79,7 +80,10 @@ class Responses(Sampling, frozen=True, kw_only=True):
     ] = "OPENAI_API_KEY"
     python: Annotated[
         Text | None,
-        Meta(description="python of the environment that has vLLM", examples=["~/vllm/bin/python"]),
+        Meta(
+            description="python of the environment that has vLLM, for ray on each machine, where null is transformers",
+            examples=["~/vllm/bin/python"],
+        ),
     ] = None
     send: Annotated[
         Sent,
@@ -113,6 +117,20 @@ class Responses(Sampling, frozen=True, kw_only=True):
     patience: Annotated[
         float, Meta(ge=0, description="seconds for which a server may be away before it is given up")
     ] = 300.0
+    address: Annotated[
+        Text | None,
+        Meta(
+            description="the Ray cluster; null for that of RAY_ADDRESS, or else one on this machine",
+            examples=["auto", "ray://head:10001"],
+        ),
+    ] = None
+    workers: Annotated[
+        Count | None, Meta(description="models on the cluster; null for what its GPUs hold, or one on each machine")
+    ] = None
+    gpus: Annotated[
+        Annotated[int, Meta(ge=0)] | None,
+        Meta(description="GPUs of each worker on the cluster; null for what engine_options need"),
+    ] = None
     prices: Annotated[
         Prices | None,
         Meta(

@@ -9,6 +9,7 @@ from mipo.io import records
 from mipo.responses.engines.batch import Batch
 from mipo.responses.engines.contract import Engine
 from mipo.responses.engines.local import Local
+from mipo.responses.engines.on_ray import Ray
 from mipo.responses.engines.server import Server
 from mipo.responses.engines.vllm_offline import Vllm
 from mipo.responses.sampling import EngineName, Reader, Responses, Sent
@@ -29,13 +30,16 @@ def choose(
     concurrency: int = 64,
     timeout: float = 600.0,
     patience: float = 300.0,
+    address: str | None = None,
+    workers: int | None = None,
+    gpus: int | None = None,
 ) -> Engine:
     """The engine of these settings (those of a recipe's `responses`); InputError for wrong ones."""
     values = {
         "engine": engine, "urls": tuple(urls), "served_model": served_model, "key_variable": key_variable, "send": send,
         "batch_for": batch_for, "requests_per_file": requests_per_file, "python": python, "dtype": dtype,
         "engine_options": dict(engine_options or {}), "concurrency": concurrency, "timeout": timeout,
-        "patience": patience,
+        "patience": patience, "address": address, "workers": workers, "gpus": gpus,
     }  # fmt: skip
     return of_settings(records.read(Responses, values))
 
@@ -49,4 +53,6 @@ def of_settings(settings: Responses) -> Engine:
             return Vllm(settings)
         case "batch":
             return Batch(settings)
+        case "ray":
+            return Ray(settings)
     return Local()

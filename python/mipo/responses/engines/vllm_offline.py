@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -62,6 +62,13 @@ class Vllm:
 
     def answers(self, work: Work) -> Iterator[list[tuple[int, Answer]]]:
         """An answer to each missing row (see `mipo.responses.engines.contract`)."""
+        return self.stream(work, work.missing.tolist(), len(work.missing))
+
+    def stream(self, work: Work, rows: Iterable[int], count: int | None = None) -> Generator[list[tuple[int, Answer]]]:
+        """An answer to each of `rows`, which another thread reads while vLLM answers; `count` is their number.
+
+        Without it, more rows may always come, and the stream has no end.
+        """
         hot, top_p = work.sampling.temperature > 0, work.sampling.top_p
         sampling = {
             "temperature": work.sampling.temperature, "top_p": top_p if hot else 1.0,
@@ -69,10 +76,9 @@ class Vllm:
         }  # fmt: skip
         # With a seed, vLLM is slower.
         requests = (
-            {"row": row, "ids": work.ids[row].tolist(), "seed": int(work.seeds[row]) if hot else None}
-            for row in work.missing.tolist()
+            {"row": row, "ids": work.ids[row].tolist(), "seed": int(work.seeds[row]) if hot else None} for row in rows
         )
-        with closing(self._outputs(work.model, sampling, requests, len(work.missing))) as values:
+        with closing(self._outputs(work.model, sampling, requests, count)) as values:
             for value in values:
                 yield [(value["row"], _answer(value))]
 
@@ -103,9 +109,11 @@ class Vllm:
         return {"engine": "vllm", "dtype": self._settings.dtype, "options": options}
 
     def _outputs(
-        self, model: Model, sampling: dict[str, Any], requests: Iterator[dict[str, Any]], count: int
+        self, model: Model, sampling: dict[str, Any], requests: Iterator[dict[str, Any]], count: int | None
     ) -> Generator[dict[str, Any]]:
-        """What the worker writes of each of `count` requests; StoppedError where it ends before."""
+        """What the worker writes of each of `count` requests (None: of those that come); StoppedError where it ends
+        before.
+        """
         self.name()
         _check_name(model)
         with tempfile.TemporaryFile("w+", errors="replace") as log:
@@ -126,12 +134,11 @@ class Vllm:
                     if not line.endswith("\n"):
                         break  # the worker was killed while it wrote
                     yield json.loads(line)
-                    left -= 1
-                if left:
+                    left = left and left - 1
+                if left != 0:
                     process.wait()
-                    log.seek(0)
-                    what = f"vLLM ended with {process.returncode} before {left:,} prompts were answered"
-                    raise StoppedError(f"{what}: {_cause(log)}")
+                    what = f"{left:,} prompts were answered" if left else "its work was done"
+                    raise StoppedError(f"vLLM ended with {process.returncode} before {what}: {_cause(log)}")
             finally:
                 process.terminate()
                 try:
