@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import psutil
 import pytest
 from numpy.typing import NDArray
 
@@ -23,9 +25,10 @@ if not FOLDER:
 
 from mipo.errors import StoppedError  # noqa: E402
 from mipo.evaluation.measurement import evaluate  # noqa: E402
+from mipo.io import cluster  # noqa: E402
 from mipo.models.model import Model  # noqa: E402
 from mipo.responses.engines.choice import choose  # noqa: E402
-from mipo.responses.engines.contract import Engine  # noqa: E402
+from mipo.responses.engines.contract import Answer, Engine, Work  # noqa: E402
 from mipo.responses.generation import generate  # noqa: E402
 from mipo.responses.requests import compose_requests  # noqa: E402
 from mipo.responses.scoring import response_logps  # noqa: E402
@@ -155,6 +158,33 @@ def test_batches_of_vllm_are_answered_as_by_the_local_engine(
         files = ["-i", str(path), "-o", str(tmp_path / "batch" / "results" / path.name)]
         subprocess.run([str(PYTHON), "-m", "vllm.entrypoints.openai.run_batch", *files, *options], check=True)
     assert_nearly_equal(f"batch, {send}", timed("batch", prompts, engine, folder=tmp_path), local)
+
+
+def test_vllm_on_ray_answers_as_the_local_engine_though_it_is_killed(
+    prompts: pl.DataFrame, local: pl.DataFrame
+) -> None:
+    killed = list[int]()
+
+    class Killing:
+        """The ray engine, whose vLLM is killed at its first answer."""
+
+        engine = choose(
+            engine="ray", workers=1, python=str(PYTHON), dtype="float32", engine_options=OPTIONS, concurrency=16
+        )
+        identity, name = engine.identity, engine.name
+
+        def answers(self, work: Work) -> Iterator[list[tuple[int, Answer]]]:
+            for answered in self.engine.answers(work):
+                yield answered
+                if not killed:
+                    names = ((process.pid, process.info["cmdline"]) for process in psutil.process_iter(["cmdline"]))
+                    killed.extend(pid for pid, words in names if words and words[-1].endswith("vllm_worker.py"))
+                    for process in killed:
+                        os.kill(process, signal.SIGKILL)
+
+    with cluster.connected(cores=os.cpu_count()):
+        assert_nearly_equal("ray and local", timed("vLLM on Ray, killed once", prompts, Killing()), local)
+    assert killed
 
 
 def test_a_server_s_own_sampling_defaults_do_not_act(url: str, prompts: pl.DataFrame) -> None:

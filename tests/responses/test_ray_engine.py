@@ -4,6 +4,7 @@ import os
 import signal
 import stat
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from mipo import demo
 from mipo.errors import InputError, StoppedError
 from mipo.io import cluster
 from mipo.models.model import Model
+from mipo.responses.engines import on_ray
 from mipo.responses.engines.choice import choose
 from mipo.responses.engines.contract import Answer, Work
 from mipo.responses.generation import failures, generate
@@ -70,10 +72,11 @@ class Interrupted:
             self.act(count := count + len(answered))
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [1, 2, 5])
 def test_greedy_answers_are_those_of_the_local_engine(
     prompts: pl.DataFrame, expected: pl.DataFrame, count: int
 ) -> None:
+    """Also of more workers than the cluster has room for."""
     engine = choose(engine="ray", workers=count)
     assert generate(prompts, Model(DEMO), engine=engine, **GREEDY).equals(expected)
     assert "ray, local, transformers" in engine.name()
@@ -104,6 +107,23 @@ def test_the_prompts_of_a_killed_worker_are_asked_again_and_none_is_answered_twi
     while workers() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not workers()
+
+
+def test_a_worker_waits_for_a_machine_and_says_so(
+    prompts: pl.DataFrame, expected: pl.DataFrame, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(on_ray, "PATIENCE", 0.5)
+
+    class Busy:
+        """Has all cores."""
+
+    busy = ray.remote(num_cpus=2)(Busy).remote()
+    ray.get(busy.__ray_ready__.remote())
+    timer = threading.Timer(2, lambda: ray.kill(busy))
+    timer.start()
+    assert generate(prompts, Model(DEMO), engine=choose(engine="ray", workers=1), **GREEDY).equals(expected)
+    timer.join()
+    assert "ray: no machine of the cluster has room for a worker ({'num_cpus': 2}) yet" in capsys.readouterr().out
 
 
 def test_a_stopped_generation_goes_on(prompts: pl.DataFrame, expected: pl.DataFrame, tmp_path: Path) -> None:
@@ -155,20 +175,23 @@ def test_an_error_that_every_worker_would_have_is_raised_as_it_is(prompts: pl.Da
         generate(prompts, Model(DEMO), engine=choose(engine="ray", python="/usr/bin/env"), **GREEDY)
 
 
+@pytest.mark.parametrize(("count", "concurrency"), [(2, 2), (1, 64)])
 def test_a_prompt_that_ends_its_workers_is_a_failure_and_the_others_are_answered(
-    prompts: pl.DataFrame, tmp_path: Path
+    prompts: pl.DataFrame, tmp_path: Path, count: int, concurrency: int
 ) -> None:
-    engine = choose(engine="ray", workers=2, concurrency=2, python=vllm_that_ends(tmp_path, at=7))
+    engine = choose(engine="ray", workers=count, concurrency=concurrency, python=vllm_that_ends(tmp_path, at=0))
     responses = generate(prompts, Model(DEMO), engine=engine, max_failures=0.05, **GREEDY)
     assert failures(responses) == {"the server failed": 1}
-    assert "3 workers were lost with it, the last: vLLM ended with 3" in responses["detail"][7]
+    assert "3 workers were lost with it, the last: vLLM ended with 3" in responses["detail"][0]
     ids = encode_prompts(prompts["prompt"], Model(DEMO).tokenizer)
-    good = [row for row in range(prompts.height) if row != 7]
+    good = range(1, prompts.height)
     assert responses["response"].gather(good).to_list() == [str(ids[row].tolist()) for row in good]
 
 
 def test_settings_that_a_cluster_cannot_have_are_refused(prompts: pl.DataFrame) -> None:
     with pytest.raises(InputError, match="workers: expected engine: ray with it, got engine: vllm"):
         choose(engine="vllm", python="x", workers=2)
+    with pytest.raises(InputError, match="engine_options: expected the python of vLLM with them, got engine: ray"):
+        choose(engine="ray", engine_options={"enforce_eager": True})
     with pytest.raises(InputError, match="address: expected engine: ray with it, got engine: local"):
         choose(address="auto")

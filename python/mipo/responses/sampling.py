@@ -168,6 +168,8 @@ class Responses(Sampling, frozen=True, kw_only=True):
             if self.engine not in engines and getattr(self, field.name) != default:
                 expected = f"{field.name}: expected engine: {' or '.join(engines)} with it"
                 raise InputError(f"{expected}, got engine: {self.engine}")
+        if self.engine == "ray" and self.engine_options and not self.python:
+            raise InputError("engine_options: expected the python of vLLM with them, got engine: ray without python")
         if self.engine == "batch" and self.batch_for == "vllm" and self.send == "ids":
             raise InputError("send: expected text or messages for `vllm run-batch`, which takes no ids, got ids")
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mipo.responses.sampling import Responses
 
 TRIES = 3  # workers in a row that end without an answer, and workers that end with a prompt, before it is given up
+PATIENCE = 60.0  # seconds after which it is said that no worker has a machine
 
 
 class Ray:
@@ -98,11 +99,12 @@ class _Worker:
 
 @dataclass(eq=False)
 class _Slot:
-    """A place for a worker: the one that is there now, its next answers, and the rows that it has to answer."""
+    """A place for a worker: the one that is there now, what it gives next, and the rows that it has to answer."""
 
     actor: Any = None
     next: Any = None
     rows: set[int] = field(default_factory=set)
+    is_there: bool = False  # a machine has been found for it
     has_answered: bool = False
     lost: int = 0  # workers in a row that were lost before they answered
 
@@ -111,8 +113,8 @@ class _Crowd:
     """The workers, and what each is asked."""
 
     def __init__(self, settings: Responses, work: Work) -> None:
-        count, resources = _resources(settings)
-        self._class = ray.remote(max_concurrency=2, **resources)(_Worker)
+        count, self._needs = _resources(settings)
+        self._class = ray.remote(max_concurrency=2, **self._needs)(_Worker)
         self._settings, self._left = settings, deque(work.missing.tolist())
         share = -(-len(self._left) // (4 * count))
         # vLLM has a chunk in flight and one ahead; transformers answers a chunk as a whole.
@@ -123,6 +125,7 @@ class _Crowd:
         )
         self._slots = [_Slot() for _ in range(min(count, -(-len(self._left) // self._chunk)))]
         self._ends = Counter[int]()  # by row: workers that were lost with it
+        self._has_answered = False
         self._suspects = set[int]()  # the rows that are given up if another is lost with them
         # Neither texts nor weights travel, and the model's content is not computed again.
         name = str(Path(work.model.name).resolve()) if Path(work.model.name).is_dir() else work.model.name
@@ -132,11 +135,17 @@ class _Crowd:
 
     def answers(self) -> Iterator[list[tuple[int, Answer]]]:
         """All answers; StoppedError where no worker is left."""
+        timeout: float | None = PATIENCE
         try:
             for slot in self._slots:
                 self._start(slot)
-            while coming := {slot.next: slot for slot in self._slots if slot.rows}:
-                for ref in ray.wait(list(coming), fetch_local=False)[0]:
+            while self._left or self._suspects or any(slot.rows for slot in self._slots):
+                coming = {slot.next: slot for slot in self._slots if slot.rows or not slot.is_there}
+                come = ray.wait(list(coming), timeout=timeout, fetch_local=False)[0]
+                if not come:
+                    print(f"ray: no machine of the cluster has room for a worker ({self._needs}) yet; waiting for one")
+                timeout = None
+                for ref in come:
                     if answered := self._take(coming[ref]):
                         yield answered
         finally:
@@ -145,14 +154,20 @@ class _Crowd:
 
     def _start(self, slot: _Slot) -> None:
         """A new worker."""
-        slot.actor, slot.has_answered = self._class.remote(self._settings, self._work), False
-        slot.next = slot.actor.take.remote()
-        self._fill(slot)
+        slot.actor, slot.is_there, slot.has_answered = self._class.remote(self._settings, self._work), False, False
+        slot.next = slot.actor.__ray_ready__.remote()
 
     def _fill(self, slot: _Slot) -> None:
-        """Gives a worker more rows, if it has room for them; last, and one by one, those that may end it."""
-        while self._left and len(slot.rows) <= self._least and not self._suspects & slot.rows:
-            self._ask(slot, [self._left.popleft() for _ in range(min(self._chunk, len(self._left)))])
+        """Gives a worker more rows, if it has room for them; last, and one by one, those that may end it.
+
+        One that follows a lost worker gets a single row first, which shows whether it can work at all.
+        """
+        if not slot.is_there:
+            return
+        is_tried = slot.has_answered or not slot.lost
+        least, most = (self._least, self._chunk) if is_tried else (0, 1)
+        while self._left and len(slot.rows) <= least and not self._suspects & slot.rows:
+            self._ask(slot, [self._left.popleft() for _ in range(min(most, len(self._left)))])
         waiting = self._suspects.difference(*(other.rows for other in self._slots))
         if waiting and not slot.rows:
             self._ask(slot, [min(waiting)])
@@ -164,13 +179,16 @@ class _Crowd:
     def _take(self, slot: _Slot) -> list[tuple[int, Answer]]:
         """What a worker has answered."""
         try:
-            answered: list[tuple[int, Answer]] = ray.get(slot.next)
+            come = ray.get(slot.next)
         except ray.exceptions.RayError as error:
             return self._replace(slot, getattr(error, "cause", None) or error)
-        rows = {row for row, _ in answered}
-        slot.rows -= rows
-        self._suspects -= rows
-        slot.has_answered, slot.lost, slot.next = True, 0, slot.actor.take.remote()
+        answered: list[tuple[int, Answer]] = come if slot.is_there else []
+        slot.is_there, slot.next = True, slot.actor.take.remote()
+        if answered:
+            rows = {row for row, _ in answered}
+            slot.rows -= rows
+            self._suspects -= rows
+            slot.has_answered, slot.lost, self._has_answered = True, 0, True
         self._fill(slot)
         return answered
 
@@ -182,11 +200,14 @@ class _Crowd:
         """
         if isinstance(error, MipoError) and not isinstance(error, StoppedError):
             raise error
+        if slot.has_answered or (self._has_answered and self._suspects & slot.rows):
+            slot.lost = 0
+        slot.lost += 1
         self._ends.update(slot.rows)
         given_up = {row for row in slot.rows if self._ends[row] >= TRIES}
         self._suspects = {row for row in self._suspects | slot.rows if self._ends[row] == TRIES - 1}
         self._left.extend(sorted(slot.rows - given_up - self._suspects))
-        slot.rows, slot.lost = set(), 1 if slot.has_answered else slot.lost + 1
+        slot.rows = set()
         ray.kill(slot.actor)
         what = first_line(error)
         print(f"ray: a worker was lost ({what}); its prompts are asked again")
