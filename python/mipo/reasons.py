@@ -23,6 +23,7 @@ SERVER_ERROR = "the server failed"
 NO_RESPONSE = "no response"
 EMPTY_RESPONSE = "empty response"
 EQUAL_RESPONSES = "chosen and rejected are equal"
+ANOTHER_SAMPLE = "another sample says more of its prompt"
 
 # Tokens
 NO_MESSAGE = "a prompt of no message"

@@ -201,7 +201,7 @@ def test_settings_are_plain_values_in_a_fixed_form() -> None:
         },
         "responses": {
             "temperature": 0.1, "top_p": 0.9, "max_new_tokens": 512, "batch_size": 64, "reasoning": "drop",
-            "samples": 1, "fresh": False, "engine": "local", "urls": (), "served_model": None,
+            "samples": 1, "choose": "each", "fresh": False, "engine": "local", "urls": (), "served_model": None,
             "key_variable": "OPENAI_API_KEY", "send": "ids", "python": None, "dtype": "auto", "engine_options": {},
             "concurrency": 64, "timeout": 600.0, "patience": 300.0, "prices": None, "max_failures": 0.1,
         },
