@@ -3,6 +3,9 @@
 Each stage that drops rows takes its reasons from here, so this is the whole list, in the order of the stages.
 """
 
+import difflib
+import re
+
 # Prompts
 EMPTY_PROMPT = "empty prompt"
 NULL_CONTEXT = "null context"
@@ -23,6 +26,7 @@ SERVER_ERROR = "the server failed"
 NO_RESPONSE = "no response"
 EMPTY_RESPONSE = "empty response"
 EQUAL_RESPONSES = "chosen and rejected are equal"
+ANOTHER_SAMPLE = "another sample says more of its prompt"
 
 # Tokens
 NO_MESSAGE = "a prompt of no message"
@@ -57,6 +61,22 @@ def long_prompt(tokens: int | None) -> str:
 def long_group(tokens: int | None) -> str:
     """A group with a response that ends after the limit."""
     return f"longer than {tokens} tokens"
+
+
+def is_known(reason: str) -> bool:
+    """Whether some stage may drop a row for this reason."""
+    numbered = (re.escape(make(7)).replace("7", r"\d+") for make in (too_long_for_context, long_prompt, long_group))
+    named = (r"fewer than \d+ rows? with .+", r"no number in .+", r"null (prompt|chosen|rejected)")
+    return reason in _constants() or any(re.fullmatch(pattern, reason) for pattern in (*numbered, *named))
+
+
+def nearest(reason: str) -> str:
+    """The reason without numbers or names in it that is most like this one."""
+    return max(_constants(), key=lambda other: difflib.SequenceMatcher(None, reason, other).ratio())
+
+
+def _constants() -> list[str]:
+    return [str(value) for name, value in globals().items() if name.isupper()]
 
 
 def by_frequency(counts: dict[str, int]) -> dict[str, int]:

@@ -11,7 +11,7 @@ from mipo import cli
 from mipo.cli.app import COMMANDS
 
 OPTIONS = {
-    "run": "--beside --control --dry-run --output --reuse --seed --until",
+    "run": "--ask --beside --control --dry-run --output --reuse --seed --until",
     "recipe": "--schema",
     "demo": "--control --output --seed",
     "overlap": "--context --held-out --held-out-split --output --prompt --share --split --words",

@@ -187,6 +187,24 @@ def test_texts_that_look_like_something_else_stay_texts(tmp_path: Path) -> None:
     assert recipe.load(write_recipe(tmp_path, recipe.dump(written), head="")) == written
 
 
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "empty prompt", "null chosen", "no number in age", "longer than 512 tokens", "a prompt of 9 tokens or more",
+        "longer than the 112 tokens that the model's context leaves",
+        "fewer than 2 rows with another context, the same task",
+    ],
+)  # fmt: skip
+def test_every_reason_may_have_a_share_of_its_own(tmp_path: Path, reason: str) -> None:
+    assert recipe.load(write_recipe(tmp_path, f'max_dropped: {{"{reason}": 0.5}}')).max_dropped == {reason: 0.5}
+
+
+def test_a_misspelt_reason_is_named_with_the_nearest(tmp_path: Path) -> None:
+    assert refused(tmp_path, "max_dropped: {empty promt: 0.5}") == (
+        "max_dropped: expected reasons for which rows are dropped, for example 'empty prompt', got 'empty promt'"
+    )
+
+
 def test_settings_are_plain_values_in_a_fixed_form() -> None:
     """The keys of stages are made of them: a resumed run recognizes stages with the same settings."""
     loaded = Recipe(model="m", prompts=Prompts(source="p"), evaluation=Evaluation(rule=None))
@@ -201,10 +219,10 @@ def test_settings_are_plain_values_in_a_fixed_form() -> None:
         },
         "responses": {
             "temperature": 0.1, "top_p": 0.9, "max_new_tokens": 512, "batch_size": 64, "reasoning": "drop",
-            "samples": 1, "fresh": False, "engine": "local", "urls": (), "served_model": None,
+            "samples": 1, "choose": "each", "fresh": False, "engine": "local", "urls": (), "served_model": None,
             "key_variable": "OPENAI_API_KEY", "send": "auto", "batch_for": "vllm", "requests_per_file": 10_000,
             "python": None, "dtype": "auto", "engine_options": {}, "concurrency": 64, "timeout": 600.0,
-            "patience": 300.0, "prices": None, "max_failures": 0.1,
+            "patience": 300.0, "address": None, "workers": None, "gpus": None, "prices": None, "max_failures": 0.1,
         },
         "tokens": {"max_length": 15_360},
         "trainer": {},

@@ -198,7 +198,7 @@ def test_a_broken_row_is_named(tmp_path: Path, demo_tokenizer: Any, line: bytes,
 
 
 def test_after_a_stop_it_goes_on_and_makes_no_shard_twice(
-    tmp_path: Path, demo_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, demo_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = rows_of(23, chat)
     pl.DataFrame(rows).write_parquet(tmp_path / "pairs.parquet")
@@ -226,6 +226,14 @@ def test_after_a_stop_it_goes_on_and_makes_no_shard_twice(
     prepare(*call, shard_rows=5)
     assert numbers == [2, 3, 4]
     assert ids(tmp_path / "tokens") == trl_ids(rows, demo_tokenizer)
+    damaged = next(path for path in (tmp_path / "tokens" / "shard-00001").iterdir() if path.suffix == ".arrow")
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-40] + bytes([content[-40] ^ 1]) + content[-39:])
+    numbers.clear()
+    prepare(*call, shard_rows=5)
+    assert numbers == [1]
+    assert f"{tmp_path / 'tokens' / 'shard-00001'}: is damaged, and is made again" in capsys.readouterr().out
+    assert damaged.read_bytes() == content
 
 
 def test_tokens_of_other_pairs_or_settings_are_refused(tmp_path: Path, demo_tokenizer: Any) -> None:

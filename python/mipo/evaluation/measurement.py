@@ -217,7 +217,7 @@ def _candidates(
     # Rows of asked.prompts, [n, K+1].
     candidates = np.column_stack([asked.own.to_numpy(), asked.counter.to_numpy().reshape(-1, negatives)])
     responses = table[scored]
-    prompt_ids, response_ids = _encode_candidates(asked.prompts["prompt"], candidates, responses, model.tokenizer)
+    prompt_ids, response_ids = encode_candidates(asked.prompts["prompt"], candidates, responses, model.tokenizer)
     lengths = np.array([len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)], dtype=np.int64)
     fits = (lengths.reshape(-1, negatives + 1) <= (longest or np.inf)).all(axis=1)
     if not fits.any():
@@ -226,7 +226,7 @@ def _candidates(
     return scored[fits], ([prompt_ids[i] for i in places], [response_ids[i] for i in places])
 
 
-def _encode_candidates(
+def encode_candidates(
     asked: pl.Series, candidates: NDArray[np.int64], responses: pl.DataFrame, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[NDArray[np.uint32]], list[NDArray[np.uint32]]]:
     """Ids of prompt and response of each of the `candidates` [n, K+1], rows of `asked`, separated as in training.

@@ -15,6 +15,7 @@ from mipo.io.records import Count, Record, Share, Text
 EngineName = Literal["local", "server", "vllm", "batch", "ray"]
 Sent = Literal["auto", "ids", "text", "messages"]
 Reader = Literal["vllm", "hosted"]
+Choose = Literal["each", "best"]
 Reasoning = Literal["drop", "keep", "part"]
 # Settings that not every engine has.
 ENGINES = {
@@ -47,6 +48,13 @@ class Responses(Sampling, frozen=True, kw_only=True):
     samples: Annotated[
         Count, Meta(description="responses to each prompt; sample s is paired with sample s of its counterparts")
     ] = 1
+    choose: Annotated[
+        Choose,
+        Meta(
+            description="which samples become pairs: each, or the best of each prompt, by leave-one-out PMI under its "
+            "counter-prompts, which costs a score of each response under each of them"
+        ),
+    ] = "each"
     fresh: Annotated[
         bool,
         Meta(
@@ -155,6 +163,8 @@ class Responses(Sampling, frozen=True, kw_only=True):
             raise InputError(
                 f"{name}: expected a temperature above 0, so that samples differ, got 0 with {name}: {got}"
             )
+        if self.choose == "best" and self.samples == 1:
+            raise InputError("choose: expected samples: 2 or more to choose the best of, got samples: 1")
         for url in self.urls:
             if not url.startswith(("http://", "https://")) or set(url) & {"@", "?"}:
                 shown = url.rpartition("@")[2].partition("?")[0]

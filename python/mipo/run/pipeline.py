@@ -14,8 +14,10 @@ from pathlib import Path
 import msgspec
 import polars as pl
 
+from mipo import reasons
 from mipo.errors import InputError
 from mipo.evaluation import figures, measurement
+from mipo.evaluation.selection import select_best
 from mipo.io import files, outputs, records, sources, tables
 from mipo.models.model import Model
 from mipo.negatives.draw import contrast
@@ -28,6 +30,7 @@ from mipo.responses.engines.choice import of_settings
 from mipo.responses.engines.contract import Engine
 from mipo.responses.generation import failures, generate
 from mipo.responses.requests import Requests, compose_requests, link
+from mipo.responses.scoring import scorer
 from mipo.run import provenance
 from mipo.run.prompts import read_prompts
 from mipo.run.recipe import Recipe, dump, run_folder
@@ -113,6 +116,8 @@ class _Pipeline:
         """Links pairs to responses, and lets the model answer each distinct prompt."""
         train, drawn = self._read("prompts.parquet"), self._read("counterparts.parquet")
         settings = self.recipe.responses
+        if settings.choose == "best":
+            scorer(of_settings(settings)).check_scoring(self.model)
         requests = compose_requests(
             train, drawn, chat=self.model.is_chat, samples=settings.samples, fresh=settings.fresh
         )
@@ -124,15 +129,23 @@ class _Pipeline:
 
     def pairs(self) -> Rows:
         """Decides which links are pairs; a shuffled control then swaps chosen and rejected in half of them."""
-        responses = ResponseStates.of(sources.scan(self.folder / "responses"), BATCH_ROWS)
-        path = self.folder / "pairs.parquet"
-        rows = Rows(*write_with_reasons(tables.scan(self.folder / "links.parquet"), responses, path))
+        responses, path = sources.scan(self.folder / "responses"), self.folder / "pairs.parquet"
+        is_best = self.recipe.responses.choose == "best"
+        links = self._links_of_best() if is_best else tables.scan(self.folder / "links.parquet")
+        rows = Rows(*write_with_reasons(links, ResponseStates.of(responses, BATCH_ROWS), path))
         if not rows.rows_out:
             path.unlink()
             raise InputError(f"pairs: none of {rows.rows_in} rows is a pair ({rows.dropped})")
         if self.recipe.control == "shuffled":
             self._write(shuffle(self._read(path.name), seed=self.recipe.seed), path.name)
         return rows
+
+    def _links_of_best(self) -> pl.DataFrame:
+        """The links, with a reason for the rows of all samples but the best one of their prompt."""
+        links, responses = self._read("links.parquet"), sources.scan(self.folder / "responses").lazy().collect()
+        engine = of_settings(self.recipe.responses)
+        best = select_best(links, responses, self._sampler(), engine=engine, database=self.folder / FILE)
+        return links.with_columns(reason=pl.coalesce("reason", pl.when(~best).then(pl.lit(reasons.ANOTHER_SAMPLE))))
 
     def tokens(self) -> Rows:
         """Tokenizes the pairs into a store."""
@@ -212,12 +225,16 @@ class _Pipeline:
             judge = msgspec.structs.replace(judge, dtype=str(dtype).removeprefix("torch."))
         return of_settings(judge) if judge else None
 
+    def _sampler(self) -> Model:
+        """The model in the dtype that it answers in."""
+        return self.model.with_dtype(self.recipe.responses.dtype)
+
     def _generate(self, requests: Requests, name: str, engine: Engine | None, seed: int, progress: str) -> pl.DataFrame:
         """The responses to all requests; prompts without one have the reason."""
         settings = self.recipe.responses
         reuse = self.reuse if self.reuse and (self.reuse / FILE).exists() else None
         return generate(
-            requests.prompts, self.model.with_dtype(settings.dtype), folder=self.folder / name,
+            requests.prompts, self._sampler(), folder=self.folder / name,
             database=self.folder / FILE, engine=engine, reuse=reuse, seed=seed, progress=progress, **settings.options,
         )  # fmt: skip
 

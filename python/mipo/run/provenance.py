@@ -78,7 +78,7 @@ def inputs(stage: str, recipe: Recipe, model: Model, run: RunFolder) -> dict[str
             own = {"settings": sampling | asked, "model": model.content, "files": files}
         case "pairs":
             files = run.checksums("prompts", "contrast", "responses")
-            own = {"shuffled": recipe.control == "shuffled", "files": files}
+            own = {"shuffled": recipe.control == "shuffled", "choose": recipe.responses.choose, "files": files}
         case "tokens":
             files = run.checksums("pairs", "responses")
             return {"max_length": recipe.tokens.max_length, "tokenizer": tokenizer, "files": files}

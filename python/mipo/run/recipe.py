@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from mipo import reasons
 from mipo.errors import InputError
 from mipo.evaluation.rule import Rule
 from mipo.io import records
@@ -173,6 +174,13 @@ class Recipe(Record, frozen=True, kw_only=True):
         ),
     ] = False
     trust_remote_code: Annotated[bool, Meta(description="run code that comes with the model")] = False
+
+    def __post_init__(self) -> None:
+        for reason in self.max_dropped if isinstance(self.max_dropped, dict) else ():
+            if not reasons.is_known(reason):
+                near = reasons.nearest(reason)
+                raise InputError(f"max_dropped: expected reasons for which rows are dropped, for example {near!r}, "
+                                 f"got {reason!r}")  # fmt: skip
 
     @property
     def judge(self) -> Responses | None:

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mipo import reasons
 from mipo.errors import InputError
 from mipo.io import checksum, files, outputs, records
 from mipo.responses.sampling import Sampling
@@ -23,7 +24,7 @@ from mipo.run.recipe import Recipe
 
 # Settings that change no result, so that a run may go on with others. Of the responses' settings, only RESPONSES do.
 FREE = ("max_dropped", "redo_after_upgrade")
-RESPONSES = (*Sampling.__struct_fields__, "reasoning")
+RESPONSES = (*Sampling.__struct_fields__, "reasoning", "samples", "fresh", "choose")
 
 
 @dataclass(frozen=True)
@@ -143,11 +144,12 @@ class RunFolder:
 
     def _check_dropped(self, stage: str, rows: Rows) -> None:
         limits, general = (self.max_dropped, 0.01) if isinstance(self.max_dropped, dict) else ({}, self.max_dropped)
-        over = [reason for reason, n in rows.dropped.items() if reason in limits and n > limits[reason] * rows.rows_in]
-        rest = sum(n for reason, n in rows.dropped.items() if reason not in limits)
+        shares = {reasons.ANOTHER_SAMPLE: 1.0, **limits}  # the recipe asked for a choice
+        over = [reason for reason, n in rows.dropped.items() if reason in shares and n > shares[reason] * rows.rows_in]
+        rest = sum(n for reason, n in rows.dropped.items() if reason not in shares)
         if over or rest > general * rows.rows_in:
-            reasons = over or rows.dropped
-            needed = {reason: math.ceil(100 * rows.dropped[reason] / rows.rows_in) / 100 for reason in reasons}
+            named = over or rows.dropped
+            needed = {reason: math.ceil(100 * rows.dropped[reason] / rows.rows_in) / 100 for reason in named}
             raise InputError(
                 f"{stage}: more rows were dropped than max_dropped allows ({self.max_dropped}): {rows.describe()}. "
                 f"Mend the input, or allow it in the recipe with max_dropped: {json.dumps({**limits, **needed})}"

@@ -105,7 +105,7 @@ class ShardTask:
         return checksum.of_value({**self.part.identity(), "source": None, **self.settings})
 
     def is_done(self) -> bool:
-        """Whether the shard exists and is whole; raises InputError if its folder holds another one."""
+        """Whether the shard is there and whole; says so of a damaged one. InputError if its folder holds another."""
         record = shards.record_of(self.folder, self.number)
         if record and record.get("key") != self.key:
             source = record.get("source", "a store that was saved")
@@ -113,7 +113,12 @@ class ShardTask:
                 f"{self.folder}: holds tokens of other pairs, or of another tokenizer or max_length "
                 f"({record['folder']}, of {source}); name another folder, or delete this one"
             )
-        return record is not None and shards.is_whole(self.folder, record)
+        if record is None:
+            return False
+        is_whole = shards.is_whole(self.folder, record)
+        if not is_whole:
+            print(f"{self.folder / record['folder']}: is damaged, and is made again")
+        return is_whole
 
     def __call__(self, tokenizer: Any) -> dict[str, Any]:
         """Writes the shard, tokenized by `tokenizer`, and returns its record."""

@@ -18,7 +18,7 @@ def command(
     /,
     *,
     dry_run: Annotated[bool, Parameter(help="show three pairs and an estimate, and stop", show_default=False)] = False,
-    ask: Annotated[int, Parameter(help="with --dry-run: prompts to ask first, for the estimate; answers are kept")] = 0,
+    ask: Annotated[int, Parameter(help="with `dry_run`, prompts to ask for the estimate; answers are kept")] = 0,
     **options: Any,
 ) -> None:
     """Runs a recipe, or shows its first pairs with `dry_run`."""
