@@ -17,16 +17,17 @@ OPTIONS = {
     "overlap": "--context --held-out --held-out-split --output --prompt --share --split --words",
     "contrast": "--address --context --differ --engine --held-out --held-out-split --kind --match --near "
     "--near-duplicates --negatives --output --overlap-share --overlap-words --prompt --seed --split",
-    "generate": "--batch-size --concurrency --context --counterparts --dtype --engine --engine-options --key-variable "
-    "--max-failures --max-new-tokens --model --output --patience --prompt --python --reasoning --reuse --seed "
-    "--send --served-model --split --temperature --timeout --top-p --trust-remote-code --urls",
+    "generate": "--address --batch-for --batch-size --concurrency --context --counterparts --dtype --engine "
+    "--engine-options --gpus --key-variable --max-failures --max-new-tokens --model --output --patience --prompt "
+    "--python --reasoning --requests-per-file --reuse --seed --send --served-model --split --temperature --timeout "
+    "--top-p --trust-remote-code --urls --workers",
     "pairs": "--batch-rows --context --counterparts --output --prompt --responses --split",
     "tokens": "--address --encoder --engine --max-length --output --shard-rows --split --tokenizer",
     "train": "--lora-r --model --output --tokens",
-    "evaluate": "--answer --batch-size --concurrency --context --database --dtype --engine --engine-options --held-out "
-    "--key-variable --kind --max-new-tokens --model --negatives --output --patience --pattern --prompt --python "
-    "--reasoning --rows --seed --send --served-model --split --temperature --timeout --top-p --trust-remote-code "
-    "--urls",
+    "evaluate": "--address --answer --batch-for --batch-size --concurrency --context --database --dtype --engine "
+    "--engine-options --gpus --held-out --key-variable --kind --max-new-tokens --model --negatives --output "
+    "--patience --pattern --prompt --python --reasoning --requests-per-file --rows --seed --send --served-model "
+    "--split --temperature --timeout --top-p --trust-remote-code --urls --workers",
     "report": "--beside --sample",
     "export": "--batch-rows --format --output",
     "doctor": "",

@@ -209,7 +209,8 @@ class _Crowd:
         self._left.extend(sorted(slot.rows - given_up - self._suspects))
         slot.rows = set()
         ray.kill(slot.actor)
-        what = first_line(error)
+        # Of an actor that could not be made, for example without mipo on its machine, the last line is the cause.
+        what = str(error).strip().splitlines()[-1] if "creation task" in str(error) else first_line(error)
         print(f"ray: a worker was lost ({what}); its prompts are asked again")
         if slot.lost < TRIES:
             self._start(slot)
