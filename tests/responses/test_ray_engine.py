@@ -3,6 +3,7 @@
 import os
 import signal
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -124,6 +125,16 @@ def test_a_worker_waits_for_a_machine_and_says_so(
     assert generate(prompts, Model(DEMO), engine=choose(engine="ray", workers=1), **GREEDY).equals(expected)
     timer.join()
     assert "ray: no machine of the cluster has room for a worker ({'num_cpus': 2}) yet" in capsys.readouterr().out
+
+
+def test_a_job_of_a_cluster_works_there() -> None:
+    """Ray names the cluster in RAY_ADDRESS."""
+    here = ray.get_runtime_context().gcs_address
+    code = "import ray; from mipo.io import cluster\nwith cluster.connected():\n"
+    code += " print(ray.get_runtime_context().gcs_address)"
+    command, variables = [sys.executable, "-c", code], {**os.environ, "RAY_ADDRESS": here}
+    job = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
+    assert job.stdout.split() == [here]
 
 
 def test_a_stopped_generation_goes_on(prompts: pl.DataFrame, expected: pl.DataFrame, tmp_path: Path) -> None:

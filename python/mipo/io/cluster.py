@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
+from mipo.errors import StoppedError, first_line
 from mipo.io.lazy import pl, ray
 from mipo.io.tables import from_arrow, to_arrow
 
@@ -27,7 +28,11 @@ def connected(address: str | None = None, *, cores: int | None = None) -> Iterat
         return
     address = address or os.environ.get("RAY_ADDRESS")
     target = {"address": address} if address else {"address": "local", "num_cpus": cores, "include_dashboard": False}
-    ray.init(**target, log_to_driver=False, logging_level="WARNING")
+    try:
+        ray.init(**target, log_to_driver=False, logging_level="WARNING")
+    except ConnectionError as error:
+        what = f"{address}: no Ray cluster answers there ({first_line(error)})"
+        raise StoppedError(f"{what}; start it, or name another with address") from None
     try:
         yield
     finally:
