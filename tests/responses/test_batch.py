@@ -87,7 +87,7 @@ def test_answers_are_those_of_the_local_engine(
 ) -> None:
     options: dict[str, Any] = {"batch_for": batch_for, "send": send, "requests_per_file": 5}
     message = site.stopped(prompts, **options)
-    assert "12 requests were written into 3 files" in message
+    assert re.search(r"wrote 12 requests into 3 files \(\w+-00001.jsonl to \w+-00003.jsonl\)\.", message)
     assert ("vllm run-batch -i" in message) == (batch_for == "vllm")
     asked = site.run()
     assert {request["url"] for request in asked} == {url}
@@ -104,11 +104,11 @@ def test_answers_are_those_of_the_local_engine(
 def test_a_call_before_the_results_writes_nothing_again(site: Site, prompts: pl.DataFrame) -> None:
     site.stopped(prompts[:8], requests_per_file=5)
     before = {path.name: path.read_bytes() for path in site.requests.iterdir()}
-    assert "nothing new was written; 8 requests in 2 files of earlier calls have no result yet" in site.stopped(
+    assert "wrote nothing new; 8 requests in 2 files of earlier calls still without a result" in site.stopped(
         prompts[:8], requests_per_file=5
     )
     assert {path.name: path.read_bytes() for path in site.requests.iterdir()} == before
-    assert "4 requests were written into 1 file; 8 requests in 2 files" in site.stopped(prompts, requests_per_file=5)
+    assert re.match(r"batch: wrote 4 requests into 1 file \(\S+\); 8 requests in 2 f", site.stopped(prompts))
 
 
 def test_results_of_some_files_are_kept_and_the_others_waited_for(
@@ -118,7 +118,7 @@ def test_results_of_some_files_are_kept_and_the_others_waited_for(
     site.run()
     late = sorted(site.results.iterdir())[1]
     late.rename(site.folder.parent / late.name)
-    assert "nothing new was written; 5 requests in 1 file" in site.stopped(prompts)
+    assert "wrote nothing new; 5 requests in 1 file" in site.stopped(prompts)
     shutil.rmtree(site.results)  # what has come is in the database
     site.results.mkdir()
     (site.folder.parent / late.name).rename(site.results / "any name")
@@ -131,8 +131,8 @@ def test_what_failed_for_now_is_asked_again_alone(
 ) -> None:
     site.stopped(prompts)
     site.run(fault=lambda number: fault if number in (2, 7) else None)
-    assert "2 requests were written into 1 file." in site.stopped(prompts)
-    assert "nothing new was written; 2 requests in 1 file" in site.stopped(prompts)
+    assert "wrote 2 requests into 1 file (" in site.stopped(prompts)
+    assert "wrote nothing new; 2 requests in 1 file" in site.stopped(prompts)
     assert len(site.run()) == 2
     assert site.ask(prompts).equals(expected)
 
@@ -154,9 +154,9 @@ def test_what_was_refused_is_a_failure_until_its_results_are_deleted(
     with pytest.raises(StoppedError, match=r"12 of 12 prompts failed.*refused by the server: 12; the last: 400: said"):
         site.ask(prompts)
     assert failures(site.ask(prompts, max_failures=1.0)) == {"refused by the server": 12}
-    assert "12 requests failed; the last: 400: said 400; delete their results, and run them" in capsys.readouterr().out
+    assert "12 requests failed; the last: 400: said 400; delete the results, and run them" in capsys.readouterr().out
     next(site.results.iterdir()).unlink()
-    assert "nothing new was written; 12 requests" in site.stopped(prompts)
+    assert "wrote nothing new; 12 requests" in site.stopped(prompts)
     site.run()
     assert site.ask(prompts).equals(expected)
 
@@ -177,10 +177,12 @@ def test_broken_files_are_named_and_cost_only_what_is_broken(
     (site.results / "bytes").write_bytes(b"\n\xff\xfe{\r\n")
     (site.results / "list.jsonl").write_bytes(b"[]\n\r\n[]")
     shutil.copy(next(site.requests.iterdir()), site.results / "requests.jsonl")
-    assert "nothing new was written; 6 requests in 1 file" in site.stopped(prompts)
+    assert "wrote nothing new; 6 requests in 1 file" in site.stopped(prompts)
     out = capsys.readouterr().out
     assert f"{site.results}/bytes:2: expected a result as JSON, got a broken line" in out
-    assert f"{site.results}/list.jsonl:1: expected a result, with `response` or `error`, got '[]' (1 more lin" in out
+    assert (
+        f"{site.results}/list.jsonl:1: expected a result, with `response` or `error`, got '[]' (1 more line of" in out
+    )
     assert f"{site.results}/cut.jsonl:5: expected a result as JSON" in out
     assert f"{site.results}/requests.jsonl:1: expected a result, with `response` or `error`" in out
     assert f"{site.results}/torn.gz:" in out
@@ -218,7 +220,7 @@ def test_results_of_other_settings_prompts_and_programs_are_ignored_and_counted(
     out = capsys.readouterr().out
     assert "ignored 12 results of other settings, or of another model" in out
     assert "ignored 9 results of other prompts" in out
-    assert "ignored 1 results whose custom_id is not mipo's" in out
+    assert "ignored 1 result whose custom_id is not mipo's" in out
 
 
 def test_the_first_of_several_results_counts_and_those_that_differ_are_counted(
@@ -233,7 +235,7 @@ def test_the_first_of_several_results_counts_and_those_that_differ_are_counted(
     changed["response"]["body"]["choices"][0]["message"]["content"] = "another answer"
     (site.results / "zzz.jsonl").write_text(json.dumps(changed))
     assert site.ask(prompts).equals(expected)
-    assert "ignored 1 results that differ from an earlier one of the same request" in capsys.readouterr().out
+    assert "ignored 1 result that differs from an earlier one of the same request" in capsys.readouterr().out
 
 
 def test_an_answer_to_another_prompt_is_refused(site: Site, prompts: pl.DataFrame) -> None:
@@ -257,7 +259,7 @@ def test_files_are_small_enough_and_a_stopped_writing_goes_on(
     assert len(files) > 1
     assert all(path.stat().st_size <= 2_000 for path in files)
     files[-1].unlink()
-    assert re.match(r"batch: \d+ requests were written into 1 file; \d+ requests in", site.stopped(prompts))
+    assert re.match(r"batch: wrote \d+ requests? into 1 file \(\S+\); \d+ requests in", site.stopped(prompts))
     site.run()
     assert site.ask(prompts).equals(expected)
 
@@ -279,7 +281,7 @@ def test_without_a_folder_or_a_name_nothing_can_be_asked(prompts: pl.DataFrame, 
 
 def test_settings_of_other_engines_are_refused_by_name() -> None:
     for settings, message in (
-        ({"engine": "batch", "concurrency": 2}, "concurrency: expected engine: server or vllm with it, got engine: ba"),
+        ({"engine": "batch", "concurrency": 2}, "concurrency: expected engine: server or vllm or ray with it, got e"),
         ({"requests_per_file": 5}, "requests_per_file: expected engine: batch with it, got engine: local"),
         (
             {"engine": "batch", "send": "ids"},

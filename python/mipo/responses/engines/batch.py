@@ -60,16 +60,22 @@ class Batch:
         files = BatchFiles(work.folder / "batch", work.settings)
         ledger = _Ledger(work, files, is_exact=self._send != "messages")
         yield from ledger.answers()
-        if failed := ledger.failures():
-            yield failed
+        failed = ledger.failures()
         for line in ledger.notices():
             print(line)
+        if failed:
+            yield failed
         waiting, rows = ledger.waiting(), ledger.unasked()
         paths = files.write(self._requests(work, ledger, rows), most=self._settings.requests_per_file)
-        new = f"{len(rows):,} requests were written into {_files(len(paths))}" if paths else "nothing new was written"
-        old = f"; {len(waiting):,} requests in {_files(ledger.files_of(waiting))} of earlier calls have no result yet"
+        what = ["wrote nothing new"]
+        if paths:
+            names = " to ".join(sorted({paths[0].name, paths[-1].name}))
+            what = [f"wrote {_count(len(rows), 'request')} into {_count(len(paths), 'file')} ({names})"]
+        if len(waiting):
+            before = _count(ledger.files_of(waiting), "file")
+            what.append(f"{_count(len(waiting), 'request')} in {before} of earlier calls still without a result")
         if len(rows) or len(waiting):
-            raise StoppedError(f"batch: {new}{old if len(waiting) else ''}. {self._next_step(work, files)}")
+            raise StoppedError(f"batch: {'; '.join(what)}. {self._next_step(work, files)}")
 
     def _requests(self, work: Work, ledger: _Ledger, rows: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
         """The requests for these rows, each the next attempt."""
@@ -145,8 +151,8 @@ class _Ledger:
         self._open[stay] = False
         if stay:
             last = self._failed[stay[-1]]
-            what = f"{self._files.results}: {len(stay):,} requests failed; the last: {last.detail or last.failure}"
-            print(f"{what}; delete their results, and run them again, if that may go away")
+            what = f"{_count(len(stay), 'request')} failed; the last: {last.detail or last.failure}"
+            print(f"{self._files.results}: {what}; delete the results, and run them again, if that may go away")
         return [(row, self._failed[row]) for row in stay]
 
     def waiting(self) -> NDArray[np.int64]:
@@ -167,10 +173,16 @@ class _Ledger:
 
     def notices(self) -> list[str]:
         """What the user should know of the results: broken lines, and what was ignored."""
-        more = {file: f" ({count - 1:,} more lines of this file)" for file, count in self._broken.items() if count > 1}
+        more = {
+            file: f" ({_count(count - 1, 'more line')} of this file)"
+            for file, count in self._broken.items()
+            if count > 1
+        }
         lines = [f"{problem}{more.get(file, '')}" for file, problem in self._problems.items()]
         return lines + [
-            f"{self._files.results}: ignored {n:,} {what}" for what, n in sorted(self._ignored.items()) if n
+            f"{self._files.results}: ignored {_count(n, 'result')} {what}"
+            for what, n in sorted(self._ignored.items())
+            if n
         ]
 
     def _find(self, names: list[Name]) -> NDArray[np.int64]:
@@ -183,9 +195,9 @@ class _Ledger:
             self._problems.setdefault(file, f"{result.place}: {result.problem}")
             self._broken[file] += 1
         elif result.name is None:
-            self._ignored["results whose custom_id is not mipo's"] += 1
+            self._ignored["whose custom_id is not mipo's"] += 1
         elif result.name.settings != self._work.settings:
-            self._ignored["results of other settings, or of another model"] += 1
+            self._ignored["of other settings, or of another model"] += 1
         else:
             return True
         return False
@@ -193,7 +205,7 @@ class _Ledger:
     def _take(self, row: int, name: Name, result: Result) -> Answer | None:
         """The answer in a result; None where it is none, or not the first."""
         if row == NOWHERE:
-            self._ignored["results of other prompts"] += 1
+            self._ignored["of other prompts"] += 1
             return None
         if not self._open[row] and not self._digests[row]:
             return None  # kept by an earlier call
@@ -204,7 +216,7 @@ class _Ledger:
             return None
         digest = hash((answer.response, answer.finish_reason)) or 1
         if self._digests[row]:
-            self._ignored["results that differ from an earlier one of the same request"] += digest != self._digests[row]
+            self._ignored["that differs from an earlier one of the same request"] += int(digest != self._digests[row])
             return None
         self._check_prompt(row, answer, result.place)
         self._digests[row], self._open[row] = digest, False
@@ -236,5 +248,5 @@ def _may_go_away(answer: Answer) -> bool:
     return not answer.final and answer.failure != reasons.REFUSED
 
 
-def _files(count: int) -> str:
-    return f"{count:,} file{'s' * (count != 1)}"
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
