@@ -178,7 +178,7 @@ def _join(parts: list[_Batch]) -> _Batch | None:
     parts = [part for part in parts if part.live]
     if not parts:
         return None
-    kept = [torch.tensor(part.live, device=part.sizes.device) for part in parts]
+    kept = [torch.tensor(part.live) for part in parts]  # on the CPU, since layers may be on several devices
     sizes = torch.cat([part.sizes[rows] for part, rows in zip(parts, kept, strict=True)])
     width = int(sizes.max())
     layers = []
