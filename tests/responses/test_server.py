@@ -295,7 +295,7 @@ def test_a_server_of_another_model_is_refused(
         ({"engine": "server", "urls": ["http://me:secret@host/v1"]}, "without a password or a key, got 'host/v1'"),
         ({"engine": "vllm", "python": "/no/such/python"}, "expected the python of an environment that has vLLM"),
         ({"engine": "vllm", "python": "x", "concurrency": 0}, "concurrency: expected a whole number of at least 1"),
-        ({"engine": "llama"}, "engine: expected batch, local, server or vllm"),
+        ({"engine": "llama"}, "engine: expected batch, local, ray, server or vllm"),
     ],
 )
 def test_wrong_engine_settings_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -112,7 +112,7 @@ class Responses(Sampling, frozen=True, kw_only=True):
     dtype: Annotated[
         Text,
         Meta(
-            description="dtype of the weights that answer, for the engines local and vllm; auto is the saved one, for "
+            description="dtype of the weights that answer, for the engines local, vllm and ray; auto is the saved one, for "
             "local on a CPU float32",
             examples=["bfloat16"],
         ),
@@ -129,7 +129,7 @@ class Responses(Sampling, frozen=True, kw_only=True):
         Text | None,
         Meta(
             description="the Ray cluster; null for that of RAY_ADDRESS, or else one on this machine",
-            examples=["auto", "ray://head:10001"],
+            examples=["auto", "10.0.0.5:6379"],
         ),
     ] = None
     workers: Annotated[
