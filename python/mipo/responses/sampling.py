@@ -112,8 +112,8 @@ class Responses(Sampling, frozen=True, kw_only=True):
     dtype: Annotated[
         Text,
         Meta(
-            description="dtype of the weights that answer, for the engines local, vllm and ray; auto is the saved one, for "
-            "local on a CPU float32",
+            description="dtype of the weights that answer, for the engines local, vllm and ray; auto is the saved one, "
+            "for local on a CPU float32",
             examples=["bfloat16"],
         ),
     ] = "auto"
