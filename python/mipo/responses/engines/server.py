@@ -58,6 +58,9 @@ class Server:
     def answers(self, work: Work) -> Iterator[list[tuple[int, Answer]]]:
         """An answer to each missing row (see `mipo.responses.engines.contract`)."""
         self._find()
+        for site in self._sites:
+            if site.kind == "transformers" and self._settings.send == "ids":
+                raise InputError(f"{site.url}: transformers serve takes no token ids; set send: messages")
         if self._settings.send != "messages" and is_messages(work.prompts):
             text = render(work.prompts[:1], work.model.tokenizer)[0]
             with _loop() as run:
