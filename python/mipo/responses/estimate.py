@@ -71,8 +71,8 @@ def estimate(
             count, tokens, seconds = answers.averages(settings.engine)
     except WriteError:
         return None
-    # In this process an answer's seconds are its share of the time; elsewhere many answers pass side by side.
-    side_by_side = settings.concurrency * len(settings.urls or ("here",)) if settings.engine != "local" else 1
+    # An answer's seconds are its share of the time, but for a server's, many of which pass side by side.
+    side_by_side = settings.concurrency * len(settings.urls) if settings.engine == "server" else 1
     return Estimate(
         missing,
         int(lengths[missing].sum()),

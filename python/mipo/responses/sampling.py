@@ -89,7 +89,7 @@ class Responses(Sampling, frozen=True, kw_only=True):
     engine_options: Annotated[
         dict[str, Any], Meta(description="arguments of vllm.LLM", examples=[{"tensor_parallel_size": 2}])
     ] = msgspec.field(default_factory=dict)
-    concurrency: Annotated[Count, Meta(description="requests in flight to each server, or in vLLM")] = 64
+    concurrency: Annotated[Count, Meta(description="requests in flight to each server")] = 64
     timeout: Annotated[float, Meta(gt=0, description="seconds that a request may take")] = 600.0
     patience: Annotated[
         float, Meta(ge=0, description="seconds for which a server may be away before it is given up")
