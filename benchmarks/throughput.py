@@ -48,7 +48,7 @@ OPTIONS = {
     "enable_chunked_prefill": False, "max_num_batched_tokens": 4096, "max_num_seqs": 128,
 }  # fmt: skip
 ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(os.cpu_count()),
 }  # fmt: skip
 

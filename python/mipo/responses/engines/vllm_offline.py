@@ -131,7 +131,8 @@ class Vllm:
                     process.wait()
                     log.seek(0)
                     what = f"vLLM ended with {process.returncode} before {left:,} prompts were answered"
-                    raise StoppedError(f"{what}: {_cause(log)}")
+                    killed = "it was killed, as a rule because memory ran out"
+                    raise StoppedError(f"{what}: {killed if process.returncode == -9 else _cause(log)}")
             finally:
                 process.terminate()
                 try:
