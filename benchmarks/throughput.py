@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 OPTIONS = {
     "max_model_len": 1024, "enforce_eager": True, "gpu_memory_utilization": 0.3, "enable_prefix_caching": False,
-    "enable_chunked_prefill": False, "max_num_batched_tokens": 4096, "max_num_seqs": 128,
+    "enable_chunked_prefill": False, "max_num_batched_tokens": 4096, "max_num_seqs": 64,
 }  # fmt: skip
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1",
