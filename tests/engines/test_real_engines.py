@@ -1,4 +1,4 @@
-"""The engines against each other, with a real model and a real vLLM: `make test-engines` sets them up and runs this."""
+"""The engines against each other, with a real model and real servers: `make test-engines` sets up and runs them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from numpy.typing import NDArray
 
 FOLDER = os.environ.get("MIPO_ENGINES")
 if not FOLDER:
-    pytest.skip("needs a real vLLM: make test-engines", allow_module_level=True)
+    pytest.skip("needs real servers: make test-engines", allow_module_level=True)
 
-from mipo.errors import StoppedError  # noqa: E402
+from mipo.errors import InputError, StoppedError  # noqa: E402
 from mipo.evaluation.measurement import evaluate  # noqa: E402
 from mipo.io import cluster  # noqa: E402
 from mipo.models.model import Model  # noqa: E402
@@ -48,6 +49,7 @@ NEAR_TIES = 0.03
 # Sums of some 130 log-probs in float32, added up in another order through 30 layers: 1e-4 a token at most.
 SCORE_ATOL = 1e-2
 SCORED = 200
+OTHERS = min(ROWS, 200)  # prompts for a server that is not vLLM
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,17 +84,13 @@ def scores(ids: list[list[NDArray[np.uint32]]]) -> NDArray[np.float64]:
     return response_logps(*ids, Model(str(SMOLLM)))
 
 
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    """A vLLM server."""
+@contextmanager
+def serving(*command: str | Path) -> Iterator[str]:
+    """The base URL of the server that a command starts, with the port behind it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = [
-        f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}") for name, value in OPTIONS.items()
-    ]
-    command = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", SMOLLM, "--dtype", "float32", *options]
-    process = subprocess.Popen([*map(str, command), "--port", str(port)])
+    process = subprocess.Popen([*map(str, command), str(port)])
     try:
         for _ in range(600):
             assert process.poll() is None, "the server ended"
@@ -108,12 +106,32 @@ def url() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """A vLLM server."""
+    options = [
+        f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}") for name, value in OPTIONS.items()
+    ]
+    command = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", SMOLLM, "--dtype", "float32", *options]
+    with serving(*command, "--port") as url:
+        yield url
+
+
+def transformers_serve(*options: str) -> list[str | Path]:
+    command = Path(FOLDER) / "serving" / "bin" / "transformers"
+    return [command, "serve", SMOLLM, "--device", "cpu", "--dtype", "float32", *options, "--port"]
+
+
+@pytest.fixture(scope="module")
 def local(prompts: pl.DataFrame) -> pl.DataFrame:
     return timed("local", prompts, None)
 
 
+def served_by(url: str, concurrency: int = 32, **settings: Any) -> Engine:
+    return choose(engine="server", urls=(url,), concurrency=concurrency, **settings)
+
+
 def offline() -> Engine:
-    return choose(engine="vllm", python=str(PYTHON), dtype="float32", engine_options=OPTIONS, concurrency=256)
+    return choose(engine="vllm", python=str(PYTHON), dtype="float32", engine_options=OPTIONS)
 
 
 def timed(name: str, prompts: pl.DataFrame, engine: Engine | None, **options: Any) -> pl.DataFrame:
@@ -168,9 +186,7 @@ def test_vllm_on_ray_answers_as_the_local_engine_though_it_is_killed(
     class Killing:
         """The ray engine, whose vLLM is killed at its first answer."""
 
-        engine = choose(
-            engine="ray", workers=1, python=str(PYTHON), dtype="float32", engine_options=OPTIONS, concurrency=16
-        )
+        engine = choose(engine="ray", workers=1, python=str(PYTHON), dtype="float32", engine_options=OPTIONS)
         identity, name = engine.identity, engine.name
 
         def answers(self, work: Work) -> Iterator[list[tuple[int, Answer]]]:
@@ -207,6 +223,48 @@ def test_text_and_messages_ask_the_same(url: str, prompts: pl.DataFrame, local: 
 def test_vllm_offline_answers_as_the_local_engine(prompts: pl.DataFrame, local: pl.DataFrame) -> None:
     engine = offline()
     assert_nearly_equal("vLLM offline and local", timed("vLLM offline", prompts, engine), local)
+
+
+def test_llama_server_answers_as_the_local_engine(prompts: pl.DataFrame, local: pl.DataFrame) -> None:
+    some, sampled = prompts[:OTHERS], {"temperature": 1.0, "top_p": 0.95, "seed": 5}
+    script = Path(__file__).with_name("llama_server.py")
+    with serving(Path(FOLDER) / "llama" / "bin" / "python", script, SMOLLM.with_suffix(".gguf")) as url:
+        engine = served_by(url)
+        served = timed("llama-server, token ids", some, engine)
+        again = timed("llama-server, again", some.reverse(), served_by(url, 3)).reverse()
+        one = timed("sampled, one in flight", some[:24], served_by(url, 1), **sampled)
+        other = timed("sampled, sixteen in flight", some[:24].reverse(), served_by(url, 16), **sampled).reverse()
+    assert "server, llamacpp" in engine.name()
+    assert_nearly_equal("llama-server and local", served, local[:OTHERS])
+    assert_nearly_equal("in another order", again, served)
+    # Its samplers sort tokens by probability, so that a swap of two moves what a random number picks.
+    same = (one["response"] == other["response"]).sum()
+    print(f"\nsampled in another order: {same} of 24 answers are the same")
+    assert same >= 12
+    assert (one["response"] == served["response"][:24]).sum() < 12
+
+
+def test_transformers_serve_answers_as_the_local_engine(prompts: pl.DataFrame, local: pl.DataFrame) -> None:
+    # Otherwise its cache takes most of the memory that is free.
+    with serving(
+        *transformers_serve("--continuous-batching", "--cb-num-blocks", "64", "--cb-max-batch-tokens", "1024")
+    ) as url:
+        engine = served_by(url, send="messages")
+        served = timed("transformers serve, messages", prompts[:OTHERS], engine)
+        text = timed("transformers serve, text", prompts[:24], served_by(url, send="text"))
+        with pytest.raises(InputError, match="takes no token ids; set send: messages"):
+            generate(prompts[:1], Model(str(SMOLLM)), engine=served_by(url), **GREEDY)
+    assert "server, transformers" in engine.name()
+    assert_nearly_equal("transformers serve and local", served, local[:OTHERS])
+    assert_nearly_equal("text", text, local[:24])
+
+
+def test_transformers_serve_samples_although_its_generation_config_is_greedy(prompts: pl.DataFrame) -> None:
+    with serving(*transformers_serve()) as url:
+        engine, few = served_by(url, 1, send="messages"), {"temperature": 1.0, "max_new_tokens": 8}
+        one, same, other = (timed(f"seed {n}", prompts[:6], engine, **few, seed=n)["response"] for n in (1, 1, 2))
+    assert one.equals(same)
+    assert not one.equals(other)
 
 
 def assert_scores(name: str, ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> None:

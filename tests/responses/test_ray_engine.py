@@ -166,7 +166,7 @@ else:
         if request["row"] == {at}:
             os._exit(3)
         how = {{"response_tokens": 1, "prompt_tokens": len(request["ids"]), "finish_reason": "stop", "seconds": 0}}
-        print(json.dumps({{"row": request["row"], "text": str(request["ids"]), **how}}), flush=True)
+        print(json.dumps([{{"row": request["row"], "text": str(request["ids"]), **how}}]), flush=True)
 """
     )
     path.chmod(path.stat().st_mode | stat.S_IXUSR)

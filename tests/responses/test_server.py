@@ -50,10 +50,10 @@ def site(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> DemoSer
 
 
 def ask(site: DemoServer, prompts: pl.DataFrame, folder: Path | None = None, **options: Any) -> pl.DataFrame:
-    names = ("max_failures", "reasoning")
+    names = ("max_failures", "reasoning", "temperature")
     own = {name: options.pop(name) for name in names if name in options}
     engine = choose(engine="server", urls=[site.url], **{"concurrency": 4, **options})
-    return generate(prompts, Model(DEMO), folder=folder, engine=engine, **GREEDY, **own)
+    return generate(prompts, Model(DEMO), folder=folder, engine=engine, **{**GREEDY, **own})
 
 
 @pytest.mark.parametrize("send", ["ids", "text", "messages"])
@@ -281,6 +281,18 @@ def test_a_server_of_another_model_is_refused(
         with pytest.raises(InputError, match=r"expected a server of .*model, got one of demo, .* serve the model of"):
             ask(site, prompts)
     assert not site.bodies
+
+
+@pytest.mark.parametrize("hot", [True, False])
+def test_transformers_serve_is_told_how_to_sample(site: DemoServer, prompts: pl.DataFrame, hot: bool) -> None:
+    """By itself it is greedy, or has a penalty, as the model's generation config says."""
+    site.kind = "transformers"
+    with site.running():
+        ask(site, prompts, send="messages", temperature=float(hot))
+        with pytest.raises(InputError, match=r"transformers serve takes no token ids; set send: messages"):
+            ask(site, prompts)
+    told = [json.loads(body["generation_config"]) for body in site.bodies]
+    assert told == [{"do_sample": hot, "top_k": 0, "eos_token_id": Model(DEMO).end_ids}] * prompts.height
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A run by another engine is the same run: the same pairs, no answer asked twice."""
 
+import json
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -59,6 +60,8 @@ def test_a_run_by_a_server_has_the_report_of_a_local_run_and_keeps_no_key(
     assert (served / "evaluation.json").read_bytes() == (local / "evaluation.json").read_bytes()
     written = {path for path in served.rglob("*") if path.is_file()}
     assert {served / name for name in ("report.html", "manifest.json", "answers.sqlite", "recipe.yaml")} <= written
+    manifest = json.loads((served / "manifest.json").read_text())
+    assert manifest["responses"] == {"engine": "server", "token_ids": "mipo's"}
     assert not [path for path in written if b"planted" in path.read_bytes()]
     assert "planted" not in "".join(capfd.readouterr())
 

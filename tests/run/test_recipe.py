@@ -188,6 +188,20 @@ def test_texts_that_look_like_something_else_stay_texts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("responses", "whose"),
+    [
+        ("{}", "mipo's"),
+        ("{engine: server, urls: [http://h/v1]}", "mipo's"),
+        ("{engine: server, urls: [http://h/v1], send: text}", "the server's, of mipo's text"),
+        ("{engine: batch}", "the server's, of mipo's text"),
+        ("{engine: batch, batch_for: hosted}", "the server's, of messages that it renders"),
+    ],
+)
+def test_it_is_known_whose_token_ids_are_answered(tmp_path: Path, responses: str, whose: str) -> None:
+    assert recipe.load(write_recipe(tmp_path, f"responses: {responses}")).responses.token_ids == whose
+
+
+@pytest.mark.parametrize(
     "reason",
     [
         "empty prompt", "null chosen", "no number in age", "longer than 512 tokens", "a prompt of 9 tokens or more",

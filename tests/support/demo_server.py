@@ -39,7 +39,9 @@ class DemoServer:
     async def list_models(self, request: web.Request) -> web.Response:
         if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
             return web.json_response({"error": {"message": "no such key"}}, status=401)
-        more = {"owned_by": self.kind, "max_model_len": self.context}
+        more: dict[str, Any] = {"owned_by": self.kind, "max_model_len": self.context}
+        if self.kind == "transformers":  # which says this of a folder
+            more = {"owned_by": "local", "status": {"value": "loaded"}}
         return web.json_response({"data": [{"id": name, **more} for name in self.models]})
 
     async def tokenize(self, request: web.Request) -> web.Response:

@@ -71,16 +71,27 @@ def estimate(
             count, tokens, seconds = answers.averages(settings.engine)
     except WriteError:
         return None
-    # In this process an answer's seconds are its share of the time; elsewhere many answers pass side by side.
-    side_by_side = settings.concurrency * len(settings.urls or ("here",)) if settings.engine != "local" else 1
+    side_by_side = _side_by_side(settings)
     return Estimate(
         missing,
         int(lengths[missing].sum()),
         len(missing) * settings.max_new_tokens,
         count,
         tokens and tokens * len(missing),
-        seconds and seconds * len(missing) / min(side_by_side, max(len(missing), 1)),
+        seconds and side_by_side and seconds * len(missing) / min(side_by_side, max(len(missing), 1)),
     )
+
+
+def _side_by_side(settings: Responses) -> int | None:
+    """How many answers pass side by side, since their seconds are those of one; None where nobody knows."""
+    match settings.engine:
+        case "server":
+            return settings.concurrency * len(settings.urls)
+        case "ray":
+            return settings.workers
+        case "batch":
+            return None
+    return 1  # an answer's seconds are its share of the time
 
 
 def duration(seconds: float) -> str:

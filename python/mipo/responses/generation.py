@@ -203,7 +203,9 @@ class _Bar:
         self._bar.close()
 
     def advance(self, answers: list[Answer]) -> None:
-        """Counts answers."""
+        """Counts answers. Where a model was loaded for them, the time begins when it is there."""
+        if not answers:
+            self._started = time.monotonic()
         self._tokens += sum(answer.response_tokens for answer in answers)
         self._failed += sum(answer.failure is not None for answer in answers)
         seconds = max(time.monotonic() - self._started, 0.1)

@@ -20,10 +20,11 @@ Reasoning = Literal["drop", "keep", "part"]
 # Settings that not every engine has.
 ENGINES = {
     "served_model": ("server", "batch"), "send": ("server", "batch"), "key_variable": ("server",),
-    "python": ("vllm", "ray"), "engine_options": ("vllm", "ray"), "concurrency": ("server", "vllm", "ray"),
+    "python": ("vllm", "ray"), "engine_options": ("vllm", "ray"), "concurrency": ("server",),
     "timeout": ("server",), "patience": ("server",), "batch_for": ("batch",), "requests_per_file": ("batch",),
     "address": ("ray",), "workers": ("ray",), "gpus": ("ray",),
 }  # fmt: skip
+AUTO: dict[Reader, Sent] = {"vllm": "text", "hosted": "messages"}  # what a batch sends, by what reads it
 
 
 class Sampling(Record, frozen=True, kw_only=True):
@@ -120,7 +121,7 @@ class Responses(Sampling, frozen=True, kw_only=True):
     engine_options: Annotated[
         dict[str, Any], Meta(description="arguments of vllm.LLM", examples=[{"tensor_parallel_size": 2}])
     ] = msgspec.field(default_factory=dict)
-    concurrency: Annotated[Count, Meta(description="requests in flight to each server, or in vLLM")] = 64
+    concurrency: Annotated[Count, Meta(description="requests in flight to each server")] = 64
     timeout: Annotated[float, Meta(gt=0, description="seconds that a request may take")] = 600.0
     patience: Annotated[
         float, Meta(ge=0, description="seconds for which a server may be away before it is given up")
@@ -187,6 +188,21 @@ class Responses(Sampling, frozen=True, kw_only=True):
     def sampling(self) -> Sampling:
         """The settings that decide which responses are likely."""
         return records.read(Sampling, {name: getattr(self, name) for name in Sampling.__struct_fields__})
+
+    @property
+    def sent(self) -> Sent:
+        """What the model gets: `send`, with auto resolved; ids where it is not asked by requests."""
+        if self.engine not in ("server", "batch"):
+            return "ids"
+        if self.send != "auto":
+            return self.send
+        return AUTO[self.batch_for] if self.engine == "batch" else "ids"
+
+    @property
+    def token_ids(self) -> str:
+        """Whose token ids the model answers, in words for the manifest: training has mipo's."""
+        renders = {"text": "the server's, of mipo's text", "messages": "the server's, of messages that it renders"}
+        return renders.get(self.sent, "mipo's")
 
     @property
     def options(self) -> dict[str, Any]:

@@ -44,6 +44,7 @@ def describe(recipe: Recipe, model: Model) -> dict[str, Any]:
         "control": recipe.control,
         "versions": {"python": platform.python_version(), **{library: _version(library) for library in LIBRARIES}},
         "model": {"name": model.name, **model.content},
+        "responses": {"engine": recipe.responses.engine, "token_ids": recipe.responses.token_ids},
         "recipe_checksum": checksum.of_bytes(dump(recipe).encode()),
         "template_checksum": None if template is None else checksum.of_value(str(template)),
         "tokenizer_fingerprint": model.tokenizer_fingerprint,

@@ -24,11 +24,10 @@ from mipo.responses.engines.contract import Answer, Work
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from mipo.responses.sampling import Responses, Sent
+    from mipo.responses.sampling import Responses
 
 ATTEMPTS = 3  # that a request has before its failure stays one
 AT_ONCE = 512  # results that are looked up, and kept, together
-AUTO: dict[str, Sent] = {"vllm": "text", "hosted": "messages"}
 # `vllm run-batch` knows chats alone. With this template, if it may use it, a chat is our own text, token by token.
 TEMPLATE = "{{ messages[0]['content'] }}"
 
@@ -38,7 +37,7 @@ class Batch:
 
     def __init__(self, settings: Responses) -> None:
         self._settings = settings
-        self._send = AUTO[settings.batch_for] if settings.send == "auto" else settings.send
+        self._send = settings.sent
 
     def name(self) -> str:
         """The engine, who reads its files, and the model there."""

@@ -17,7 +17,7 @@ from mipo.tokenizer.messages import is_messages, plain
 if TYPE_CHECKING:
     from mipo.responses.sampling import Sent
 
-# By `owned_by` in /v1/models: what switches off a server's own sampling defaults.
+# By the server's kind (`Site`): what switches off a server's own sampling defaults.
 NEUTRAL: dict[str, dict[str, Any]] = {
     "vllm": {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0},
     "sglang": {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
@@ -60,6 +60,10 @@ class Bodies:
             body["seed"] = int(self._work.seeds[row])
         if kind == "vllm":
             body["stop_token_ids"] = self._ends
+        if kind == "transformers":
+            # Without it, it takes the model's generation config, which may have a penalty, and may be greedy.
+            sampled = {"do_sample": sampling.temperature > 0, "top_k": 0, "eos_token_id": self._ends}
+            body["generation_config"] = json.dumps(sampled)
         if self._send == "messages":
             prompt = self._work.prompts[row]
             body["messages"] = (

@@ -88,7 +88,7 @@ class Engine(Protocol):
 
     def answers(self, work: Work) -> Iterator[list[tuple[int, Answer]]]:
         """An answer to each of the rows `work.missing`, with its row: lists of those that have come, which may be kept
-        together. May be closed before its end.
+        together; the first is empty where the model has been loaded for this. May be closed before its end.
 
         A failure of one prompt is an Answer. Raises an error of mipo's where no prompt can be answered.
         """

@@ -55,16 +55,19 @@ class Server:
 
     def identity(self) -> dict[str, str]:
         """What decides the answers beside the model."""
-        return identity(self._settings.served_model, self._settings.send)
+        return identity(self._settings.served_model, self._settings.sent)
 
     def answers(self, work: Work) -> Iterator[list[tuple[int, Answer]]]:
         """An answer to each missing row (see `mipo.responses.engines.contract`)."""
         self._find()
-        if self._settings.send != "messages" and is_messages(work.prompts):
+        for site in self._sites:
+            if site.kind == "transformers" and self._settings.sent == "ids":
+                raise InputError(f"{site.url}: transformers serve takes no token ids; set send: messages")
+        if self._settings.sent != "messages" and is_messages(work.prompts):
             text = render(work.prompts[:1], work.model.tokenizer)[0]
             with _loop() as run:
                 run(check_tokenizer(self._settings, self._sites, work.model, text, work.ids[0].tolist()))
-        bodies = Bodies(work, self._settings.send)
+        bodies = Bodies(work, self._settings.sent)
         rows = work.missing.tolist()
         yield from _asked(_Crowd(self._settings, self._sites, bodies, rows, lambda row, value: answer_in(value)))
 

@@ -35,7 +35,11 @@ TOKENIZE: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Site:
-    """A server: its base URL, the model there, its kind (`owned_by`), version and context, in tokens, if it says."""
+    """A server: its base URL, the model there, its kind, version and context, in tokens, if it says.
+
+    The kind is `owned_by` in its list of models, or "transformers" for `transformers serve`, where that is the owner of
+    the model.
+    """
 
     url: str
     model: str
@@ -99,7 +103,10 @@ async def _site(session: aiohttp.ClientSession, settings: Responses, url: str) -
         version = ""
     card = models.get(name, {})
     context = card.get("max_model_len")
-    return Site(url, name, card.get("owned_by", ""), version, context if isinstance(context, int) else None)
+    kind = card.get("owned_by", "")
+    if kind in ("local", name.partition("/")[0]) and isinstance(card.get("status"), dict):
+        kind = "transformers"
+    return Site(url, name, kind, version, context if isinstance(context, int) else None)
 
 
 async def check_tokenizer(settings: Responses, sites: list[Site], model: Model, text: str, own: list[int]) -> None:

@@ -79,8 +79,8 @@ class Vllm:
             {"row": row, "ids": work.ids[row].tolist(), "seed": int(work.seeds[row]) if hot else None} for row in rows
         )
         with closing(self._outputs(work.model, sampling, requests, count)) as values:
-            for value in values:
-                yield [(value["row"], _answer(value))]
+            for batch in values:
+                yield [(value["row"], _answer(value)) for value in batch]
 
     def check_scoring(self, model: Model) -> None:
         """InputError for an environment without vLLM, or a model in memory."""
@@ -100,8 +100,8 @@ class Vllm:
         sampling = {"temperature": 0.0, "max_tokens": 1, "prompt_logprobs": 0, "detokenize": False}
         requests = ({"row": row, "ids": asked.ids(row), "first": asked.first(row)} for row in asked.rows.tolist())
         with closing(self._outputs(asked.model, sampling, requests, len(asked.rows))) as values:
-            for value in values:
-                yield [(value["row"], value["logp"] if "logp" in value else _answer(value))]
+            for batch in values:
+                yield [(value["row"], value["logp"] if "logp" in value else _answer(value)) for value in batch]
 
     def precision(self, model: Model) -> dict[str, object]:
         """The dtype, and vLLM's other options, among which may be a quantization."""
@@ -110,9 +110,9 @@ class Vllm:
 
     def _outputs(
         self, model: Model, sampling: dict[str, Any], requests: Iterator[dict[str, Any]], count: int | None
-    ) -> Generator[dict[str, Any]]:
-        """What the worker writes of each of `count` requests (None: of those that come); StoppedError where it ends
-        before.
+    ) -> Generator[list[dict[str, Any]]]:
+        """What the worker writes of `count` requests (None: of those that come), first an empty list; StoppedError
+        where it ends before.
         """
         self.name()
         _check_name(model)
@@ -123,8 +123,7 @@ class Vllm:
             )  # fmt: skip
             assert process.stdin
             assert process.stdout
-            setup = {"model": self._model_options(model), "sampling": sampling,
-                     "concurrency": self._settings.concurrency}  # fmt: skip
+            setup = {"model": self._model_options(model), "sampling": sampling}
             threading.Thread(target=_feed, args=(process.stdin, setup, requests), daemon=True).start()
             # vLLM's own processes hold the pipe of answers open, also when the worker has been killed.
             threading.Thread(target=_reap, args=(process,), daemon=True).start()
@@ -133,12 +132,15 @@ class Vllm:
                 for line in process.stdout:
                     if not line.endswith("\n"):
                         break  # the worker was killed while it wrote
-                    yield json.loads(line)
-                    left = left and left - 1
+                    values = json.loads(line)
+                    yield values
+                    left = left and left - len(values)
                 if left != 0:
                     process.wait()
                     what = f"{left:,} prompts were answered" if left else "its work was done"
-                    raise StoppedError(f"vLLM ended with {process.returncode} before {what}: {_cause(log)}")
+                    killed = "it was killed, as a rule because memory ran out"
+                    cause = killed if process.returncode == -9 else _cause(log)
+                    raise StoppedError(f"vLLM ended with {process.returncode} before {what}: {cause}")
             finally:
                 process.terminate()
                 try:

@@ -1,8 +1,8 @@
 """The worker of the vLLM engine: runs in vLLM's environment, which has nothing of mipo; imports vLLM and Python's own.
 
-Reads JSON Lines: first how to load and sample, then a prompt a line; writes a line for each answer as it comes. A line
-with `first` is a prompt with its response: what is written is the log-prob of the tokens from that place on. What vLLM
-prints goes to standard error.
+Reads JSON Lines: first how to load and sample, then a prompt a line. Writes lists of answers: an empty one when the
+model is loaded, then those that have come together. A prompt with `first` has its response behind it: what is written
+is the log-prob of the tokens from that place on. What vLLM prints goes to standard error.
 """
 
 import json
@@ -31,19 +31,19 @@ def main() -> None:
         setup["model"].setdefault("enable_chunked_prefill", False)
 
     engine = LLM(**setup["model"]).llm_engine
-    limit = setup["concurrency"]
-    requests: queue.Queue[dict[str, Any] | None] = queue.Queue(maxsize=2 * limit)
+    # As many as it computes at once, and as many again, so that it need not wait while answers are written.
+    limit = 2 * engine.vllm_config.scheduler_config.max_num_seqs
+    requests: queue.Queue[dict[str, Any] | None] = queue.Queue(maxsize=limit)
     threading.Thread(target=read, args=(requests,), daemon=True).start()
-    started: dict[str, tuple[dict[str, Any], float]] = {}
+    started: dict[str, dict[str, Any]] = {}
     ended = False
-
-    def write(**value: object) -> None:
-        answers.write(json.dumps(value) + "\n")
-
+    answers.write("[]\n")
+    before = time.monotonic()
     while not ended or started:
+        values: list[dict[str, object]] = []
         while not ended and len(started) < limit:
             try:
-                request = requests.get(block=not started)
+                request = requests.get(block=not started and not values)
             except queue.Empty:
                 break
             if request is None:
@@ -55,14 +55,19 @@ def main() -> None:
             try:
                 engine.add_request(row, TokensPrompt(prompt_token_ids=request["ids"]), parameters)
             except Exception as error:  # too long, or out of the vocabulary; the engine goes on
-                write(row=request["row"], error=str(error)[:500])
+                values.append({"row": request["row"], "error": str(error)[:500]})
                 continue
-            started[row] = request, time.monotonic()
-        for output in engine.step() if started else ():
-            if output.finished:
-                request, since = started.pop(output.request_id)
-                seconds = round(time.monotonic() - since, 4)
-                write(row=request["row"], seconds=seconds, **(score if "first" in request else answer)(request, output))
+            started[row] = request
+        finished = [output for output in (engine.step() if started else ()) if output.finished]
+        if finished:
+            # An answer's share of the time, since many pass side by side.
+            seconds, before = (time.monotonic() - before) / len(finished), time.monotonic()
+        for output in finished:
+            request = started.pop(output.request_id)
+            value = (score if "first" in request else answer)(request, output)
+            values.append({"row": request["row"], "seconds": round(seconds, 4), **value})
+        if values:
+            answers.write(json.dumps(values) + "\n")
 
 
 def answer(request: dict[str, Any], output: Any) -> dict[str, Any]:
