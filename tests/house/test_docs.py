@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 MIPO = ROOT / "python" / "mipo"
 DOCUMENTS = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in [*ROOT.glob("*.md"), *ROOT.glob("*/README.md")]
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("docs/*.md")]
     if path.name != "LOG.md"  # history: it names what was there on its day
 }
 SOURCES = {path.name for top in ("python", "rust", "kernels", "benchmarks", "examples", "tests")

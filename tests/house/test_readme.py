@@ -1,4 +1,4 @@
-"""The README's examples run as they stand."""
+"""The examples of the README and of docs/ run as they stand."""
 
 import re
 from pathlib import Path
@@ -9,9 +9,10 @@ from mipo.cli.app import app
 from mipo.run import recipe
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-BLOCKS = "".join(re.findall(r"```\n(.*?)```", README, flags=re.DOTALL)).replace("\\\n", "")
+README = "".join(path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))])
+FENCED = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+EXAMPLES = [text for language, text in FENCED if language == "python"]
+BLOCKS = "".join(text for language, text in FENCED if not language).replace("\\\n", "")
 COMMANDS = re.findall(r"^(?:accelerate launch -m )?(mipo [a-z]+ .*)$", BLOCKS, flags=re.MULTILINE)
 
 
