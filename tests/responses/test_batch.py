@@ -281,7 +281,7 @@ def test_without_a_folder_or_a_name_nothing_can_be_asked(prompts: pl.DataFrame, 
 
 def test_settings_of_other_engines_are_refused_by_name() -> None:
     for settings, message in (
-        ({"engine": "batch", "concurrency": 2}, "concurrency: expected engine: server or vllm or ray with it, got e"),
+        ({"engine": "batch", "concurrency": 2}, "concurrency: expected engine: server or ray with it, got e"),
         ({"requests_per_file": 5}, "requests_per_file: expected engine: batch with it, got engine: local"),
         (
             {"engine": "batch", "send": "ids"},

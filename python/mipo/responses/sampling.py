@@ -20,7 +20,7 @@ Reasoning = Literal["drop", "keep", "part"]
 # Settings that not every engine has.
 ENGINES = {
     "served_model": ("server", "batch"), "send": ("server", "batch"), "key_variable": ("server",),
-    "python": ("vllm", "ray"), "engine_options": ("vllm", "ray"), "concurrency": ("server",),
+    "python": ("vllm", "ray"), "engine_options": ("vllm", "ray"), "concurrency": ("server", "ray"),
     "timeout": ("server",), "patience": ("server",), "batch_for": ("batch",), "requests_per_file": ("batch",),
     "address": ("ray",), "workers": ("ray",), "gpus": ("ray",),
 }  # fmt: skip
@@ -121,7 +121,9 @@ class Responses(Sampling, frozen=True, kw_only=True):
     engine_options: Annotated[
         dict[str, Any], Meta(description="arguments of vllm.LLM", examples=[{"tensor_parallel_size": 2}])
     ] = msgspec.field(default_factory=dict)
-    concurrency: Annotated[Count, Meta(description="requests in flight to each server")] = 64
+    concurrency: Annotated[
+        Count, Meta(description="requests in flight to each server; with ray, prompts that each vLLM gets at once")
+    ] = 64
     timeout: Annotated[float, Meta(gt=0, description="seconds that a request may take")] = 600.0
     patience: Annotated[
         float, Meta(ge=0, description="seconds for which a server may be away before it is given up")
