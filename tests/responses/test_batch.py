@@ -18,7 +18,6 @@ from mipo.models.model import Model
 from mipo.responses.engines import batch_files
 from mipo.responses.engines.choice import choose
 from mipo.responses.generation import failures, generate
-from mipo.responses.requests import compose_requests
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DEMO = str(demo.HERE / "model")
@@ -30,13 +29,6 @@ def status(code: int, **more: Any) -> dict[str, Any]:
     """What vLLM says of a request that it could not answer."""
     error = {"error": {"message": f"said {code}", "code": code}}
     return {"response": {"status_code": code, "request_id": "r", "body": None}, "error": error, **more}
-
-
-@pytest.fixture(scope="module")
-def prompts() -> pl.DataFrame:
-    foods = ("soup", "ramen", "curry", "tacos")
-    rows = [(f"what should i {verb} tonight ?", f"i like {food} .") for food in foods for verb in ("eat", "cook", "do")]
-    return compose_requests(pl.DataFrame(rows, schema=["prompt", "context"], orient="row"), chat=True).prompts
 
 
 @pytest.fixture(scope="module")

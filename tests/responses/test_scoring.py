@@ -5,7 +5,6 @@ import math
 import sqlite3
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -85,13 +84,7 @@ def test_a_server_s_scores_are_those_of_the_local_engine(
 def test_a_fault_that_goes_away_changes_no_score(
     site: DemoServer, ids: Any, expected: NDArray[np.float64], fault: Any
 ) -> None:
-    tries = Counter[str]()
-
-    def twice(number: int, body: dict[str, Any]) -> Any:
-        tries[json.dumps(body["prompt"])] += 1
-        return fault if tries[json.dumps(body["prompt"])] <= 2 else None
-
-    site.fault = twice
+    tries = site.fail_first(2, fault)
     with site.running():
         np.testing.assert_allclose(score(site, ids), expected, rtol=0, atol=SUM_ATOL)
     assert set(tries.values()) == {3}

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,20 +21,12 @@ from mipo.models.model import Model
 from mipo.responses.engines import server
 from mipo.responses.engines.choice import choose
 from mipo.responses.generation import failures, generate
-from mipo.responses.requests import compose_requests
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DEMO = str(demo.HERE / "model")
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": 12}
 FAULTS = [429, (429, {"Retry-After": "0.05"}), (503, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}), 500, "drop",
           "half", "empty"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def prompts() -> pl.DataFrame:
-    foods = ("soup", "ramen", "curry", "tacos")
-    rows = [(f"what should i {verb} tonight ?", f"i like {food} .") for food in foods for verb in ("eat", "cook", "do")]
-    return compose_requests(pl.DataFrame(rows, schema=["prompt", "context"], orient="row"), chat=True).prompts
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +76,7 @@ def test_a_sampled_request_has_the_seed_of_its_prompt(site: DemoServer, prompts:
 def test_a_fault_that_goes_away_loses_nothing_and_asks_no_answer_again(
     site: DemoServer, prompts: pl.DataFrame, expected: pl.DataFrame, fault: Any
 ) -> None:
-    tries = Counter[str]()
-
-    def twice(number: int, body: dict[str, Any]) -> Any:
-        tries[json.dumps(body["prompt"])] += 1
-        return fault if tries[json.dumps(body["prompt"])] <= 2 else None
-
-    site.fault = twice
+    tries = site.fail_first(2, fault)
     with site.running():
         assert ask(site, prompts).equals(expected)
     assert set(tries.values()) == {3}

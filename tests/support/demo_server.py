@@ -36,6 +36,17 @@ class DemoServer:
     bodies: list[dict[str, Any]] = field(default_factory=list)
     answered: Counter[str] = field(default_factory=Counter)  # whole answers by prompt
 
+    def fail_first(self, times: int, fault: Any) -> Counter[str]:
+        """Makes the first requests for each prompt fail; returns how often each has been asked for."""
+        tries = Counter[str]()
+
+        def fail(number: int, body: dict[str, Any]) -> Any:
+            tries[json.dumps(body["prompt"])] += 1
+            return fault if tries[json.dumps(body["prompt"])] <= times else None
+
+        self.fault = fail
+        return tries
+
     async def list_models(self, request: web.Request) -> web.Response:
         if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
             return web.json_response({"error": {"message": "no such key"}}, status=401)
