@@ -1,4 +1,4 @@
-"""The engines beside plain vLLM: tokens a second of the same answers to the same prompts, start-up charged to nobody.
+"""The engines beside plain vLLM: tokens a second of equal answers to equal prompts, start and end charged to nobody.
 
     python benchmarks/throughput.py --vllm PYTHON --model FOLDER --prompts FILE [--rows 1000] [--rounds 5] [--into DIR]
     python benchmarks/throughput.py --small      # a self-check on the demo's model, whose times mean nothing
@@ -69,10 +69,10 @@ def plain(setup: dict[str, Any]) -> None:
 
 
 class Clocked:
-    """An engine, and the seconds that it has taken to load a model."""
+    """An engine, and the seconds that it has taken to load a model, and to end."""
 
     def __init__(self, engine: Any) -> None:
-        self._engine, self.loading = engine, 0.0
+        self._engine, self.loading, self.ending = engine, 0.0, 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -83,6 +83,8 @@ class Clocked:
             if not batch:
                 self.loading = time.perf_counter() - started
             yield batch
+            before = time.perf_counter()
+        self.ending = time.perf_counter() - before
 
 
 class Contest:
@@ -103,8 +105,9 @@ class Contest:
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
             responses = generate(prompts, self._model, folder=Path(folder), engine=engine, **options)
-            seconds = time.perf_counter() - started - engine.loading
-        return {"seconds": seconds, "tokens": int(responses["response_tokens"].sum())}
+            seconds = time.perf_counter() - started - engine.loading - engine.ending
+        tokens = int(responses["response_tokens"].sum())
+        return {"seconds": seconds, "tokens": tokens, "loading": engine.loading, "ending": engine.ending}
 
     def ask_local(self, prompts: pl.DataFrame) -> dict[str, float]:
         return self.generate(prompts)
@@ -225,6 +228,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     with serving(arguments) as url:
         contest = Contest(arguments, model, url)
         contest.ids(prompts)
+        assert model.identity  # reads the weights
         if "local" in arguments.contenders:
             contest.generate(prompts[:1])  # loads the model
         for number in range(arguments.rounds):
