@@ -1,4 +1,4 @@
-"""The engines beside plain vLLM: tokens a second of the same answers to the same prompts, start-up charged to nobody.
+"""The engines beside plain vLLM: tokens a second of equal answers to equal prompts, start and end charged to nobody.
 
     python benchmarks/throughput.py --vllm PYTHON --model FOLDER --prompts FILE [--rows 1000] [--rounds 5] [--into DIR]
     python benchmarks/throughput.py --small      # a self-check on the demo's model, whose times mean nothing
@@ -13,7 +13,8 @@ rounds, so that none is computed twice by a vLLM that stays. In each round all c
   memory. What it loses is the server's.
 - `local`: mipo's engine without vLLM.
 
-Every vLLM has the same options and no prefix cache. Answers are greedy.
+Every vLLM has the same options and no prefix cache. Answers are greedy. On a busy machine the seconds of a core, of all
+processes of a contender, say more than the clock.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,28 +62,44 @@ def plain(setup: dict[str, Any]) -> None:
 
     llm = LLM(**setup["options"])
     prompts = [{"prompt_token_ids": ids} for ids in setup["ids"]]
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time() + of_children()
     outputs = llm.generate(prompts, SamplingParams(**setup["sampling"]), use_tqdm=False)
-    seconds = time.perf_counter() - started
+    seconds, cores = time.perf_counter() - started, time.process_time() + of_children() - used
     tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
-    print(json.dumps({"seconds": seconds, "tokens": tokens}), file=printed, flush=True)
+    print(json.dumps({"seconds": seconds, "core_seconds": cores, "tokens": tokens}), file=printed, flush=True)
+
+
+def of_children() -> float:
+    """The seconds of a core that the processes below this one have used, of those that run."""
+    import psutil
+
+    used = 0.0
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            used += sum(process.cpu_times()[:2])
+    return used
 
 
 class Clocked:
-    """An engine, and the seconds that it has taken to load a model."""
+    """An engine, and how long it has taken to load a model and to end, and what its processes have used in between."""
 
     def __init__(self, engine: Any) -> None:
-        self._engine, self.loading = engine, 0.0
+        self._engine, self.loading, self.ending, self.used = engine, 0.0, 0.0, 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
     def answers(self, work: Any) -> Iterator[Any]:
-        started = time.perf_counter()
+        started, used, left = time.perf_counter(), of_children(), len(work.missing)
         for batch in self._engine.answers(work):
             if not batch:
-                self.loading = time.perf_counter() - started
+                self.loading, used = time.perf_counter() - started, of_children()
+            left -= len(batch)
+            if not left:
+                self.used = of_children() - used
             yield batch
+            before = time.perf_counter()
+        self.ending = time.perf_counter() - before
 
 
 class Contest:
@@ -101,10 +118,11 @@ class Contest:
         engine.name()
         options: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": self._new, "max_failures": 0.0}
         with tempfile.TemporaryDirectory() as folder:
-            started = time.perf_counter()
+            started, used = time.perf_counter(), time.process_time()
             responses = generate(prompts, self._model, folder=Path(folder), engine=engine, **options)
-            seconds = time.perf_counter() - started - engine.loading
-        return {"seconds": seconds, "tokens": int(responses["response_tokens"].sum())}
+            seconds = time.perf_counter() - started - engine.loading - engine.ending
+            cores = time.process_time() - used + engine.used
+        return {"seconds": seconds, "core_seconds": cores, "tokens": int(responses["response_tokens"].sum())}
 
     def ask_local(self, prompts: pl.DataFrame) -> dict[str, float]:
         return self.generate(prompts)
@@ -145,9 +163,11 @@ class Contest:
                 await asyncio.gather(*(work() for _ in range(self._arguments.concurrency)))
             return tokens
 
-        ids, started = self.ids(prompts), time.perf_counter()
+        ids = self.ids(prompts)
+        started, used = time.perf_counter(), time.process_time() + of_children()
         tokens = asyncio.run(ask())
-        return {"seconds": time.perf_counter() - started, "tokens": tokens}
+        cores = time.process_time() + of_children() - used
+        return {"seconds": time.perf_counter() - started, "core_seconds": cores, "tokens": tokens}
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -225,6 +245,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     with serving(arguments) as url:
         contest = Contest(arguments, model, url)
         contest.ids(prompts)
+        assert model.identity  # reads the weights
         if "local" in arguments.contenders:
             contest.generate(prompts[:1])  # loads the model
         for number in range(arguments.rounds):
@@ -270,16 +291,19 @@ def report(arguments: argparse.Namespace, results: list[dict[str, Any]]) -> None
     """Prints and writes the table. A ratio is the median over the rounds, since other work beside comes and goes."""
     base = next((result["rounds"] for result in results if result["name"] == "LLM.generate"), [])
     print("a self-check, the times mean nothing" * arguments.small)
-    print("| engine | tokens | seconds | tokens a second | of LLM.generate's | by round |\n|---|---|---|---|---|---|")
+    print("| engine | tokens | tokens a second | of LLM.generate's | of a core's second | of LLM.generate's |")
+    print("|---|---|---|---|---|---|")
     for result in results:
         if "failure" in result:
             print(f"| {result['name']} | {result['failure']} | | | | |")
             continue
-        seconds, tokens = (sum(one[name] for one in result["rounds"]) for name in ("seconds", "tokens"))
-        pairs = zip(result["rounds"], base, strict=False)
-        ratios = [one["tokens"] / one["seconds"] * two["seconds"] / two["tokens"] for one, two in pairs]
-        shown = f"{statistics.median(ratios):.2f} | {', '.join(f'{one:.2f}' for one in ratios)}" if ratios else " | "
-        print(f"| {result['name']} | {tokens:,} | {seconds:.1f} | {tokens / seconds:.1f} | {shown} |")
+        tokens, cells = sum(one["tokens"] for one in result["rounds"]), ""
+        for unit in ("seconds", "core_seconds"):
+            pairs = zip(result["rounds"], base, strict=False)
+            ratios = [one["tokens"] / one[unit] * two[unit] / two["tokens"] for one, two in pairs]
+            shown = f"{statistics.median(ratios):.2f} ({', '.join(f'{one:.2f}' for one in ratios)})" if ratios else ""
+            cells += f" {tokens / sum(one[unit] for one in result['rounds']):.1f} | {shown} |"
+        print(f"| {result['name']} | {tokens:,} |{cells}")
     if arguments.into:
         date = datetime.date.today().isoformat()
         record = {

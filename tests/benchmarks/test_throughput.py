@@ -20,3 +20,4 @@ def test_every_contender_answers_or_is_named(tmp_path: Path) -> None:
     (one,) = local["rounds"]
     assert 12 <= one["tokens"] <= 12 * 8
     assert one["seconds"] > 0
+    assert one["core_seconds"] > 0

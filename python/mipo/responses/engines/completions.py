@@ -62,8 +62,8 @@ class Bodies:
             body["stop_token_ids"] = self._ends
         if kind == "transformers":
             # Without it, it takes the model's generation config, which may have a penalty, and may be greedy.
-            sampled = {"do_sample": sampling.temperature > 0, "top_k": 0, "eos_token_id": self._ends}
-            body["generation_config"] = json.dumps(sampled)
+            sampled = {"do_sample": True, "top_k": 0} if sampling.temperature else {"do_sample": False}
+            body["generation_config"] = json.dumps({**sampled, "eos_token_id": self._ends})
         if self._send == "messages":
             prompt = self._work.prompts[row]
             body["messages"] = (
