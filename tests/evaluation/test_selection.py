@@ -73,6 +73,8 @@ def test_what_cannot_be_scored_is_not_the_best(
     best = select_best(links, responses.with_columns(response=emptied), Model.of(model, tokenizer))
     assert best.sum() == known.sum()
     assert not (best & known).any()
+    stated = links.with_columns(reason=pl.when(known).then(pl.lit("chosen and rejected are equal")))
+    assert not (select_best(stated, responses, Model.of(model, tokenizer)) & known).any()
     nothing = responses.with_columns(response=pl.lit(None, pl.String))
     assert links["chosen_id"].filter(select_best(links, nothing, Model.of(model, tokenizer))).to_list() == [
         chosen for chosen in links["asked_id"].unique(maintain_order=True) for _ in range(NEGATIVES)

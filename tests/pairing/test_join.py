@@ -344,6 +344,20 @@ def test_shuffling_swaps_exactly_half_and_is_decided_by_the_seed(chat: bool, n: 
     assert swaps == n // 2
 
 
+@given(st.integers(2, 9), st.integers(2, 4), st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_each_sample_of_a_prompt_is_swapped_by_itself(prompts: int, samples: int, seed: int) -> None:
+    n = prompts * samples
+    ids = pl.int_range(n, eager=True)
+    table = pl.DataFrame({"prompt_id": ids // samples, "chosen_id": ids, "rejected_id": ids + n})
+    shuffled = shuffle(table, seed=seed)
+    swapped = shuffled["chosen_id"] >= n
+    assert swapped.sum() == n // 2
+    assert (shuffled["chosen_id"] % n == ids).all()
+    assert (shuffled["rejected_id"] % n == ids).all()
+    assert ((shuffled["rejected_id"] < n) == swapped).all()
+
+
 @given(st.integers(4, 12), st.integers(2, 3), st.integers(0, 2**32))
 @settings(max_examples=60, deadline=None)
 def test_of_several_negatives_each_answer_is_as_likely_to_be_chosen(n: int, negatives: int, seed: int) -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import TopPLogitsWarper
 
+from mipo.errors import InputError
 from mipo.responses.engines.picking import FIRST, picker, sample
 from mipo.responses.sampling import Sampling
 
@@ -33,6 +34,13 @@ def test_shares_of_tokens_are_those_of_transformers(top_p: float, vocabulary: in
 def test_impossible_tokens_are_never_picked(top_p: float) -> None:
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).expand(2, -1)
     assert sample(logits, top_p, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)).tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_logits_that_are_not_finite_are_named(top_p: float, value: float) -> None:
+    with pytest.raises(InputError, match="dtype: expected finite logits of the model"):
+        sample(torch.tensor([[0.0, value, 1.0]]), top_p, torch.tensor([0.5], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])

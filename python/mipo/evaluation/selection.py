@@ -27,16 +27,17 @@ def select_best(
     """Which rows of `links` belong to the sample of their prompt with the highest leave-one-out PMI, boolean [rows].
 
     That is log π(response | prompt) less the log of its mean probability under the counter-prompts of the same rows.
-    `links` and `responses` are those of a run; `engine` scores (default: the model, in this process), and what it
-    scores is kept in `database`. Of samples with equal PMI the first is taken, and where none can be scored: an empty
-    response cannot, nor one that is longer with any of these prompts than the engine reads.
+    `links`, with the reasons of `mipo.pairing.filter.add_reasons`, and `responses` are those of a run. `engine` scores
+    (default: the model, in this process), and what it scores is kept in `database`. Of samples with equal PMI the first
+    is taken, and where none can be scored: one that is in no pair cannot, nor one that is longer with any of these
+    prompts than the engine reads.
     """
     rows = links.with_row_index("row").group_by("prompt_id", "chosen_id", maintain_order=True)
-    groups = rows.agg("row", pl.col("asked_id").first(), "rejected_id", is_link=pl.col("reason").is_null().all())
+    groups = rows.agg("row", pl.col("asked_id").first(), "rejected_id", is_pair=pl.col("reason").is_null().any())
     table = responses.select("response_id", "prompt", "response", "truncated").sort("response_id")
     assert table["response_id"].equals(pl.int_range(table.height, dtype=pl.UInt64, eager=True).alias("response_id"))
     texts = table["response"].str.strip_chars().fill_null("")
-    usable = groups["is_link"] & (texts.gather(groups["chosen_id"]) != "")
+    usable = groups["is_pair"] & (texts.gather(groups["chosen_id"]) != "")
     scores = np.full(groups.height, -np.inf)
     if usable.any():
         scored = np.flatnonzero(usable)

@@ -8,16 +8,18 @@ from mipo.io.lazy import np, pl
 def shuffle(pairs: pl.DataFrame, *, seed: int) -> pl.DataFrame:
     """The pairs with chance deciding which response is called chosen.
 
-    Each of a prompt's chosen and K rejected responses becomes the chosen one with equal chance. With one negative,
-    chosen and rejected are swapped in exactly half of the rows (rounded down), drawn by the seed. Rows with a `reason`
-    are not pairs, and stay as they are.
+    Each of the chosen response and the K rejected ones of a group becomes the chosen one with equal chance. With one
+    negative, chosen and rejected are swapped in exactly half of the rows (rounded down), drawn by the seed. Rows with a
+    `reason` are not pairs, and stay as they are.
     """
     if "reason" in pairs.columns:
         rows = pairs.with_row_index("row")
         shuffled = shuffle(rows.filter(pl.col("reason").is_null()).drop("reason"), seed=seed)
         shuffled = shuffled.with_columns(pl.lit(None, pl.String).alias("reason"))
         return pl.concat([shuffled, rows.filter(pl.col("reason").is_not_null())]).sort("row").drop("row")
-    partner = _swaps(pairs["prompt_id"].rle_id().alias("group"), seed)
+    # A sample is a group of its own.
+    names = [name for name in ("prompt_id", "chosen_id") if name in pairs.columns]
+    partner = _swaps(pairs.select(names).to_struct("group").rle_id(), seed)
     swapped, here = partner.is_not_null(), partner == pl.int_range(pairs.height, eager=True)
     columns = []
     for suffix in (column.removeprefix("chosen") for column in pairs.columns if column.startswith("chosen")):

@@ -78,7 +78,7 @@ def estimate(
         len(missing) * settings.max_new_tokens,
         count,
         tokens and tokens * len(missing),
-        seconds and side_by_side and seconds * len(missing) / min(side_by_side, max(len(missing), 1)),
+        seconds * len(missing) / min(side_by_side, max(len(missing), 1)) if seconds and side_by_side else None,
     )
 
 

@@ -204,7 +204,7 @@ class _Bar:
 
     def advance(self, answers: list[Answer]) -> None:
         """Counts answers. Where a model was loaded for them, the time begins when it is there."""
-        if not answers:
+        if not answers and not self._tokens:
             self._started = time.monotonic()
         self._tokens += sum(answer.response_tokens for answer in answers)
         self._failed += sum(answer.failure is not None for answer in answers)

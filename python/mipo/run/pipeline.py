@@ -143,8 +143,9 @@ class _Pipeline:
     def _links_of_best(self) -> pl.DataFrame:
         """The links, with a reason for the rows of all samples but the best one of their prompt."""
         links, responses = self._read("links.parquet"), sources.scan(self.folder / "responses").lazy().collect()
+        stated = add_reasons(links, ResponseStates.of(responses, BATCH_ROWS))
         engine = of_settings(self.recipe.responses)
-        best = select_best(links, responses, self._sampler(), engine=engine, database=self.folder / FILE)
+        best = select_best(stated, responses, self._sampler(), engine=engine, database=self.folder / FILE)
         return links.with_columns(reason=pl.coalesce("reason", pl.when(~best).then(pl.lit(reasons.ANOTHER_SAMPLE))))
 
     def tokens(self) -> Rows:

@@ -144,12 +144,12 @@ class RunFolder:
 
     def _check_dropped(self, stage: str, rows: Rows) -> None:
         limits, general = (self.max_dropped, 0.01) if isinstance(self.max_dropped, dict) else ({}, self.max_dropped)
-        shares = {reasons.ANOTHER_SAMPLE: 1.0, **limits}  # the recipe asked for a choice
-        over = [reason for reason, n in rows.dropped.items() if reason in shares and n > shares[reason] * rows.rows_in]
-        rest = sum(n for reason, n in rows.dropped.items() if reason not in shares)
-        if over or rest > general * rows.rows_in:
-            named = over or rows.dropped
-            needed = {reason: math.ceil(100 * rows.dropped[reason] / rows.rows_in) / 100 for reason in named}
+        total = max(1, rows.rows_in - rows.dropped.get(reasons.ANOTHER_SAMPLE, 0))
+        counts = {reason: n for reason, n in rows.dropped.items() if reason != reasons.ANOTHER_SAMPLE}
+        over = [reason for reason, n in counts.items() if reason in limits and n > limits[reason] * total]
+        rest = sum(n for reason, n in counts.items() if reason not in limits)
+        if over or rest > general * total:
+            needed = {reason: math.ceil(100 * counts[reason] / total) / 100 for reason in over or counts}
             raise InputError(
                 f"{stage}: more rows were dropped than max_dropped allows ({self.max_dropped}): {rows.describe()}. "
                 f"Mend the input, or allow it in the recipe with max_dropped: {json.dumps({**limits, **needed})}"

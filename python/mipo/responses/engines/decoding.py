@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,13 +30,15 @@ PREFILL_TOKENS = (16_384, 4_096)
 
 
 def decode(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], pick: Pick, *, rows: int, new: int, ends: Collection[int]
-) -> Iterator[Ended]:
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], pick: Pick, *, rows: int, new: int, ends: Collection[int],
+    shrink: Callable[[int], None] | None = None,
+) -> Iterator[Ended]:  # fmt: skip
     """The new ids of each prompt, with its place: `new` of them, or up to and with the first of `ends`.
 
     At most `rows` prompts are in the batch, the longest first. A row that ends makes room for the next prompt. Yields
     the rows that have ended, so that short ones come before long ones. Where memory runs out, half as many rows are
-    tried, and what was begun begins again. Raises torch.OutOfMemoryError where there is not enough for one row.
+    tried, of which `shrink` is told, and what was begun begins again. Raises torch.OutOfMemoryError where there is not
+    enough for one row.
     """
     # Long prompts first: memory runs out at the start or never, and those of one time need little padding.
     left = sorted(range(len(prompts)), key=lambda place: (-len(prompts[place]), place))
@@ -52,6 +54,8 @@ def decode(
                 raise
             print(f"generate: no memory for {rows} prompts at once; going on with {rows // 2}")
             rows //= 2
+            if shrink:
+                shrink(rows)
         left = [place for place in left if place not in done]
 
 
@@ -106,6 +110,10 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
     def get_seq_length(self) -> int:
         """The columns that are written."""
         return self._length
+
+    def release(self) -> None:
+        """Gives the memory back."""
+        self._buffers, self.keys, self.values = (), None, None  # type: ignore[assignment]
 
 
 @dataclass(eq=False, slots=True)
@@ -185,6 +193,9 @@ def _join(parts: list[_Batch]) -> _Batch | None:
     for of_parts in zip(*(part.cache.layers for part in parts), strict=True):
         states = zip(*(layer.states for layer in of_parts), strict=True)
         layers.append(_Layer(*(_align(side, kept, width) for side in states), length=width))
+        del states
+        for layer in of_parts:
+            layer.release()
     columns = torch.arange(width + COLUMNS, device=sizes.device)
     seen = ((columns >= width - sizes[:, None]) & (columns < width)).long()
     rows = [(part.places[row], part.new[row]) for part in parts for row in part.live]

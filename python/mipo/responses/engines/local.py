@@ -28,7 +28,7 @@ class Local:
 
     A block is sampled whole if any of it is missing: an answer's random numbers depend on its prompt alone, but its
     logits are rounded as the rows beside it have it, and an interrupted generation gives the answers of an undisturbed
-    one, bit by bit.
+    one, bit by bit, unless memory ran out.
     """
 
     def identity(self) -> dict[str, str]:
@@ -46,19 +46,28 @@ class Local:
         from mipo.responses.engines.decoding import decode
 
         missing, sampling, ends = set(work.missing.tolist()), work.sampling, work.model.end_ids
+        weights, rows = work.model.weights, sampling.batch_size
+
+        def shrink(count: int) -> None:
+            nonlocal rows
+            rows = count
+
+        yield []
         for block in (work.rows[start : start + BLOCK_ROWS].tolist() for start in range(0, len(work.rows), BLOCK_ROWS)):
             if missing.isdisjoint(block):
                 continue
             prompts = [work.ids[row].tolist() for row in block]
             pick = picker(sampling, [int(work.seeds[row]) for row in block])
-            rows, new, before = sampling.batch_size, sampling.max_new_tokens, time.monotonic()
-            for ended in decode(work.model.weights, prompts, pick, rows=rows, new=new, ends=ends):
+            new, before = sampling.max_new_tokens, time.monotonic()
+            for ended in decode(weights, prompts, pick, rows=rows, new=new, ends=ends, shrink=shrink):
                 seconds, before = (time.monotonic() - before) / len(ended), time.monotonic()
-                yield [
+                answers = [
                     (block[place], _answer(work.model.tokenizer, prompts[place], ids, ends, seconds))
                     for place, ids in ended
                     if block[place] in missing
                 ]
+                if answers:
+                    yield answers
 
     def check_scoring(self, model: Model) -> None:
         """Nothing to check."""

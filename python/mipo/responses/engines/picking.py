@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from mipo.errors import InputError
 from mipo.io.lazy import np, torch
 
 if TYPE_CHECKING:
@@ -57,5 +58,7 @@ def _invert(shares: Tensor, uniform: Tensor) -> Tensor:
     """The first place [n] where the running sum of shares [n, V] is above that part of their whole sum."""
     sums = shares.to(torch.float32 if shares.device.type == "mps" else torch.float64).cumsum(-1)
     total = sums[:, -1:]
+    if not total.isfinite().all():
+        raise InputError("dtype: expected finite logits of the model, got NaN or infinity; answer in another dtype")
     wanted = torch.minimum(uniform[:, None].to(sums) * total, total.nextafter(torch.zeros_like(total)))
     return torch.searchsorted(sums, wanted, right=True).squeeze(-1)
