@@ -32,6 +32,18 @@ def strangers(tmp_path):
     return folder
 
 
+def test_requests_of_a_batch_are_mipo_s_by_name_and_results_are_the_user_s(tmp_path):
+    folder = tmp_path / "responses"
+    with outputs.claim(folder, "responses"):
+        for name in ("requests/0123abcd-00001.jsonl", "requests/mine.jsonl", "results/0123abcd-00001.jsonl"):
+            path = folder / "batch" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("{}")
+    outputs.remove(folder)
+    left = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    assert left == ["batch/requests/mine.jsonl", "batch/results/0123abcd-00001.jsonl"]
+
+
 def test_a_new_folder_and_an_empty_one_are_marked_and_known_again(tmp_path):
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "new" / "inner", tmp_path / "empty"):

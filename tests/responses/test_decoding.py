@@ -131,12 +131,12 @@ def test_half_as_many_rows_go_on_where_memory_runs_out(
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     llama.register_forward_pre_hook(run_out)
-    told = list[int]()
+    limits = list[int]()
     pick = picker(sampling, range(len(prompts)))
-    decoding_of = decode(llama, prompts, pick, rows=16, new=NEW, ends=ENDS, shrink=told.append)
+    decoding_of = decode(llama, prompts, pick, rows=16, new=NEW, ends=ENDS, shrink=limits.append)
     got = dict(pair for ended in decoding_of for pair in ended)
     assert [got[place] for place in range(len(prompts))] == whole
-    assert told == [8, 4]
+    assert limits == [8, 4]
     assert capsys.readouterr().out.splitlines() == [
         "generate: no memory for 16 prompts at once; going on with 8",
         "generate: no memory for 8 prompts at once; going on with 4",

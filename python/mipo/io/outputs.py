@@ -33,7 +33,12 @@ PARQUET_MARK = {"mipo": "table"}  # metadata of a Parquet file that mipo wrote
 FILES: dict[str, tuple[str, ...]] = {
     "run": (),
     "demo inputs": (),
-    "responses": ("answers.sqlite", "answers.sqlite-wal", "part-*.parquet", "batch/requests/*.jsonl"),
+    "responses": (
+        "answers.sqlite",
+        "answers.sqlite-wal",
+        "part-*.parquet",
+        f"batch/requests/{'[0-9a-f]' * 8}-[0-9]*.jsonl",
+    ),
     "tokens": ("manifest.json", "shard-*/shard.json", "shard-*/*.arrow"),
     "model": (),
     "unfinished model": ("**/*",),
