@@ -188,6 +188,21 @@ def test_texts_that_look_like_something_else_stay_texts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("responses", "message"),
+    [
+        ("{engine: batch, dtype: bfloat16}", "dtype: expected engine: local or vllm or ray with it, got engine: batch"),
+        (
+            "{engine: ray, samples: 2, choose: best}",
+            "choose: expected an engine that scores (local, vllm, server), got",
+        ),
+        ("{choose: best}", "choose: expected samples: 2 or more to choose the best of, got samples: 1"),
+    ],
+)
+def test_settings_that_the_engine_cannot_have_are_refused(tmp_path: Path, responses: str, message: str) -> None:
+    assert refused(tmp_path, f"responses: {responses}").startswith(f"responses.{message}")
+
+
+@pytest.mark.parametrize(
     ("responses", "whose"),
     [
         ("{}", "mipo's"),

@@ -217,16 +217,27 @@ def _candidates(
     # Rows of asked.prompts, [n, K+1].
     candidates = np.column_stack([asked.own.to_numpy(), asked.counter.to_numpy().reshape(-1, negatives)])
     responses = table[scored]
-    prompt_ids, response_ids = encode_candidates(asked.prompts["prompt"], candidates, responses, model.tokenizer)
-    lengths = np.array([len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)], dtype=np.int64)
-    fits = (lengths.reshape(-1, negatives + 1) <= (longest or np.inf)).all(axis=1)
+    fits, ids = fitting_candidates(asked.prompts["prompt"], candidates, responses, model.tokenizer, longest)
     if not fits.any():
         raise InputError(NO_ROW)
-    places = np.flatnonzero(np.repeat(fits, negatives + 1))
-    return scored[fits], ([prompt_ids[i] for i in places], [response_ids[i] for i in places])
+    return scored[fits], ids
 
 
-def encode_candidates(
+def fitting_candidates(
+    asked: pl.Series, candidates: NDArray[np.int64], responses: pl.DataFrame, tokenizer: PreTrainedTokenizerBase,
+    longest: int | None,
+) -> tuple[NDArray[np.bool_], Ids]:  # fmt: skip
+    """Which responses have at most `longest` tokens with each of their candidates, [n], and the ids of these
+    (`_encode_candidates`), K + 1 rows each.
+    """
+    prompts, answers = _encode_candidates(asked, candidates, responses, tokenizer)
+    lengths = np.array([len(p) + len(r) for p, r in zip(prompts, answers, strict=True)], dtype=np.int64)
+    fits = np.asarray((lengths.reshape(candidates.shape) <= (longest or np.inf)).all(axis=1))
+    places = np.flatnonzero(np.repeat(fits, candidates.shape[1]))
+    return fits, ([prompts[place] for place in places], [answers[place] for place in places])
+
+
+def _encode_candidates(
     asked: pl.Series, candidates: NDArray[np.int64], responses: pl.DataFrame, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[NDArray[np.uint32]], list[NDArray[np.uint32]]]:
     """Ids of prompt and response of each of the `candidates` [n, K+1], rows of `asked`, separated as in training.

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from mipo.evaluation.bounds import row_bounds
-from mipo.evaluation.measurement import encode_candidates
+from mipo.evaluation.measurement import fitting_candidates
 from mipo.responses.scoring import response_logps, scorer
 
 if TYPE_CHECKING:
@@ -43,13 +43,10 @@ def select_best(
         scored = np.flatnonzero(usable)
         asked = groups[scored]
         candidates = np.column_stack([asked["asked_id"], *np.array(asked["rejected_id"].to_list()).T]).astype(np.int64)
-        ids = encode_candidates(table["prompt"], candidates, table[asked["chosen_id"]], model.tokenizer)
-        lengths = np.array([len(p) + len(r) for p, r in zip(*ids, strict=True)]).reshape(candidates.shape)
-        fits = (lengths <= (scorer(engine).longest(model) or np.inf)).all(axis=1)
-        places = np.flatnonzero(np.repeat(fits, candidates.shape[1]))
-        if len(places):
-            prompts, answers = ([side[place] for place in places] for side in ids)
-            logps = response_logps(prompts, answers, model, engine=engine, database=database, progress="best samples")
+        own, longest = table[asked["chosen_id"]], scorer(engine).longest(model)
+        fits, ids = fitting_candidates(table["prompt"], candidates, own, model.tokenizer, longest)
+        if fits.any():
+            logps = response_logps(*ids, model, engine=engine, database=database, progress="best samples")
             scores[scored[fits]] = row_bounds(logps.reshape(-1, candidates.shape[1]))[1]
     groups = groups.with_columns(score=scores)
     best = groups.select(pl.col("score").arg_max().over("prompt_id") == pl.int_range(pl.len()).over("prompt_id"))

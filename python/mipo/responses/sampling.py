@@ -20,9 +20,9 @@ Reasoning = Literal["drop", "keep", "part"]
 # Settings that not every engine has.
 ENGINES = {
     "served_model": ("server", "batch"), "send": ("server", "batch"), "key_variable": ("server",),
-    "python": ("vllm", "ray"), "engine_options": ("vllm", "ray"), "concurrency": ("server", "ray"),
-    "timeout": ("server",), "patience": ("server",), "batch_for": ("batch",), "requests_per_file": ("batch",),
-    "address": ("ray",), "workers": ("ray",), "gpus": ("ray",),
+    "python": ("vllm", "ray"), "dtype": ("local", "vllm", "ray"), "engine_options": ("vllm", "ray"),
+    "concurrency": ("server", "ray"), "timeout": ("server",), "patience": ("server",), "batch_for": ("batch",),
+    "requests_per_file": ("batch",), "address": ("ray",), "workers": ("ray",), "gpus": ("ray",),
 }  # fmt: skip
 AUTO: dict[Reader, Sent] = {"vllm": "text", "hosted": "messages"}  # what a batch sends, by what reads it
 
@@ -168,6 +168,8 @@ class Responses(Sampling, frozen=True, kw_only=True):
             )
         if self.choose == "best" and self.samples == 1:
             raise InputError("choose: expected samples: 2 or more to choose the best of, got samples: 1")
+        if self.choose == "best" and self.engine in ("ray", "batch"):
+            raise InputError(f"choose: expected an engine that scores (local, vllm, server), got engine: {self.engine}")
         for url in self.urls:
             if not url.startswith(("http://", "https://")) or set(url) & {"@", "?"}:
                 shown = url.rpartition("@")[2].partition("?")[0]

@@ -115,15 +115,14 @@ class _Pipeline:
     def responses(self) -> Rows:
         """Links pairs to responses, and lets the model answer each distinct prompt."""
         train, drawn = self._read("prompts.parquet"), self._read("counterparts.parquet")
-        settings = self.recipe.responses
+        settings, engine = self.recipe.responses, of_settings(self.recipe.responses)
         if settings.choose == "best":
-            scorer(of_settings(settings)).check_scoring(self.model)
+            scorer(engine).check_scoring(self.model)
         requests = compose_requests(
             train, drawn, chat=self.model.is_chat, samples=settings.samples, fresh=settings.fresh
         )
         self._write(link(train, drawn, requests), "links.parquet")
-        engine = of_settings(settings)
-        responses = self._generate(requests, "responses", engine, self.recipe.seed, "responses")
+        responses = self._generate(requests, "responses", self._sampler(), engine, self.recipe.seed, "responses")
         failed = failures(responses)
         return Rows(responses.height, responses.height - sum(failed.values()), failed)
 
@@ -164,8 +163,9 @@ class _Pipeline:
         settings = records.settings(self.recipe.contrast) | {"negatives": 1}
         drawn = contrast(test, seed=self.recipe.seed, **settings)
         requests = compose_requests(test, drawn, chat=self.model.is_chat)
-        seed = self.recipe.seed + 1
-        responses = self._generate(requests, "evaluation/responses", self._judge(), seed, "held-out responses")
+        # In the dtype of the answers after training, not in that of `responses`.
+        name, judge = "evaluation/responses", self._judge()
+        responses = self._generate(requests, name, self.model, judge, self.recipe.seed + 1, "held-out responses")
         links = add_reasons(link(test, drawn, requests), ResponseStates.of(responses, BATCH_ROWS))
         if not keep(links).height:
             raise InputError("evaluation: no held-out row became a pair; hold out more rows")
@@ -230,12 +230,14 @@ class _Pipeline:
         """The model in the dtype that it answers in."""
         return self.model.with_dtype(self.recipe.responses.dtype)
 
-    def _generate(self, requests: Requests, name: str, engine: Engine | None, seed: int, progress: str) -> pl.DataFrame:
+    def _generate(
+        self, requests: Requests, name: str, model: Model, engine: Engine | None, seed: int, progress: str
+    ) -> pl.DataFrame:
         """The responses to all requests; prompts without one have the reason."""
         settings = self.recipe.responses
         reuse = self.reuse if self.reuse and (self.reuse / FILE).exists() else None
         return generate(
-            requests.prompts, self._sampler(), folder=self.folder / name,
+            requests.prompts, model, folder=self.folder / name,
             database=self.folder / FILE, engine=engine, reuse=reuse, seed=seed, progress=progress, **settings.options,
         )  # fmt: skip
 

@@ -13,6 +13,8 @@ from typing import Any
 
 from mipo.io import checksum, records, sources
 from mipo.models.model import Model
+from mipo.responses.engines.choice import of_settings
+from mipo.responses.scoring import scorer
 from mipo.run.recipe import Recipe, dump
 from mipo.run.stages import RunFolder
 from mipo.run.training_settings import trainer_fields
@@ -62,7 +64,7 @@ def inputs(stage: str, recipe: Recipe, model: Model, run: RunFolder) -> dict[str
         "tokenizer": tokenizer,
     }
     if recipe.judge:  # one that changes between the two sides would change the figures
-        evaluation["engine"] = {"engine": recipe.judge.engine, "dtype": recipe.judge.dtype}
+        evaluation["engine"] = scorer(of_settings(recipe.judge)).precision(model)
     match stage:
         case "prompts":
             section = recipe.prompts

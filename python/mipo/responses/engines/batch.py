@@ -1,8 +1,8 @@
 """The batch engine: requests in files, for a batch runner that works while mipo does not.
 
 A call writes what nobody has been asked yet, and stops; the next call takes the results, and asks again what failed.
-The files are the only state: what is deleted of them is asked, or answered, anew. Knows prompts and answers. What a
-file looks like is in `mipo.responses.engines.batch_files`.
+What has been taken is in the database; for the rest the files are the state: what is deleted is asked, or taken, anew.
+Knows prompts and answers. What a file looks like is in `mipo.responses.engines.batch_files`.
 """
 
 from __future__ import annotations

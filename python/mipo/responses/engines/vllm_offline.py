@@ -135,6 +135,8 @@ class Vllm:
                     values = json.loads(line)
                     yield values
                     left = left and left - len(values)
+                    if left == 0:
+                        break  # vLLM takes seconds to end
                 if left != 0:
                     process.wait()
                     what = f"{left:,} prompts were answered" if left else "its work was done"
