@@ -101,6 +101,14 @@ def test_what_could_not_train_is_refused_before_a_prompt_is_read(tmp_path: Path,
     assert not (tmp_path / "out").exists()
 
 
+def test_a_refused_deepspeed_file_does_not_spoil_the_next_recipe(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as kept:  # its traceback keeps the half-made config alive
+        dry_run(write(tmp_path, "trainer: {deepspeed: absent.json}"))
+    with pytest.raises(NotThereError, match=r"absent\.jsonl: no such file"):  # past the settings, at the prompts
+        dry_run(write(tmp_path, "trainer: {max_steps: 1}"))
+    assert kept.value.__cause__
+
+
 def test_the_command_says_so_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path, "lora: {target_modules: [q_porj]}")
     assert cli.main(["run", str(path), "--dry-run"]) == 2

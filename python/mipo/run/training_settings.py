@@ -47,10 +47,21 @@ def build(recipe: Recipe, folder: Path) -> tuple[MIPOConfig, LoraConfig | None]:
 
     fields = {"seed": recipe.seed, "trust_remote_code": recipe.trust_remote_code, **trainer_fields(recipe)}
     with _refused("trainer"):
-        args = MIPOConfig(output_dir=str(folder / "checkpoints"), **fields)
+        args = _config(MIPOConfig, output_dir=str(folder / "checkpoints"), **fields)
         check_training(args, negatives=recipe.contrast.negatives, lora=recipe.lora is not None)
     with _refused("lora"):
         return args, None if recipe.lora is None else lora_config(recipe.lora)
+
+
+def _config(kind: type[MIPOConfig], **fields: Any) -> MIPOConfig:
+    """The config of these fields. Of one that is refused, transformers keeps no DeepSpeed settings for the process."""
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    try:
+        return kind(**fields)
+    except Exception:
+        unset_hf_deepspeed_config()
+        raise
 
 
 def check_fit(args: MIPOConfig, lora: LoraConfig | None, model: str) -> None:
