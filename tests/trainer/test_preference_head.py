@@ -22,9 +22,8 @@ from trl.trainer.utils import add_fused_lm_head
 from mipo.loss.preference import preference_loss
 from mipo.trainer.collators import GroupCollator
 from mipo.trainer.config import MIPOConfig
+from mipo.trainer.packing import PackedGroups, PackingCollator
 from mipo.trainer.preference_head import (
-    PackedGroups,
-    PackingCollator,
     adapted_heads,
     add_preference_head,
     check_settings,
@@ -190,7 +189,7 @@ def test_prompts_that_peft_learns_stand_before_the_tokens(tmp_path: Path) -> Non
     ids = {name: batch[name] for name in ("input_ids", "attention_mask")}
     labels = ids["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
     logps = model(**ids, labels=labels, fused_lm_head=True).log_probs.sum(1)
-    ours = packed_loss(model, batch).logps.float()
+    ours = packed_loss(model, batch).figures.logps.float()
     torch.testing.assert_close(ours, logps.view(2, -1).t(), atol=TRL_ATOL, rtol=0)
 
 

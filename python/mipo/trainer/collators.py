@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mipo.trainer.preference_head import REF
+from mipo.trainer.packing import REF
 
 
 @dataclass

@@ -44,9 +44,13 @@ class MIPOConfig(DPOConfig):  # type: ignore[misc]
     dataloader_pin_memory: bool | None = field(
         default=None, metadata={"help": "Default: on an accelerator only.", **FLAG}
     )
-    fused_loss: bool = field(
-        default=False,
-        metadata={"help": "Score with mipo's LM head and loss: a quarter or a third fewer FLOPs in the head."},
+    fused_loss: bool | None = field(
+        default=None,
+        metadata={"help": "Score with mipo's LM head and loss. Default: where prompts are shared.", **FLAG},
+    )
+    shared_prompts: bool | None = field(
+        default=None,
+        metadata={"help": "Run each prompt once for all its responses. Default: where the model allows it.", **FLAG},
     )
 
     def __post_init__(self) -> None:

@@ -7,9 +7,8 @@ autocast work on it as on any forward.
 
 import functools
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -20,80 +19,42 @@ from trl.trainer import dpo_trainer
 
 from mipo.errors import InputError
 from mipo.fused.heads import Head
-from mipo.fused.operators import linear_preference_loss
+from mipo.fused.operators import linear_logps, linear_preference_loss
 from mipo.loss.preference import check_losses
-
-REF = ("ref_chosen_logps", "ref_rejected_logps")
-
-
-@dataclass(frozen=True, eq=False)
-class PackedGroups:
-    """The positions of the response tokens of a batch of rows [N, L], packed group by group, chosen responses first.
-
-    It is not a tensor, so code that moves or casts all tensors of a batch, or of a model's arguments, leaves it alone:
-    the lengths stay on the CPU, where reading them does not wait, and the reference stays in float32.
-    """
-
-    states: Tensor  # [T], int64: which of the N L hidden states predicts each token
-    targets: Tensor  # [T], int64: the tokens
-    is_chosen: Tensor  # [T], bool: the token is in a chosen response
-    lengths: Tensor  # [G, K+1], int64, CPU: tokens of each response, 0 where a group has no such response
-    ref_logps: Tensor | None  # [G, K+1], nats
-    width: int  # L
-
-    def to(self, device: Any, **options: Any) -> "PackedGroups":
-        """A copy with all but the lengths on `device`; accelerate's loaders call it by this name."""
-        tensors = {name: getattr(self, name) for name in ("states", "targets", "is_chosen", "ref_logps")}
-        copies: dict[str, Any] = {k: v if v is None else v.to(device, **options) for k, v in tensors.items()}
-        return replace(self, **copies)
+from mipo.trainer import shared_attention
+from mipo.trainer.packing import PackedGroups
 
 
-@dataclass
-class PackingCollator:
-    """Adds `groups` to the batches of another collator, TRL's or `mipo.trainer.collators.GroupCollator`.
+class Figures:
+    """What is logged of a batch, without gradients. FSDP casts the tensors of a model's result, and not these."""
 
-    A response token in the first column, which nothing predicts, is neither scored nor counted.
-    """
-
-    collate: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
-
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Collates a list of rows; raises InputError where one of their responses has no token to score."""
-        batch = self.collate(rows)
-        ids, is_response = batch["input_ids"], batch["completion_mask"] != 0
-        is_response[:, 0] = False
-        mask, order = batch.get("group_mask"), torch.arange(len(ids))
-        if mask is None:  # TRL's order: the chosen response of every group, then the rejected ones
-            order = order.view(2, -1).t().flatten()
-            mask = torch.ones(len(ids) // 2, 2, dtype=torch.bool)
-        counts = is_response.sum(1)[order]
-        if not counts.all():
-            empty = mask.nonzero()[counts == 0, 0].unique().tolist()
-            raise InputError(
-                f"expected a token to score in every response, got none in groups {empty[:10]} of a batch; drop these "
-                "groups, and give prompts and responses of at least one token"
-            )
-        row, column = is_response[order].nonzero(as_tuple=True)
-        tokens = order[row] * ids.shape[1] + column
-        is_chosen = torch.zeros_like(mask).index_fill_(1, torch.tensor(0), True)[mask].repeat_interleave(counts)
-        lengths = torch.zeros(mask.shape, dtype=torch.int64).masked_scatter_(mask, counts)
-        groups = PackedGroups(tokens - 1, ids.flatten()[tokens], is_chosen, lengths, _reference(batch), ids.shape[1])
-        return {**batch, "groups": groups}
+    def __init__(self, logps: Tensor, entropy: Tensor, mean_logits: Tensor, is_top1: Tensor) -> None:
+        self.logps = logps  # [G, K+1], nats
+        self.entropy = entropy  # [T], nats
+        self.mean_logits = mean_logits  # [T]
+        self.is_top1 = is_top1  # [T], bool
 
 
 class PreferenceHeadOutput(NamedTuple):
-    """The result of a model with a preference head for `groups`; `loss` and `aux_loss` have gradients."""
+    """The result of a model with a preference head for `groups`."""
 
     loss: Tensor  # [], the mean over the groups, without aux_loss
-    logps: Tensor  # [G, K+1], nats
-    entropy: Tensor  # [T], nats
-    mean_logits: Tensor  # [T]
-    is_top1: Tensor  # [T], bool
     aux_loss: Tensor | None  # [], of a mixture of experts with output_router_logits
+    figures: Figures
+
+
+class ResponseLogps:
+    """The result for `groups` without a reference, without gradients."""
+
+    def __init__(self, tokens: Tensor, responses: Tensor) -> None:
+        self.tokens = tokens  # [T], nats
+        self.responses = responses  # [G, K+1], nats, 0 where a group has no such response
 
 
 def add_preference_head(model: Any, args: DPOConfig) -> None:
     """Makes `model(..., groups=PackedGroups)` return `PreferenceHeadOutput`; without `groups`, nothing changes.
+
+    Groups without `ref_logps` are scored: the result is `ResponseLogps`.
 
     Args:
         model: a causal LM of transformers, or PEFT's wrapper of one. Its forward is patched as by TRL's
@@ -112,7 +73,13 @@ def add_preference_head(model: Any, args: DPOConfig) -> None:
         if groups is None:
             return original(*args, **kwargs)
         kwargs.pop("labels", None)  # PEFT passes its own None
-        return _preference_loss(self, groups, options, *args, **kwargs)
+        if groups.layout is not None:
+            kwargs |= shared_attention.arguments(groups.layout)
+        # Look the backbone up at every call, as TRL does: PEFT and FSDP replace modules.
+        out = self.base_model(*args, **{**kwargs, "use_cache": False})
+        if groups.ref_logps is None:
+            return _response_logps(self, groups, out)
+        return _preference_loss(self, groups, options, out, kwargs)
 
     inner.forward = types.MethodType(forward, inner)
 
@@ -180,37 +147,46 @@ def _loss_options(args: DPOConfig) -> dict[str, Any]:
                                                    "discopop_tau")}  # fmt: skip
 
 
-def _reference(batch: Mapping[str, Any]) -> Tensor | None:
-    if REF[0] in batch:
-        return torch.stack([batch[name] for name in REF], 1)
-    return batch.get("ref_logps")
-
-
 def _preference_loss(
-    model: Any, groups: PackedGroups, options: Mapping[str, Any], *args: Any, **kwargs: Any
+    model: Any, groups: PackedGroups, options: Mapping[str, Any], out: Any, arguments: Mapping[str, Any]
 ) -> PreferenceHeadOutput:
-    # Look the backbone up at every call, as TRL does: PEFT and FSDP replace modules.
-    out = model.base_model(*args, **{**kwargs, "use_cache": False})
-    # PEFT puts learned prompts before the tokens.
-    states = out.last_hidden_state[:, -groups.width :].flatten(0, 1)
-    hidden = states.index_select(0, groups.states.to(states.device))
-    head = Head.of(model)
-    hidden = hidden.to(head.weight)  # a device_map may put the head on another device, PEFT its copy into float32
+    hidden, head = _read(model, groups, out)
     assert groups.ref_logps is not None
     result = linear_preference_loss(
         hidden, targets=groups.targets, lengths=groups.lengths, ref_logps=groups.ref_logps, statistics=True,
-        **head(hidden), **options,
+        **head, **options,
     )  # fmt: skip
     statistics = result.statistics
     assert statistics is not None
-    aux_loss = _aux_loss(model, out, kwargs) if kwargs.get("output_router_logits") else None
-    per_token = statistics.entropy, statistics.mean_logits, statistics.is_top1
-    return PreferenceHeadOutput(result.loss, result.logps, *per_token, aux_loss)
+    figures = Figures(result.logps, statistics.entropy, statistics.mean_logits, statistics.is_top1)
+    counts = arguments.get("attention_mask") if groups.layout is None else groups.layout.copies
+    aux_loss = _aux_loss(model, out, counts) if arguments.get("output_router_logits") else None
+    return PreferenceHeadOutput(result.loss, aux_loss, figures)
 
 
-def _aux_loss(model: Any, out: Any, kwargs: Mapping[str, Any]) -> Any:
+@torch.no_grad()
+def _response_logps(model: Any, groups: PackedGroups, out: Any) -> ResponseLogps:
+    hidden, head = _read(model, groups, out)
+    device = hidden.device.type
+    # The dtype of a training step, so that the rounding of its logits is the reference's too, and cancels.
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    logps = linear_logps(hidden, targets=groups.targets, logits_dtype=dtype, **head)
+    lengths = groups.lengths.to(logps.device, non_blocking=True)
+    responses = torch.segment_reduce(logps, "sum", lengths=lengths.flatten(), unsafe=True).view_as(lengths)
+    return ResponseLogps(logps, responses)
+
+
+def _read(model: Any, groups: PackedGroups, out: Any) -> tuple[Tensor, dict[str, Any]]:
+    """The hidden states [T, D] to score, and the LM head as arguments."""
+    hidden = groups.hidden(out.last_hidden_state)
+    head = Head.of(model)
+    hidden = hidden.to(head.weight)  # a device_map may put the head on another device, PEFT its copy into float32
+    return hidden, head(hidden)
+
+
+def _aux_loss(model: Any, out: Any, counts: Tensor | None) -> Any:
+    """`counts` [N, L] say how often each token counts."""
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
     config = model.config.get_text_config()
-    experts = config.num_experts, config.num_experts_per_tok
-    return load_balancing_loss_func(out.router_logits, *experts, kwargs.get("attention_mask"))
+    return load_balancing_loss_func(out.router_logits, config.num_experts, config.num_experts_per_tok, counts)

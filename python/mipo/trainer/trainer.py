@@ -6,32 +6,44 @@ the model computes either loss in its forward (`mipo.trainer.preference_head`).
 """
 
 import copy
+import logging
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import replace
+from contextlib import nullcontext
 from typing import Any
 
 import datasets
 import pyarrow.compute as pc
 import torch
+from accelerate.utils import is_peft_model
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from trl import DPOTrainer
 from trl.models import prepare_deepspeed
+from trl.trainer.utils import use_adapter
 
 from mipo.errors import InputError
 from mipo.loss.preference import implicit_rewards, preference_loss
 from mipo.trainer.checks import check_grouped
 from mipo.trainer.collators import GroupCollator
 from mipo.trainer.config import MIPOConfig
+from mipo.trainer.packing import REF, PackedGroups, PackingCollator
 from mipo.trainer.preference_head import (
-    REF,
-    PackingCollator,
+    Figures,
+    ResponseLogps,
     adapted_heads,
     add_preference_head,
     check_head,
     check_settings,
 )
+from mipo.trainer.shared_attention import read_layouts
+from mipo.trainer.sharing import at_rest, obstacle_at_first_use, obstacle_in_model, obstacle_in_settings
+
+logger = logging.getLogger(__name__)
+
+# What a batch has beside the arguments of a model.
+NOT_OF_MODELS = ("completion_mask", "group_mask", "ref_logps", *REF)
 
 
 class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
@@ -41,8 +53,14 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
     DPOTrainer takes. Where rejected_ids is a list of lists, the loss is -log softmax(s)_0 over the group's implicit
     rewards s; TRL's other losses need one rejected response per group, and raise InputError otherwise.
 
+    With `args.shared_prompts` a batch is one row, in which each prompt stands once, with all its responses behind it
+    (`mipo.trainer.shared_prompts`): the log-probs are those of ordinary rows, for the FLOPs of one prompt. It is the
+    default where settings and model allow it. The first batch is scored both ways; where they differ, ordinary rows
+    are used, and a warning says why. True raises InputError instead.
+
     With `args.fused_loss` the loss is `mipo.fused.linear_preference_loss`, with the same losses, gradients and metrics:
     3F in the LM head instead of TRL's 4F, and 2F instead of 3F with a frozen head. It also trains LoRA on the LM head.
+    Shared prompts need it.
 
     Where `args.precompute_ref_log_probs` is None, its default, the reference is scored before training unless TRL
     refuses that: for an iterable or a vision data set, and with `sync_ref_model`. There it is scored in each step.
@@ -60,9 +78,14 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
             args = copy.copy(args)  # the caller's stay as they are, for the next data set
             args.precompute_ref_log_probs = _can_precompute(args, first, train_dataset, kwargs.get("eval_dataset"))
         self._grouped = first is not None and _grouped(first)
-        self._fused: bool = getattr(args, "fused_loss", False)
+        self._fused: bool = bool(getattr(args, "fused_loss", False))
+        self._sharing: bool | None = None  # None: not decided
+        self._is_checked = False
+        self._sums: dict[str, list[dict[str, Tensor]]] = defaultdict(list)
+        negatives = 2 if self._grouped else 1
         if self._fused and first is not None:
-            check_settings(args, kwargs, first, negatives=2 if self._grouped else 1)
+            check_settings(args, kwargs, first, negatives)
+        self._obstacle = None if first is None else obstacle_in_settings(args, kwargs, first, negatives)
         if self._grouped:
             tokenizer = kwargs.get("processing_class")
             if tokenizer is None:
@@ -73,10 +96,40 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
             kwargs.setdefault("data_collator", GroupCollator(pad_token_id=pad, pad_to_multiple_of=multiple))
         with adapted_heads(allowed=self._fused):
             super().__init__(model, args=args, train_dataset=train_dataset, **kwargs)
-        if self._fused:
-            check_head(self)
-            add_preference_head(self.model, args)
-            self.data_collator: Any = PackingCollator(self.data_collator)
+        self._decide()
+
+    def _decide(self) -> None:
+        """Whether prompts are shared; adds the preference head, and packs the batches, where the loss is fused."""
+        if self._sharing is not None:
+            return
+        wanted = getattr(self.args, "shared_prompts", False)
+        if getattr(self.args, "fused_loss", False) is False:
+            self._obstacle = "fused_loss=False" if wanted else self._obstacle
+            wanted = wanted or False
+        if wanted is not False and self._obstacle is None:
+            self._obstacle = obstacle_in_model(self.model, has_weights=not self.is_fsdp_enabled)
+        self._sharing = wanted is not False
+        if self._sharing and self._obstacle:
+            self._share_no_more(self._obstacle)
+        self._fused |= self._sharing
+        if not self._fused:
+            return
+        check_head(self)
+        for model in (
+            [self.model] if self.ref_model is None else [self.model, self.accelerator.unwrap_model(self.ref_model)]
+        ):
+            add_preference_head(model, self.args)
+            if self._sharing:
+                read_layouts(model)
+        self.data_collator: Any = PackingCollator(self.data_collator, sharing=self._sharing)
+
+    def _share_no_more(self, obstacle: str) -> None:
+        """Falls back to ordinary rows, or raises InputError where shared ones are insisted on."""
+        if self.args.shared_prompts:
+            raise InputError(f"shared_prompts: expected None or False, since {obstacle}; got True")
+        if self.accelerator.is_main_process:
+            logger.warning("prompts are not shared between their responses: %s", obstacle)
+        self._sharing = False
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         first: Mapping[str, Any] = next(iter(dataset), {})
@@ -104,8 +157,7 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
         Unlike TRL's method it writes no cache file: for rows in memory that file is in a temporary folder of one
         process, which the others do not know.
         """
-        if self._fused:
-            check_head(self)  # before scoring takes time
+        self._decide()
         if isinstance(dataset, datasets.IterableDataset):
             return super()._precompute_ref_logps(dataset, name, batch_size)
         if REF[0] in dataset.column_names:
@@ -127,26 +179,64 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
             columns[1] = [row[:size] for row, size in zip(columns[1], sizes, strict=True)]
         return _with_columns(dataset, dict(zip(REF, columns, strict=True)))
 
-    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The reference's log-probs of a batch: chosen [G], and rejected [G] or, for several per group, [G, K]."""
-        if not self._grouped:
-            rows = {name: value for name, value in inputs.items() if name != "groups"}
-            return super().compute_ref_log_probs(model, rows)  # type: ignore[no-any-return]
-        # TRL's own pass handles adapters, checkpointing and autocast. It returns the rows in two halves.
-        rows = {name: inputs[name] for name in ("input_ids", "attention_mask", "completion_mask")}
-        logps = _by_group(torch.cat(super().compute_ref_log_probs(model, rows)), inputs["group_mask"])
-        return logps[:, 0], logps[:, 1:]
+        if self._fused:
+            rows, groups = self._rows(model, inputs)
+            logps = self._score(model, rows, groups).responses
+        elif self._grouped:
+            # TRL's own pass handles adapters, checkpointing and autocast. It returns the rows in two halves.
+            rows = {name: inputs[name] for name in ("input_ids", "attention_mask", "completion_mask")}
+            logps = _by_group(torch.cat(super().compute_ref_log_probs(model, rows)), inputs["group_mask"])
+        else:
+            return super().compute_ref_log_probs(model, inputs)  # type: ignore[no-any-return]
+        return logps[:, 0], logps[:, 1:] if self._grouped else logps[:, 1]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
-        if not self._grouped and not self._fused:
-            return super()._compute_loss(model, inputs, return_outputs)
+        if not self._grouped and (return_outputs or not self._fused):
+            return super()._compute_loss(model, _ordinary(inputs), return_outputs)
         if return_outputs:
-            raise InputError(
-                "several rejected responses per group and fused_loss have no outputs for compute_metrics; leave it out"
-            )
+            raise InputError("several rejected responses per group have no outputs for compute_metrics; leave it out")
         routed = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        out, loss = (self._fused_loss if self._fused else self._group_loss)(model, inputs, routed)
-        return loss + self.router_aux_loss_coef * out.aux_loss if routed else loss
+        aux_loss, loss = (self._fused_loss if self._fused else self._group_loss)(model, inputs, routed)
+        return loss + self.router_aux_loss_coef * aux_loss if routed else loss
+
+    def _rows(self, model: Any, inputs: dict[str, Any]) -> tuple[dict[str, Any], PackedGroups]:
+        """What the model gets for a batch: one row that shares its prompts, or ordinary rows; and its groups."""
+        ordinary, groups = {n: v for n, v in _ordinary(inputs).items() if n not in NOT_OF_MODELS}, inputs["groups"]
+        if not self._sharing:
+            return ordinary, groups
+        row, in_row = {"input_ids": inputs["shared_ids"]}, inputs["shared_groups"]
+        if not self._is_checked:
+            self._check_sharing(model, (row, in_row), (ordinary, groups))
+            return self._rows(model, inputs)
+        return row, in_row
+
+    def _check_sharing(self, model: Any, shared: tuple[Any, PackedGroups], ordinary: tuple[Any, PackedGroups]) -> None:
+        self._is_checked = True
+        config = self.accelerator.unwrap_model(model).config.get_text_config()
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision, self.model.dtype)
+        assert shared[1].layout is not None
+        obstacle = obstacle_at_first_use(
+            lambda: self._score(model, *shared).tokens,
+            lambda: self._score(model, *ordinary).tokens,
+            shared[1].layout,
+            config,
+            dtype,
+        )
+        differing = torch.tensor(float(obstacle is not None), device=self.accelerator.device)
+        if self.accelerator.reduce(differing, reduction="sum").item():
+            self._share_no_more(obstacle or "another process can't")
+
+    def _score(self, model: Any, rows: dict[str, Any], groups: PackedGroups) -> ResponseLogps:
+        """Log-probs under `model`, or under what the policy was before training where it is the policy."""
+        adapter: Any = nullcontext()
+        if self.ref_model is None and is_peft_model(self.model):
+            policy = self.accelerator.unwrap_model(self.model)
+            adapter = use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None)
+        with at_rest(self.model), adapter, self.accelerator.autocast():
+            scored: ResponseLogps = model(**rows, groups=groups.with_reference(None))
+        return scored
 
     def _group_loss(self, model: Any, inputs: dict[str, Tensor], routed: dict[str, bool]) -> tuple[Any, Tensor]:
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
@@ -162,60 +252,78 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
         responses = inputs["completion_mask"][:, 1:]
         starts = mask.sum(dim=1).cumsum(0) - mask.sum(dim=1)
         chosen = torch.zeros_like(responses).index_copy_(0, starts, responses[starts])
-        self._log_groups(out, logps.detach(), ref, mask, responses, chosen, inputs["attention_mask"])
-        return out, loss
+        figures = Figures(logps.detach(), out.entropy, out.mean_logits, out.is_top1)
+        self._log_groups(figures, out.aux_loss, ref, mask, responses, chosen, inputs["attention_mask"])
+        return out.aux_loss, loss
 
     def _fused_loss(self, model: Any, inputs: dict[str, Any], routed: dict[str, bool]) -> tuple[Any, Tensor]:
-        groups = inputs["groups"].to(self.accelerator.device)
+        rows, groups = self._rows(model, inputs)
+        groups = groups.to(self.accelerator.device)
         if groups.ref_logps is None:
-            groups = replace(groups, ref_logps=self._reference(inputs))
-        added = ("completion_mask", "group_mask", "ref_logps", "groups", *REF)
-        rows = {name: value for name, value in inputs.items() if name not in added}
+            groups = groups.with_reference(self._reference(inputs))
         out = model(**rows, groups=groups, **routed)
-        mask = (groups.lengths > 0).to(out.logps.device, non_blocking=True)
-        ref = groups.ref_logps.to(out.logps)
+        figures = out.figures
+        mask = (groups.lengths > 0).to(figures.logps.device, non_blocking=True)
+        assert groups.ref_logps is not None
+        ref = groups.ref_logps.to(figures.logps)
         responses, chosen = torch.ones_like(groups.targets), groups.is_chosen.long()
-        self._log_groups(out, out.logps, ref, mask, responses, chosen, inputs["attention_mask"])
-        return out, out.loss
+        self._log_groups(figures, out.aux_loss, ref, mask, responses, chosen, inputs["attention_mask"])
+        return out.aux_loss, out.loss
 
     def _reference(self, inputs: dict[str, Any]) -> Tensor:
         chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
         return torch.cat([chosen[:, None], rejected.view(len(chosen), -1)], dim=1)
 
     def _log_groups(
-        self, out: Any, logps: Tensor, ref: Tensor, mask: Tensor, responses: Tensor, chosen: Tensor, attention: Tensor
-    ) -> None:
-        """Logs TRL's metrics; `responses`, `chosen` and `attention` are 1 at the tokens that count, else 0."""
-        mode = "train" if self.model.training else "eval"
-        rewards = implicit_rewards(logps, ref, beta=self.beta)
+        self, figures: Figures, aux_loss: Any, ref: Tensor, mask: Tensor, responses: Tensor, chosen: Tensor,
+        attention: Tensor,
+    ) -> None:  # fmt: skip
+        """Keeps TRL's metrics until `log`: the sum and the weight of each, without waiting for the device.
+
+        `responses`, `chosen` and `attention` are 1 at the tokens that count, else 0.
+        """
+        rewards = implicit_rewards(figures.logps, ref, beta=self.beta)
         margins = rewards[:, :1] - rewards[:, 1:]
-        rejected, groups = mask[:, 1:], torch.ones_like(logps[:, 0])
-        figures = {
+        rejected, groups = mask[:, 1:], torch.ones_like(rewards[:, 0])
+        values = {
             "rewards/chosen": (rewards[:, 0], groups),
             "rewards/rejected": (rewards[:, 1:], rejected),
             "rewards/accuracies": (margins > 0, rejected),
             "rewards/margins": (margins, rejected),
-            "logps/chosen": (logps[:, 0], groups),
-            "logps/rejected": (logps[:, 1:], rejected),
-            "logits/chosen": (out.mean_logits, chosen),
-            "logits/rejected": (out.mean_logits, responses - chosen),
-            "entropy": (out.entropy, responses),
-            "mean_token_accuracy": (out.is_top1, chosen),
+            "logps/chosen": (figures.logps[:, 0], groups),
+            "logps/rejected": (figures.logps[:, 1:], rejected),
+            "logits/chosen": (figures.mean_logits, chosen),
+            "logits/rejected": (figures.mean_logits, responses - chosen),
+            "entropy": (figures.entropy, responses),
+            "mean_token_accuracy": (figures.is_top1, chosen),
             "num_tokens": (attention, groups.new_ones(())),
         }
-        # One reduction and one wait for the device: the sum and weight of each figure, over all processes.
-        totals = [
-            torch.stack([(values * weights).sum(), weights.sum()]).float() for values, weights in figures.values()
-        ]
-        sums = self.accelerator.reduce(torch.stack(totals).detach(), reduction="sum").tolist()
-        for name, (total, weight) in zip(figures, sums, strict=True):
-            if name != "num_tokens":
-                self._metrics[mode][name].append(total / weight if weight else 0.0)
-            elif mode == "train":
-                self._total_train_tokens += int(total) // self._tp_size
-        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
-        if out.aux_loss is not None:
-            self._metrics[mode]["aux_loss"].append(self.accelerator.gather_for_metrics(out.aux_loss).mean().item())
+        if aux_loss is not None:
+            values["aux_loss"] = (aux_loss, groups.new_ones(()))
+        sums = {
+            name: torch.stack([(value * weight).sum(), weight.sum()]).float().detach()
+            for name, (value, weight) in values.items()
+        }
+        self._sums["train" if self.model.training else "eval"].append(sums)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds TRL's metrics to `logs`: means over all processes, with one reduction and one wait for the device."""
+        mode = "train" if self.model.training else "eval"
+        if batches := self._sums.pop(mode, None):
+            totals = torch.stack([torch.stack(list(sums.values())) for sums in batches])
+            for batch in self.accelerator.reduce(totals, reduction="sum").tolist():
+                for name, (total, weight) in zip(batches[0], batch, strict=True):
+                    if name != "num_tokens":
+                        self._metrics[mode][name].append(total / weight if weight else 0.0)
+                    elif mode == "train":
+                        self._total_train_tokens += int(total) // self._tp_size
+            self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+        super().log(logs, start_time)
+
+
+def _ordinary(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch as its collator made it, before it was packed."""
+    return {name: value for name, value in inputs.items() if name not in ("groups", "shared_ids", "shared_groups")}
 
 
 def _by_group(sums: Tensor, mask: Tensor) -> Tensor:
