@@ -40,6 +40,7 @@ from mipo.trainer import preference_head, training
 from mipo.trainer.checkpoints import last_checkpoint
 from mipo.trainer.collators import GroupCollator
 from mipo.trainer.config import MIPOConfig
+from mipo.trainer.packing import REF
 from mipo.trainer.trainer import MIPOTrainer
 from mipo.trainer.training import train
 
@@ -171,7 +172,7 @@ def test_our_defaults_warn_of_nothing(tmp_path: Path, recwarn: pytest.WarningsRe
 def test_one_rejected_response_is_trl_s_trainer(
     single: pl.DataFrame, store: PairStore, tokenizer: Any, tmp_path: Path, precompute: bool, loss_type: str
 ) -> None:
-    fields = {"precompute_ref_log_probs": precompute, "loss_type": loss_type, "seed": 3}
+    fields = {"precompute_ref_log_probs": precompute, "loss_type": loss_type, "seed": 3, "fused_loss": False}
     ours = run(store.to_trl(), tmp_path / "ours", tokenizer, **fields)
     rows = datasets.Dataset.from_list(single.select("prompt", "chosen", "rejected").to_dicts())
     args = arguments(tmp_path / "theirs", **fields)
@@ -231,7 +232,7 @@ def test_the_loss_of_several_is_the_definition_s(
     ragged: PairStore, tokenizer: Any, tmp_path: Path, precompute: bool
 ) -> None:
     reference, policy = load_model(DEMO), noisy()
-    args = arguments(tmp_path, precompute_ref_log_probs=precompute, beta=0.3)
+    args = arguments(tmp_path, precompute_ref_log_probs=precompute, beta=0.3, fused_loss=False)
     trainer = MIPOTrainer(
         policy, ref_model=reference, args=args, train_dataset=ragged.to_trl(), processing_class=tokenizer
     )
@@ -248,7 +249,8 @@ def test_the_loss_of_several_is_the_definition_s(
         logps, ref = (torch.tensor([side], dtype=torch.float64) for side in scores)
         groups.append(float(preference_loss(logps, ref, beta=0.3)))
     assert float(loss.detach()) == pytest.approx(np.mean(groups), abs=LOSS_ATOL)
-    metrics = {name: values[-1] for name, values in trainer._metrics["train" if policy.training else "eval"].items()}
+    trainer.log({})
+    metrics = {name.removeprefix("eval_"): value for name, value in trainer.state.log_history[-1].items()}
     assert metrics["rewards/chosen"] - metrics["rewards/rejected"] != 0
     assert 0 <= metrics["rewards/accuracies"] <= 1
     assert {"logps/chosen", "logps/rejected", "logits/chosen", "logits/rejected", "entropy"} <= set(metrics)
@@ -272,10 +274,10 @@ def test_when_the_reference_is_read_moves_nothing(
 
 def test_a_reference_that_the_rows_bring_is_kept(ragged: PairStore, tokenizer: Any, tmp_path: Path) -> None:
     rows = ragged.to_trl()
-    rows = rows.add_column(preference_head.REF[0], [-9.0] * len(rows))
-    rows = rows.add_column(preference_head.REF[1], [[-8.0] * len(ids) for ids in rows["rejected_ids"]])
+    rows = rows.add_column(REF[0], [-9.0] * len(rows))
+    rows = rows.add_column(REF[1], [[-8.0] * len(ids) for ids in rows["rejected_ids"]])
     trainer = MIPOTrainer(DEMO, args=arguments(tmp_path), train_dataset=rows, processing_class=tokenizer)
-    assert set(trainer.train_dataset[preference_head.REF[0]]) == {-9.0}
+    assert set(trainer.train_dataset[REF[0]]) == {-9.0}
 
 
 @pytest.mark.parametrize("rows", ["store", "ragged"])
@@ -396,8 +398,10 @@ def assert_same(fused: MIPOTrainer, plain: MIPOTrainer) -> None:
         {"loss_type": "aot", "label_smoothing": 0.1},
         {"precompute_ref_log_probs": False, "gradient_checkpointing": True},
         {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+        {"shared_prompts": False},
+        {"shared_prompts": False, "precompute_ref_log_probs": False},
     ],
-    ids=["sigmoid", "ipo", "mixture", "aot", "online", "accumulated"],
+    ids=["sigmoid", "ipo", "mixture", "aot", "online", "accumulated", "apart", "apart, online"],
 )
 def test_the_fused_loss_of_pairs_is_trl_s(
     fields: dict[str, Any], store: PairStore, tokenizer: Any, tmp_path: Path
@@ -410,8 +414,14 @@ def test_the_fused_loss_of_pairs_is_trl_s(
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"precompute_ref_log_probs": False}, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}],
-    ids=["precomputed", "online", "accumulated"],
+    [
+        {},
+        {"precompute_ref_log_probs": False, "gradient_checkpointing": True},
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+        {"shared_prompts": False},
+        {"shared_prompts": False, "precompute_ref_log_probs": False},
+    ],
+    ids=["precomputed", "online", "accumulated", "apart", "apart, online"],
 )
 def test_the_fused_loss_of_several_is_the_same(
     fields: dict[str, Any], ragged: PairStore, tokenizer: Any, tmp_path: Path
@@ -491,11 +501,21 @@ def test_an_adapter_on_the_head_needs_the_fused_loss(store: PairStore, tokenizer
     with pytest.raises(ValueError, match="adapter to `lm_head` is not supported"):
         MIPOTrainer(DEMO, args=arguments(tmp_path), peft_config=config, **options)
     fused = arguments(tmp_path, fused_loss=True)
-    with pytest.raises(ValueError, match="pass ref_model, or call merge_and_unload"):
-        MIPOTrainer(get_peft_model(load_model(DEMO), config), args=fused, **options)
     weighted = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["lm_head"], use_dora=True)
     with pytest.raises(NotImplementedError, match="the Dora variant of LoRA"):
         MIPOTrainer(DEMO, args=fused, peft_config=weighted, **options)
+
+
+def test_the_reference_of_an_adapter_on_the_head_is_its_copy(store: PairStore, tokenizer: Any, tmp_path: Path) -> None:
+    """Where training begins from an adapter, the reference is that adapter, as TRL keeps it."""
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["lm_head"], init_lora_weights=False)
+    args = arguments(tmp_path, fused_loss=True, learning_rate=5e-3)
+    options = {"train_dataset": store.to_trl(), "processing_class": tokenizer}
+    trainer = MIPOTrainer(get_peft_model(load_model(DEMO), lora), args=args, **options)
+    trainer.train()
+    first, *_, last = losses(trainer.state.log_history)
+    assert first == pytest.approx(math.log(2), abs=LOSS_ATOL)
+    assert last < first - 1e-3
 
 
 @pytest.mark.parametrize("rows", ["store", "ragged"])
@@ -547,7 +567,7 @@ def test_a_step_projects_three_times_instead_of_four(
     """3F, or 2F with a frozen head, where TRL's takes a product more. On a CPU, TRL's also projects the prompts."""
     table = request.getfixturevalue(rows).to_trl()
     lora = {"peft_config": LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")} if frozen else {}
-    fused, plain = both(table, tmp_path, tokenizer, **lora)
+    fused, plain = both(table, tmp_path, tokenizer, shared_prompts=False, **lora)
     batch = fused.data_collator([fused.train_dataset[row] for row in range(4)])
     rows_scored, tokens = batch["completion_mask"][:, 1:], len(batch["groups"].targets)
     head = 2 * fused.model.get_output_embeddings().weight.numel()
@@ -564,7 +584,7 @@ def test_a_step_projects_three_times_instead_of_four(
 
 def test_the_fused_loss_reads_a_ready_reference_alone(store: PairStore, tokenizer: Any, tmp_path: Path) -> None:
     rows = store.to_trl()
-    for name, logp in zip(preference_head.REF, (-9.0, -8.0), strict=True):
+    for name, logp in zip(REF, (-9.0, -8.0), strict=True):
         rows = rows.add_column(name, [logp] * len(rows))
     fused, plain = both(rows, tmp_path, tokenizer, max_steps=1)
     for trainer in (fused, plain):

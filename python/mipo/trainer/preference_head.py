@@ -106,22 +106,6 @@ def check_settings(args: DPOConfig, arguments: Mapping[str, Any], row: Mapping[s
     check_losses(**_loss_options(args), negatives=negatives)
 
 
-def check_head(trainer: Any) -> None:
-    """Raises unless a trainer's LM head can be fused and TRL's head, which reads no adapter, can score its reference.
-
-    Under FSDP, where only the main process may have weights at first, the first step raises instead.
-    """
-    if trainer.is_fsdp_enabled:
-        return
-    head = Head.of(trainer.model)
-    if head.adapters and "ref" in getattr(trainer.model, "peft_config", {}):
-        raise InputError(
-            "expected a model without a LoRA adapter on its LM head, got one: the reference would be a copy of that "
-            "adapter, which TRL's head does not read; pass ref_model, or call merge_and_unload() and pass a new "
-            "peft_config"
-        )
-
-
 @contextmanager
 def adapted_heads(allowed: bool) -> Iterator[None]:
     """Makes DPOTrainer.__init__ accept a model with an adapter on its LM head, if `allowed`.

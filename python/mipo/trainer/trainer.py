@@ -24,6 +24,7 @@ from trl.models import prepare_deepspeed
 from trl.trainer.utils import use_adapter
 
 from mipo.errors import InputError
+from mipo.fused.heads import Head
 from mipo.loss.preference import implicit_rewards, preference_loss
 from mipo.trainer.checks import check_grouped
 from mipo.trainer.collators import GroupCollator
@@ -34,7 +35,6 @@ from mipo.trainer.preference_head import (
     ResponseLogps,
     adapted_heads,
     add_preference_head,
-    check_head,
     check_settings,
 )
 from mipo.trainer.shared_attention import read_layouts
@@ -114,7 +114,8 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
         self._fused |= self._sharing
         if not self._fused:
             return
-        check_head(self)
+        if not self.is_fsdp_enabled:  # where only the main process may have weights at first, the first step raises
+            Head.of(self.model)
         for model in (
             [self.model] if self.ref_model is None else [self.model, self.accelerator.unwrap_model(self.ref_model)]
         ):
