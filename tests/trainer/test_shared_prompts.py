@@ -7,7 +7,7 @@ with TRL's.
 import copy
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.distributed.fsdp import MixedPrecisionPolicy
-from torch.distributed.utils import _apply_to_tensors
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.llama.modeling_llama import LlamaAttention
 from trl import DPOTrainer
@@ -30,7 +30,7 @@ from mipo.models.loading import load_model
 from mipo.trainer.collators import GroupCollator
 from mipo.trainer.config import MIPOConfig
 from mipo.trainer.packing import PackedGroups, PackingCollator
-from mipo.trainer.preference_head import Figures, PreferenceHeadOutput, add_preference_head
+from mipo.trainer.preference_head import add_preference_head
 from mipo.trainer.shared_attention import LAYOUT, arguments, attend, read_layouts
 from mipo.trainer.shared_prompts import Block, Layout, Tree, share
 from mipo.trainer.sharing import obstacle_in_model
@@ -44,6 +44,9 @@ ATOL = {"sdpa": 1e-12, "eager": 1e-6}
 MODEL_ATOL = {torch.float64: 1e-5, torch.float32: 1e-4}
 # Losses of about 1 in float32; the rounding of a step goes into the weights of the next.
 STEP_ATOL = 1e-5
+# Losses, and log-probs of up to 20 nats, in bfloat16 by two ways that round elsewhere; the norm of a gradient.
+BF16_ATOL = 1e-2
+BF16_RTOL = 0.1
 
 WINDOW = 5
 SIZES = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -264,18 +267,41 @@ def test_each_prompt_token_goes_through_the_model_once() -> None:
     assert ordinary / shared == 5 * (40 + 3) / (40 + 5 * 3)
 
 
-def test_what_is_logged_and_the_reference_keep_their_dtype_under_fsdp() -> None:
-    """FSDP casts a model's arguments and results, also inside tuples and dataclasses."""
-    groups = collated(PAIRS)["shared_groups"]
-    cast = _apply_to_tensors(lambda tensor: tensor.to(torch.bfloat16), {"groups": groups})
-    assert cast["groups"] is groups
-    assert groups.ref_logps.dtype == torch.float32
-    ones = torch.ones(2)
-    out = PreferenceHeadOutput(ones.sum(), None, Figures(ones, ones, ones, ones))
-    policy = MixedPrecisionPolicy(output_dtype=torch.bfloat16)
-    cast = _apply_to_tensors(lambda tensor: tensor.to(policy.output_dtype), out)
-    assert cast.loss.dtype == torch.bfloat16
-    assert cast.figures.logps.dtype == torch.float32
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """A process group of one process: FSDP casts there as among many."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.usefixtures("alone")
+def test_fsdp_in_bfloat16_keeps_reference_and_figures_in_float32(shared: bool, tmp_path: Path) -> None:
+    """FSDP casts the tensors among a model's arguments and results, also those inside tuples and dataclasses."""
+    batch = collated(RAGGED)
+    row = {"input_ids": batch["shared_ids" if shared else "input_ids"]}
+    row |= {} if shared else {"attention_mask": batch["attention_mask"]}
+    groups = batch["shared_groups" if shared else "groups"]
+    outputs = {}
+    for kind in ("sharded", "whole"):
+        model = model_of(hf.LlamaConfig(**HEADS)).float()
+        add_preference_head(model, MIPOConfig(output_dir=str(tmp_path), beta=0.7, use_cpu=True))
+        read_layouts(model)
+        if kind == "sharded":
+            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, output_dtype=torch.bfloat16)
+            for layer in [*model.model.layers, model]:
+                fully_shard(layer, mp_policy=policy, mesh=init_device_mesh("cpu", (1,)))
+        else:
+            model.bfloat16()
+        out = model(**row, groups=groups)
+        out.loss.backward()
+        outputs[kind] = (out, model.model.layers[0].self_attn.q_proj.weight.grad)
+    (sharded, gradient), (whole, wanted) = outputs.values()
+    assert sharded.figures.logps.dtype == torch.float32
+    torch.testing.assert_close(sharded.figures.logps, whole.figures.logps, atol=BF16_ATOL, rtol=0)
+    assert float(sharded.loss.detach()) == pytest.approx(float(whole.loss.detach()), abs=BF16_ATOL)
+    assert float((gradient.full_tensor() - wanted).norm() / wanted.norm()) < BF16_RTOL
 
 
 def test_batches_are_pinned_and_moved_whole() -> None:
