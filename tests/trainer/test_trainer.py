@@ -9,7 +9,6 @@ import json
 import math
 import multiprocessing
 import os
-import random
 import shutil
 import socket
 from contextlib import nullcontext
@@ -24,12 +23,11 @@ import pytest
 import torch
 from counting import LookInside
 from peft import LoraConfig, get_peft_model
+from preferences import DEMO, arguments, losses, preferences
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-import mipo.demo
-from mipo.demo import world
 from mipo.errors import InputError
 from mipo.fused.operators import linear_preference_loss
 from mipo.loss.preference import preference_loss
@@ -45,7 +43,6 @@ from mipo.trainer.trainer import MIPOTrainer
 from mipo.trainer.training import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-DEMO = str(Path(mipo.demo.__file__).parent / "model")
 CURVE = Path(__file__).parent / "loss_curve.json"
 # float32 products of a batch against float64 of one row, on a loss of about 1.
 LOSS_ATOL = 1e-5
@@ -64,28 +61,6 @@ BF16_RTOL = 1e-2
 BF16_FACTOR = 1.25
 
 
-def preferences(rows: int, negatives: tuple[int, ...]) -> pl.DataFrame:
-    """Pairs: the user's own value is chosen, other values are rejected; row i has negatives[i mod …] of them."""
-    rng = random.Random(0)
-    people = [user for user in world.users() if not world.held_out(user)]
-    table = []
-    for row, user in enumerate(rng.sample(people, rows)):
-        topic = rng.choice(sorted(user))
-        prompt = [("system", world.context(user, rng)), ("user", world.question(topic, rng))]
-        others = rng.sample(
-            [v for v in world.TOPICS[topic].values if v != user[topic]], negatives[row % len(negatives)]
-        )
-        chosen = world.answer(topic, user[topic], rng)
-        for other in others:
-            table.append((row, prompt, [("assistant", chosen)], [("assistant", world.answer(topic, other, rng))]))
-    messages = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
-    as_messages = [
-        (row, *([{"role": role, "content": text} for role, text in side] for side in sides)) for row, *sides in table
-    ]
-    schema = {"prompt_id": pl.UInt64, "prompt": messages, "chosen": messages, "rejected": messages}
-    return pl.DataFrame(as_messages, schema=schema, orient="row")
-
-
 @pytest.fixture(scope="module")
 def single() -> pl.DataFrame:
     return preferences(24, (1,))
@@ -100,15 +75,6 @@ def store(single: pl.DataFrame, tokenizer: Any) -> PairStore:
 def ragged(tokenizer: Any) -> PairStore:
     """Groups of three, one and two rejected responses in turn."""
     return tokenize(preferences(24, (3, 1, 2)), tokenizer)[0]
-
-
-def arguments(folder: Path, **fields: Any) -> MIPOConfig:
-    plain = {"learning_rate": 2e-4, "per_device_train_batch_size": 4, "logging_steps": 1, "max_steps": 3}
-    return MIPOConfig(output_dir=str(folder), **{**plain, "save_strategy": "no", "disable_tqdm": True, **fields})
-
-
-def losses(log: list[dict[str, Any]]) -> list[float]:
-    return [row["loss"] for row in log if "loss" in row]
 
 
 def run(rows: Any, folder: Path, tokenizer: Any, **fields: Any) -> MIPOTrainer:

@@ -39,7 +39,7 @@ FILES: dict[str, tuple[str, ...]] = {
         "part-*.parquet",
         f"batch/requests/{'[0-9a-f]' * 8}-[0-9]*.jsonl",
     ),
-    "tokens": ("manifest.json", "shard-*/shard.json", "shard-*/*.arrow"),
+    "tokens": ("manifest.json", "shard-*/shard.json", "shard-*/*.arrow", "reference-*.parquet"),
     "model": (),
     "unfinished model": ("**/*",),
     "checkpoints": ("checkpoint-*/**/*", "README.md"),  # and TRL's card, but not what `report_to` logs

@@ -184,7 +184,10 @@ class _Pipeline:
 
         args, _ = build(self.recipe, self.folder)
         store, output = PairStore.open(self.folder / "tokens"), self.folder / "model"
-        log = train(store, self.model.name, self.model.tokenizer, output, args=args, lora=self.recipe.lora)
+        log = train(
+            store, self.model.name, self.model.tokenizer, output, args=args, lora=self.recipe.lora,
+            reuse=self.reuse / "tokens" if self.reuse else None,
+        )  # fmt: skip
         files.write_json(self.folder / "training.json", log)
 
     def evaluate(self) -> None:

@@ -178,7 +178,7 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
         columns = [torch.cat(side).tolist() for side in zip(*scored, strict=True)]
         if self._grouped:
             columns[1] = [row[:size] for row, size in zip(columns[1], sizes, strict=True)]
-        return _with_columns(dataset, dict(zip(REF, columns, strict=True)))
+        return with_columns(dataset, dict(zip(REF, columns, strict=True)))
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The reference's log-probs of a batch: chosen [G], and rejected [G] or, for several per group, [G, K]."""
@@ -344,7 +344,7 @@ def _grouped(row: Mapping[str, Any]) -> bool:
     return isinstance(next(iter(row.get("rejected_ids", [])), None), (list, tuple))
 
 
-def _with_columns(dataset: datasets.Dataset, columns: Mapping[str, list[Any]]) -> datasets.Dataset:
+def with_columns(dataset: datasets.Dataset, columns: Mapping[str, list[Any]]) -> datasets.Dataset:
     """The data set with new columns and its format, which `add_column` forgets: a lazy one needs it to show ids."""
     form = dataset.format
     wider = dataset.with_format("arrow")  # without the transform: `add_column` may copy rows, as row numbers

@@ -18,9 +18,10 @@ from mipo.models.loading import not_finite, without_bars
 from mipo.models.model import Model
 from mipo.tokenizer.encoder import fingerprint
 from mipo.tokens.store import PairStore
+from mipo.trainer import reference
 from mipo.trainer.checkpoints import Recorder, last_checkpoint
 from mipo.trainer.config import MIPOConfig, lora_config
-from mipo.trainer.trainer import MIPOTrainer
+from mipo.trainer.trainer import MIPOTrainer, with_columns
 
 # Settings, by the beginnings of their names, that do not change what is trained: where it goes, what is told of it.
 ELSEWHERE = ("output_dir", "logging_", "log_", "report_to", "run_name", "project", "trackio_", "disable_tqdm", "save_",
@@ -35,19 +36,23 @@ def train(
     *,
     args: MIPOConfig,
     lora: Mapping[str, Any] | None = None,
+    reuse: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Trains `model` on the groups of `store`, writes it whole to `output`, and returns TRL's log of the training.
 
     `lora` are fields of `peft.LoraConfig` (default: train all weights). Training resumes from the last checkpoint in
-    `args.output_dir` that is as it was written, and removes that folder at the end. Under `accelerate launch` every
-    process calls this function. Raises InputError for an empty store, for the store of another tokenizer, and for a
-    training that diverged: weights that are not finite are not saved.
+    `args.output_dir` that is as it was written, and removes that folder at the end. The reference's log-probs are kept
+    in the folder of the store, where the next training finds them; `reuse` is another folder that may have them. Under
+    `accelerate launch` every process calls this function.
+
+    Raises InputError for an empty store, for the store of another tokenizer, and for a training that diverged: weights
+    that are not finite are not saved.
     """
     if not len(store):
         raise InputError("expected at least one group to train on, got none; see what `mipo tokens` dropped and why")
     if store.fingerprint != fingerprint(tokenizer):
         raise InputError(f"the tokens are those of another tokenizer or chat template than {model}'s; make them again")
-    output = output.resolve()
+    output, start = output.resolve(), Model(model, trust_remote_code=args.trust_remote_code)
     main = int(os.environ.get("RANK", "0")) == 0
     with without_bars(), ExitStack() as stack:
         if main:
@@ -55,12 +60,15 @@ def train(
             stack.enter_context(outputs.claim(output, "model"))
             checkpoints = Path(str(args.output_dir))
             stack.enter_context(outputs.claim(checkpoints, "checkpoints"))
-            outputs.check_origin(checkpoints, _origin(store, model, args, lora))
+            outputs.check_origin(checkpoints, _origin(store, start, args, lora))
             outputs.check_folder(_temporary(output), "unfinished model", "model")
         adapter = None if lora is None else lora_config(lora)
-        trainer = MIPOTrainer(
-            model, args=args, train_dataset=store.to_trl(), processing_class=tokenizer, peft_config=adapter
-        )
+        name = reference.file_name(store, start.identity, args)
+        kept = _kept_reference(args, [folder for folder in (store.folder, reuse) if folder], name)
+        groups = store.to_trl() if kept is None else with_columns(store.to_trl(), kept)
+        trainer = MIPOTrainer(model, args=args, train_dataset=groups, processing_class=tokenizer, peft_config=adapter)
+        if main and store.folder and trainer.precompute_ref_logps and kept is None:
+            reference.write(trainer.train_dataset, store.folder / name)
         trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
         if not args.disable_tqdm:
             trainer.add_callback(_Progress)
@@ -78,11 +86,22 @@ def train(
     return log
 
 
-def _origin(store: PairStore, model: str, args: MIPOConfig, lora: Mapping[str, Any] | None) -> dict[str, Any]:
+def _kept_reference(args: MIPOConfig, folders: list[Path], name: str) -> dict[str, list[Any]] | None:
+    """The reference's log-probs of an earlier training, if the main process has them."""
+    wanted = args.precompute_ref_log_probs is not False and not args.sync_ref_model
+    kept = reference.read(folders, name) if wanted else None
+    is_kept = [kept is not None]
+    broadcast_object_list(is_kept)
+    if is_kept[0] and kept is None:
+        raise InputError(f"expected {name} in {folders[0]} for every process, got it for the main one alone")
+    return kept if is_kept[0] else None
+
+
+def _origin(store: PairStore, model: Model, args: MIPOConfig, lora: Mapping[str, Any] | None) -> dict[str, Any]:
     """What a training is made from; a checkpoint of another one is no place to go on from."""
     settings = {name: value for name, value in args.to_dict().items() if not name.startswith(ELSEWHERE)}
-    content = Model(model, trust_remote_code=args.trust_remote_code).content
-    whole = {"tokens": store.content, "model": model, **content, "lora": None if lora is None else dict(lora)}
+    of_model = {"model": model.name, **model.content}
+    whole = {"tokens": store.content, **of_model, "lora": None if lora is None else dict(lora)}
     return json.loads(json.dumps(whole | settings, default=str))  # type: ignore[no-any-return]
 
 

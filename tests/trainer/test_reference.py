@@ -1,0 +1,125 @@
+"""Reference: scored once for a store and a model, kept beside the store, and again where it is not as written."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from preferences import DEMO, arguments, losses, preferences
+
+from mipo.io import outputs
+from mipo.models.loading import load_model
+from mipo.tokens.groups import tokenize
+from mipo.tokens.store import PairStore
+from mipo.trainer.trainer import MIPOTrainer
+from mipo.trainer.training import train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of groups of each batch of which the reference was scored."""
+    batches: list[int] = []
+    own = MIPOTrainer.compute_ref_log_probs
+
+    def counted(self: Any, model: Any, inputs: Any) -> Any:
+        logps = own(self, model, inputs)
+        batches.append(len(logps[0]))
+        return logps
+
+    monkeypatch.setattr(MIPOTrainer, "compute_ref_log_probs", counted)
+    return batches
+
+
+@pytest.fixture(params=[(3, 1, 2)])
+def folder(request: pytest.FixtureRequest, tokenizer: Any, tmp_path: Path) -> Path:
+    """A store of groups of three, one and two rejected responses in turn."""
+    tokenize(preferences(12, request.param), tokenizer)[0].save(tmp_path / "tokens")
+    return tmp_path / "tokens"
+
+
+def trained(
+    folder: Path, tokenizer: Any, *, model: str = DEMO, reuse: Path | None = None, **fields: Any
+) -> list[float]:
+    args = arguments(folder.parent / "checkpoints", **fields)
+    output = folder.parent / "model"
+    log = train(PairStore.open(folder), model, tokenizer, output, args=args, reuse=reuse)
+    outputs.remove(output)
+    return losses(log)
+
+
+def references(folder: Path) -> list[Path]:
+    return sorted(folder.glob("reference-*.parquet"))
+
+
+@pytest.mark.parametrize("folder", [(1,), (3, 1, 2)], ids=["one", "several"], indirect=True)
+def test_a_sweep_scores_the_reference_once(folder: Path, tokenizer: Any, scored: list[int]) -> None:
+    first = trained(folder, tokenizer)
+    assert sum(scored) == 12
+    (kept,) = references(folder)
+    assert trained(folder, tokenizer) == first
+    other = trained(folder, tokenizer, beta=0.4)
+    assert other != first
+    assert sum(scored) == 12
+    kept.unlink()
+    assert trained(folder, tokenizer, beta=0.4) == other
+    assert sum(scored) == 24
+
+
+def test_another_run_s_reference_is_taken(folder: Path, tokenizer: Any, scored: list[int]) -> None:
+    first = trained(folder, tokenizer)
+    again = folder.parent / "again"
+    PairStore.open(folder).save(again)
+    aside = folder.rename(folder.with_name("aside"))
+    assert trained(again, tokenizer, reuse=aside) == first
+    assert sum(scored) == 12
+
+
+def test_a_reference_that_is_not_as_written_is_scored_again(folder: Path, tokenizer: Any, scored: list[int]) -> None:
+    first = trained(folder, tokenizer)
+    (kept,) = references(folder)
+    content = kept.read_bytes()
+    for damaged in (content[:40] + bytes([content[40] ^ 1]) + content[41:], b""):
+        scored.clear()
+        kept.write_bytes(damaged)
+        assert trained(folder, tokenizer) == first
+        assert sum(scored) == 12
+        assert kept.read_bytes() == content
+
+
+def test_other_weights_or_settings_have_a_reference_of_their_own(
+    folder: Path, tokenizer: Any, scored: list[int], tmp_path: Path
+) -> None:
+    trained(folder, tokenizer)
+    trained(folder, tokenizer, bf16=True)
+    model = load_model(DEMO)
+    with torch.no_grad():
+        model.lm_head.weight[3] += 1
+    model.save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    trained(folder, tokenizer, model=str(tmp_path / "other"))
+    assert sum(scored) == 36
+    assert len(references(folder)) == 3
+    scored.clear()
+    trained(folder, tokenizer, precompute_ref_log_probs=False)
+    assert sum(scored) == 12  # in the steps
+    assert len(references(folder)) == 3
+
+
+def test_the_folder_stays_mipo_s(folder: Path, tokenizer: Any) -> None:
+    trained(folder, tokenizer)
+    store = PairStore.open(folder)
+    store.save(folder)
+    assert not references(folder)
+
+
+def test_a_folder_that_takes_no_file_stops_nothing(
+    folder: Path, tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained(folder, tokenizer)
+    (kept,) = references(folder)
+    kept.unlink()
+    kept.mkdir()
+    trained(folder, tokenizer)
+    assert "the reference's log-probs are not kept for another training" in capsys.readouterr().out
