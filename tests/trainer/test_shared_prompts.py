@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.llama.modeling_llama import LlamaAttention
 from trl import DPOTrainer
@@ -385,6 +386,22 @@ def test_log_probs_that_differ_at_first_use_are_noticed(
     assert "nats off with them" in caplog.text
 
 
+def test_a_head_that_fails_on_a_device_is_left_for_trl_s(
+    tiny_rows: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = trainer_of(load_model(DEMO), tiny_rows, tokenizer, tmp_path, fused_loss=False)
+    monkeypatch.setattr(
+        "mipo.trainer.trainer.obstacle_of_kernels", lambda *_: "mipo's LM head does not work here (ptxas)"
+    )
+    ours = trainer_of(load_model(DEMO), tiny_rows, tokenizer, tmp_path)
+    assert "mipo's LM head does not work here (ptxas)" in caplog.text
+    logs = []
+    for one in (plain, ours):
+        one.train()
+        logs.append([row for row in one.state.log_history if "loss" in row])
+    assert logs[0] == logs[1]
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -430,6 +447,36 @@ def random_rows(rows: int, negatives: int) -> list[dict[str, Any]]:
         {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": others[0] if negatives == 1 else others}
         for prompt, (chosen, *others) in table
     ]
+
+
+class Reads(TorchDispatchMode):
+    """Counts the values that are read: each would wait for a device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_metrics_are_read_when_they_are_logged(tiny_rows: Any, tokenizer: Any, tmp_path: Path) -> None:
+    trainer = trainer_of(load_model(DEMO), tiny_rows, tokenizer, tmp_path)
+    batch = trainer.data_collator([trainer.train_dataset[row] for row in range(3)])
+    own, reads = trainer._log_groups, Reads()
+
+    def watched(*arguments: Any) -> None:
+        with reads:
+            own(*arguments)
+
+    trainer._log_groups = watched
+    for _ in range(2):
+        trainer.compute_loss(trainer.model, batch)
+    assert reads.count == 0
+    with reads:
+        trainer.log({})
+        assert float(batch["shared_ids"].sum())  # which a read that is counted would be
+    assert reads.count == 1
+    assert trainer.state.log_history[-1]["eval_rewards/margins"] == pytest.approx(0, abs=1e-5)
 
 
 TRAINED = ("llama", "qwen2", "gemma2, softcap and window", "mistral, window", "gpt2", "mixtral")

@@ -16,6 +16,7 @@ from trl.models.utils import disable_gradient_checkpointing
 
 from mipo.errors import UnsupportedError
 from mipo.fused.heads import Head
+from mipo.fused.verification import verify
 from mipo.trainer.preference_head import check_settings
 from mipo.trainer.shared_attention import IMPLEMENTATIONS, PREFIX
 from mipo.trainer.shared_prompts import Layout
@@ -64,8 +65,21 @@ def obstacle_in_model(model: Any, *, has_weights: bool = True) -> str | None:
     return None
 
 
+def obstacle_of_kernels(device: torch.device, dtype: torch.dtype, vocabulary: int) -> str | None:
+    """What is wrong with mipo's LM head on an accelerator: figures that differ, or what Triton or the driver raises."""
+    if device.type == "cpu":  # the path that the tests run everywhere
+        return None
+    try:
+        verify(device, dtype, vocabulary)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of any of these libraries: the trainer has TRL's head to go on with
+        return f"mipo's LM head does not work here ({' '.join(str(error).split())})"
+    return None
+
+
 def obstacle_at_first_use(
-    shared: Scored, ordinary: Scored, layout: Layout, config: Any, dtype: torch.dtype
+    shared: Scored, ordinary: Scored, layout: Layout | None, config: Any, dtype: torch.dtype
 ) -> str | None:
     """What keeps prompts from being shared after a batch was scored both ways, or how the model fails at it.
 
@@ -77,6 +91,7 @@ def obstacle_at_first_use(
         raise
     except (ValueError, TypeError, RuntimeError, UnsupportedError) as error:
         return f"the model fails with them: {' '.join(str(error).split())}"
+    assert layout is not None
     if layout.windows != (expected := _windows(config)):
         return f"the attention does not tell the windows of its layers: expected {expected}, got {layout.windows}"
     off = (ours - ordinary()).abs()

@@ -38,7 +38,13 @@ from mipo.trainer.preference_head import (
     check_settings,
 )
 from mipo.trainer.shared_attention import read_layouts
-from mipo.trainer.sharing import at_rest, obstacle_at_first_use, obstacle_in_model, obstacle_in_settings
+from mipo.trainer.sharing import (
+    at_rest,
+    obstacle_at_first_use,
+    obstacle_in_model,
+    obstacle_in_settings,
+    obstacle_of_kernels,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +62,8 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
     With `args.shared_prompts` a batch is one row, in which each prompt stands once, with all its responses behind it
     (`mipo.trainer.shared_prompts`): the log-probs are those of ordinary rows, for the FLOPs of one prompt. It is the
     default where settings and model allow it. The first batch is scored both ways; where they differ, ordinary rows
-    are used, and a warning says why. True raises InputError instead.
+    are used, and a warning says why. True raises InputError instead. On an accelerator the LM head and its loss are
+    tried first (`mipo.fused.verification`).
 
     With `args.fused_loss` the loss is `mipo.fused.linear_preference_loss`, with the same losses, gradients and metrics:
     3F in the LM head instead of TRL's 4F, and 2F instead of 3F with a frozen head. It also trains LoRA on the LM head.
@@ -131,6 +138,28 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
         if self.accelerator.is_main_process:
             logger.warning("prompts are not shared between their responses: %s", obstacle)
         self._sharing = False
+        if self._is_checked and self.args.fused_loss is None:
+            self._fused = False
+
+    def _check(self, model: Any, inputs: dict[str, Any]) -> None:
+        """At the first batch, what was chosen by default: the LM head on this device, and shared rows by this model."""
+        if self._is_checked or not self._sharing:
+            return
+        self._is_checked = True
+        config = self.accelerator.unwrap_model(model).config.get_text_config()
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision, self.model.dtype)
+        obstacle = None
+        if self.args.fused_loss is None:
+            obstacle = obstacle_of_kernels(self.accelerator.device, dtype, config.vocab_size)
+        if obstacle is None:
+            shared, ordinary = _shared_row(inputs), _ordinary_rows(inputs)
+            obstacle = obstacle_at_first_use(
+                lambda: self._score(model, *shared).tokens, lambda: self._score(model, *ordinary).tokens,
+                shared[1].layout, config, dtype,
+            )  # fmt: skip
+        differing = torch.tensor(float(obstacle is not None), device=self.accelerator.device)
+        if self.accelerator.reduce(differing, reduction="sum").item():
+            self._share_no_more(obstacle or "another process can't")
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         first: Mapping[str, Any] = next(iter(dataset), {})
@@ -182,18 +211,20 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The reference's log-probs of a batch: chosen [G], and rejected [G] or, for several per group, [G, K]."""
+        self._check(model, inputs)
         if self._fused:
-            rows, groups = self._rows(model, inputs)
+            rows, groups = self._rows(inputs)
             logps = self._score(model, rows, groups).responses
         elif self._grouped:
             # TRL's own pass handles adapters, checkpointing and autocast. It returns the rows in two halves.
             rows = {name: inputs[name] for name in ("input_ids", "attention_mask", "completion_mask")}
             logps = _by_group(torch.cat(super().compute_ref_log_probs(model, rows)), inputs["group_mask"])
         else:
-            return super().compute_ref_log_probs(model, inputs)  # type: ignore[no-any-return]
+            return super().compute_ref_log_probs(model, _ordinary(inputs))  # type: ignore[no-any-return]
         return logps[:, 0], logps[:, 1:] if self._grouped else logps[:, 1]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        self._check(model, inputs)
         if not self._grouped and (return_outputs or not self._fused):
             return super()._compute_loss(model, _ordinary(inputs), return_outputs)
         if return_outputs:
@@ -202,32 +233,8 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
         aux_loss, loss = (self._fused_loss if self._fused else self._group_loss)(model, inputs, routed)
         return loss + self.router_aux_loss_coef * aux_loss if routed else loss
 
-    def _rows(self, model: Any, inputs: dict[str, Any]) -> tuple[dict[str, Any], PackedGroups]:
-        """What the model gets for a batch: one row that shares its prompts, or ordinary rows; and its groups."""
-        ordinary, groups = {n: v for n, v in _ordinary(inputs).items() if n not in NOT_OF_MODELS}, inputs["groups"]
-        if not self._sharing:
-            return ordinary, groups
-        row, in_row = {"input_ids": inputs["shared_ids"]}, inputs["shared_groups"]
-        if not self._is_checked:
-            self._check_sharing(model, (row, in_row), (ordinary, groups))
-            return self._rows(model, inputs)
-        return row, in_row
-
-    def _check_sharing(self, model: Any, shared: tuple[Any, PackedGroups], ordinary: tuple[Any, PackedGroups]) -> None:
-        self._is_checked = True
-        config = self.accelerator.unwrap_model(model).config.get_text_config()
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision, self.model.dtype)
-        assert shared[1].layout is not None
-        obstacle = obstacle_at_first_use(
-            lambda: self._score(model, *shared).tokens,
-            lambda: self._score(model, *ordinary).tokens,
-            shared[1].layout,
-            config,
-            dtype,
-        )
-        differing = torch.tensor(float(obstacle is not None), device=self.accelerator.device)
-        if self.accelerator.reduce(differing, reduction="sum").item():
-            self._share_no_more(obstacle or "another process can't")
+    def _rows(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], PackedGroups]:
+        return _shared_row(inputs) if self._sharing else _ordinary_rows(inputs)
 
     def _score(self, model: Any, rows: dict[str, Any], groups: PackedGroups) -> ResponseLogps:
         """Log-probs under `model`, or under what the policy was before training where it is the policy."""
@@ -258,7 +265,7 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
         return out.aux_loss, loss
 
     def _fused_loss(self, model: Any, inputs: dict[str, Any], routed: dict[str, bool]) -> tuple[Any, Tensor]:
-        rows, groups = self._rows(model, inputs)
+        rows, groups = self._rows(inputs)
         groups = groups.to(self.accelerator.device)
         if groups.ref_logps is None:
             groups = groups.with_reference(self._reference(inputs))
@@ -325,6 +332,16 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
 def _ordinary(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """A batch as its collator made it, before it was packed."""
     return {name: value for name, value in inputs.items() if name not in ("groups", "shared_ids", "shared_groups")}
+
+
+def _ordinary_rows(inputs: dict[str, Any]) -> tuple[dict[str, Any], PackedGroups]:
+    """The arguments of a model, and the groups in its rows."""
+    return {name: value for name, value in _ordinary(inputs).items() if name not in NOT_OF_MODELS}, inputs["groups"]
+
+
+def _shared_row(inputs: dict[str, Any]) -> tuple[dict[str, Any], PackedGroups]:
+    """The same for the batch as one row, which holds each prompt once."""
+    return {"input_ids": inputs["shared_ids"]}, inputs["shared_groups"]
 
 
 def _by_group(sums: Tensor, mask: Tensor) -> Tensor:
