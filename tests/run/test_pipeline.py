@@ -10,9 +10,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
+from recipes import write_recipe
 
 from mipo import demo
-from mipo.demo import world
 from mipo.errors import InputError
 from mipo.io import checksum
 from mipo.pairing.filter import keep
@@ -26,21 +26,6 @@ FIGURES = {
     "infonce", "leave_one_out", "logps_chosen", "logps_rejected", "margin", "response_tokens", "truncated",
     "accuracy", "accuracy_greedy", "malformed",
 }  # fmt: skip
-
-
-def write_recipe(folder: Path, **changes) -> Path:
-    """A small recipe on the demo's world: 64 training rows, 24 held-out rows, four steps."""
-    folder.mkdir(parents=True, exist_ok=True)
-    world.write(folder, train=64, test=24, seed=1)
-    settings = yaml.safe_load((demo.HERE / "recipe.yaml").read_text())
-    settings["model"] = str(demo.HERE / "model")
-    settings["evaluation"] |= {"negatives": 3, "rows": 8}
-    settings["trainer"] |= {"save_steps": 2, "logging_steps": 1}
-    for section, values in changes.items():
-        settings[section] = {**settings.get(section, {}), **values} if isinstance(values, dict) else values
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return path
 
 
 def die_at(point: str, recipe: Path, output: Path) -> subprocess.CompletedProcess:
@@ -129,7 +114,8 @@ def test_a_run_stores_each_text_once(done):
         inside = path.relative_to(done / "out").as_posix()
         columns = {name for name, kind in pl.read_parquet_schema(path).items() if kind not in (pl.UInt64, pl.UInt32)}
         if inside not in texts and "responses/" not in inside and not inside.startswith("evaluation/"):
-            assert columns <= {"kind", "reason", "part"}, inside
+            numbers = {"ref_chosen_logps", "ref_rejected_logps"}
+            assert columns <= {"kind", "reason", "part", *numbers}, inside
 
 
 def test_a_killed_run_continues_and_writes_the_same_pairs(done, tmp_path):

@@ -35,7 +35,8 @@ from mipo.run import provenance
 from mipo.run.prompts import read_prompts
 from mipo.run.recipe import Recipe, dump, run_folder
 from mipo.run.stages import Rows, RunFolder
-from mipo.run.training_settings import build, load_checked
+from mipo.run.training import launch, train_run
+from mipo.run.training_settings import load_checked
 from mipo.tokens.groups import tokenize
 from mipo.tokens.preparation import prepare
 from mipo.tokens.store import PairStore
@@ -64,8 +65,8 @@ def run_recipe(
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(
-            "a run is one process; on several GPUs do `mipo run RECIPE --until baseline`, then train with "
-            "`accelerate launch -m mipo train --tokens RUN/tokens …`"
+            "a run is one process, which starts those of its training: do `mipo run RECIPE` without a launcher, and "
+            "name their number in the recipe, for example launch: {processes: 8}"
         )
     if until is not None and until not in STAGES:
         raise InputError(f"until: expected one of {', '.join(STAGES)}, got {until!r}")
@@ -179,16 +180,11 @@ class _Pipeline:
         return Rows(links.height, pairs.height - sum(too_long.values()), dropped(links) | too_long)
 
     def train(self) -> None:
-        """Trains the model on the store."""
-        from mipo.trainer.training import train
-
-        args, _ = build(self.recipe, self.folder)
-        store, output = PairStore.open(self.folder / "tokens"), self.folder / "model"
-        log = train(
-            store, self.model.name, self.model.tokenizer, output, args=args, lora=self.recipe.lora,
-            reuse=self.reuse / "tokens" if self.reuse else None,
-        )  # fmt: skip
-        files.write_json(self.folder / "training.json", log)
+        """Trains the model on the store, in this process or in several."""
+        if self.recipe.launch:
+            launch(self.folder, self.recipe.launch, self.reuse)
+        else:
+            train_run(self.folder, self.recipe, self.model, self.reuse)
 
     def evaluate(self) -> None:
         """Measures the model after training, and how much each figure changed."""

@@ -90,6 +90,8 @@ def inputs(stage: str, recipe: Recipe, model: Model, run: RunFolder) -> dict[str
         case "train":
             own = {"trainer": trainer_fields(recipe), "lora": recipe.lora, "model": model.content,
                    "files": run.checksums("tokens")}  # fmt: skip
+            if recipe.launch:
+                own["launch"] = plain["launch"]
         case "evaluate":
             own = {**evaluation, "test": _test_checksum(run), "files": run.checksums("baseline", "train")}
         case _:

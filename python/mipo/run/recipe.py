@@ -121,6 +121,22 @@ class Tokens(Record, frozen=True, kw_only=True):
     ] = 15_360
 
 
+class Launch(Record, frozen=True, kw_only=True):
+    """In how many processes the model is trained, and how they share it."""
+
+    processes: Annotated[
+        Count | None, Meta(description="processes on this machine; null for one on each GPU", examples=[8])
+    ] = None
+    config: Annotated[
+        Text | None,
+        Meta(
+            description="an accelerate configuration, or the name of one of TRL's: fsdp2, zero3, …; null copies the "
+            "model into each process",
+            examples=["fsdp2"],
+        ),
+    ] = None
+
+
 class Evaluation(Record, frozen=True, kw_only=True):
     """What is measured on the held-out prompts, before and after training."""
 
@@ -151,6 +167,14 @@ class Recipe(Record, frozen=True, kw_only=True):
         Meta(
             description="fields of peft.LoraConfig; null trains all weights",
             examples=[{"r": 16, "target_modules": "all-linear"}],
+        ),
+    ] = None
+    launch: Annotated[
+        Launch | None,
+        Meta(
+            description="trains in several processes; null trains in one. A step has per_device_train_batch_size "
+            "groups of each",
+            examples=[{"processes": 8}],
         ),
     ] = None
     evaluation: Evaluation = Evaluation()
@@ -209,7 +233,11 @@ def load(path: str | Path, *, seed: int | None = None, control: str | None = Non
         raise InputError(f"{path}: {error}") from None
     source, test = (name and _absolute(name, path.parent) for name in (recipe.prompts.source, recipe.prompts.test))
     prompts = msgspec.structs.replace(recipe.prompts, source=source, test=test)
-    return msgspec.structs.replace(recipe, model=_absolute(recipe.model, path.parent), prompts=prompts)
+    launch = recipe.launch
+    if launch and launch.config:
+        launch = msgspec.structs.replace(launch, config=_absolute(launch.config, path.parent))
+    model = _absolute(recipe.model, path.parent)
+    return msgspec.structs.replace(recipe, model=model, prompts=prompts, launch=launch)
 
 
 def run_folder(path: str | Path, output: str | Path | None, seed: int | None, control: str | None) -> Path:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError
 from mipo.models.loading import load_config, load_tokenizer
+from mipo.run.launcher import check_launch
 from mipo.run.recipe import Recipe, load
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ def load_checked(path: str | Path, folder: Path, *, seed: int | None = None, con
     try:
         args, lora = build(recipe, folder)
         check_fit(args, lora, recipe.model)
+        if recipe.launch:
+            check_launch(recipe.launch)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return recipe
@@ -48,7 +51,12 @@ def build(recipe: Recipe, folder: Path) -> tuple[MIPOConfig, LoraConfig | None]:
     fields = {"seed": recipe.seed, "trust_remote_code": recipe.trust_remote_code, **trainer_fields(recipe)}
     with _refused("trainer"):
         args = _config(MIPOConfig, output_dir=str(folder / "checkpoints"), **fields)
-        check_training(args, negatives=recipe.contrast.negatives, lora=recipe.lora is not None)
+        check_training(
+            args,
+            negatives=recipe.contrast.negatives,
+            lora=recipe.lora is not None,
+            launched=recipe.launch is not None,
+        )
     with _refused("lora"):
         return args, None if recipe.lora is None else lora_config(recipe.lora)
 

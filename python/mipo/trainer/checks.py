@@ -33,13 +33,14 @@ OF_DIFFERENCES = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust
 STEPS = 100  # of the schedule that is made as a trial
 
 
-def check_training(args: MIPOConfig, *, negatives: int, lora: bool = False) -> None:
+def check_training(args: MIPOConfig, *, negatives: int, lora: bool = False, launched: bool = False) -> None:
     """Raises InputError for settings with which training on `negatives` rejected responses per group cannot start.
 
-    `lora`: an adapter is trained. The message begins with the name of a setting.
+    `lora`: an adapter is trained. `launched`: this process will start those that train. The message begins with the
+    name of a setting.
     """
     _check_loss(args, negatives)
-    _check_process(args)
+    _check_process(args, alone=not launched and int(os.environ.get("WORLD_SIZE", "1")) == 1)
     _check_libraries(args)
     if args.sync_ref_model and args.precompute_ref_log_probs:
         raise InputError(
@@ -95,9 +96,9 @@ def _check_loss(args: MIPOConfig, negatives: int) -> None:
         raise InputError("label_smoothing: expected more than 0 with loss_type exo_pair, for example 0.001, got 0")
 
 
-def _check_process(args: MIPOConfig) -> None:
+def _check_process(args: MIPOConfig, *, alone: bool) -> None:
     """What a training needs and has not: data to evaluate on, lengths to group by, an accelerator, other processes."""
-    on_cpu, alone = not torch.accelerator.is_available(), int(os.environ.get("WORLD_SIZE", "1")) == 1
+    on_cpu = not torch.accelerator.is_available()
     evaluates = "training has no data set to evaluate on: a run measures its held-out prompts before and after training"
     # The setting, whether it is wrong, what is expected, what it got and why.
     wrong: list[tuple[str, bool, str]] = [
@@ -113,18 +114,14 @@ def _check_process(args: MIPOConfig) -> None:
         ("fp16", args.fp16 and on_cpu, "expected false on a CPU, got true; leave it out, or set bf16"),
         ("activation_offloading", args.activation_offloading and on_cpu, "expected false on a CPU, got true"),
         ("fsdp", bool(args.fsdp) and alone,
-         "expected none in a single process, got some; train with `accelerate launch -m mipo train …`"),
+         "expected none in a single process, got some; name several in a recipe, for example launch: {config: fsdp2}, "
+         "or train with `accelerate launch -m mipo train …`"),
         ("push_to_hub", args.push_to_hub and huggingface_hub.get_token() is None,
          "expected a login at the Hugging Face hub with it, got none; run `hf auth login`, or set HF_TOKEN"),
     ]  # fmt: skip
     for name, is_wrong, message in wrong:
         if is_wrong:
             raise InputError(f"{name}: {message}")
-    if args.n_gpu > 1 and "device_map" not in (args.model_init_kwargs or {}):  # transformers' DataParallel
-        raise InputError(
-            f"expected one visible GPU for one process, got {args.n_gpu}; name one with CUDA_VISIBLE_DEVICES=0, or "
-            "train on all with `accelerate launch -m mipo train …`"
-        )
 
 
 def _check_libraries(args: MIPOConfig) -> None:

@@ -1,5 +1,6 @@
 """Settings: `trl.DPOConfig` with the paper's settings as defaults."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,8 +55,8 @@ class MIPOConfig(DPOConfig):  # type: ignore[misc]
     )
 
     def __post_init__(self) -> None:
-        if self.bf16 and not torch.accelerator.is_available():
-            self.use_cpu = True  # transformers requires it for bf16 on a CPU
+        if not torch.accelerator.is_available() and (self.bf16 or int(os.environ.get("WORLD_SIZE", "1")) > 1):
+            self.use_cpu = True  # transformers requires it on a CPU for bf16, and for several processes
         accelerated = torch.accelerator.is_available() and not self.use_cpu
         # transformers renamed this setting, and warns about the old name.
         name = "activation_checkpointing" if hasattr(self, "activation_checkpointing") else "gradient_checkpointing"

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from trl import DPOConfig
-from trl.models.utils import disable_gradient_checkpointing
 
 from mipo.errors import UnsupportedError
 from mipo.fused.heads import Head
@@ -102,11 +101,11 @@ def obstacle_at_first_use(
 
 @contextmanager
 def at_rest(model: nn.Module) -> Iterator[None]:
-    """Scores with a model: no gradients, no dropout, no checkpointing."""
+    """Scores with a model: no gradients, no dropout, and no checkpointing, which belongs to training."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.no_grad(), disable_gradient_checkpointing(model):
+        with torch.no_grad():
             yield
     finally:
         for module in training:

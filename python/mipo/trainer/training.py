@@ -54,6 +54,9 @@ def train(
         raise InputError(f"the tokens are those of another tokenizer or chat template than {model}'s; make them again")
     output, start = output.resolve(), Model(model, trust_remote_code=args.trust_remote_code)
     main = int(os.environ.get("RANK", "0")) == 0
+    if args.n_gpu > 1 and "device_map" not in (args.model_init_kwargs or {}):
+        print(f"train: one of {args.n_gpu} GPUs is used; launch: {{processes: {args.n_gpu}}} in a recipe uses them all")
+        args._n_gpu = 1  # transformers would copy the model to each GPU in every step, which TRL refuses
     with without_bars(), ExitStack() as stack:
         if main:
             # Before the model is loaded; its folder keeps nothing else, since it is replaced as a whole.

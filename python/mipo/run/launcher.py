@@ -1,0 +1,48 @@
+"""The launcher of a training in several processes: torchrun, or accelerate with a configuration.
+
+Knows their command lines, the machine's GPUs and TRL's configurations. Starts nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+from mipo.errors import InputError
+from mipo.run.recipe import Launch
+
+
+def command(settings: Launch) -> list[str]:
+    """The launcher: torchrun, or accelerate with a configuration."""
+    if settings.config is None:
+        processes = settings.processes or "gpu"
+        return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    launcher.append(f"--config_file={configuration_file(settings.config)}")
+    return launcher + ([f"--num_processes={settings.processes}"] if settings.processes else [])
+
+
+def check_launch(settings: Launch) -> None:
+    """Raises InputError for a configuration that is not there, and for more processes than this machine has GPUs."""
+    import torch
+
+    if settings.config is not None:
+        configuration_file(settings.config)
+    there, wanted = torch.accelerator.device_count(), settings.processes
+    if there and wanted and wanted > there:
+        raise InputError(f"launch.processes: expected at most {there}, the GPUs of this machine, got {wanted}")
+    if not there and wanted is None:
+        raise InputError("launch.processes: expected a number on a machine without GPUs, got none")
+
+
+def configuration_file(name: str) -> Path:
+    """The file of an accelerate configuration: `name` itself, or TRL's of that name."""
+    if Path(name).is_file():
+        return Path(name).resolve()
+    spec = importlib.util.find_spec("trl")
+    folder = Path(str(spec.origin)).parent / "accelerate_configs" if spec else Path()
+    own = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    if name not in own:
+        raise InputError(f"launch.config: expected a file, or one of TRL's, {', '.join(own)}; got {name!r}")
+    return own[name]

@@ -1,0 +1,118 @@
+"""Launch: a run starts the processes of its training, ends with what one process gives, and goes on after a kill."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from recipes import write_recipe
+
+from mipo.errors import InputError
+from mipo.run.launcher import check_launch, command, configuration_file
+from mipo.run.recipe import Launch, load
+
+# Sums of a batch in two parts, in float32, carried on through three steps of Adam.
+LOSS_ATOL = 1e-4
+FIGURE_ATOL = 0.02
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def mipo_run(recipe: Path, output: Path, *options: str) -> subprocess.CompletedProcess:
+    call = [sys.executable, "-m", "mipo", "run", recipe, "--output", output, *options]
+    return subprocess.run(call, capture_output=True, text=True, check=False, env=ONE_THREAD)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process, and one of two that ended before its training: three steps of 16 groups.
+
+    The last batch of an epoch, which has fewer, accelerate fills up for two processes and not for one.
+    """
+    folder = tmp_path_factory.mktemp("launch")
+    one = write_recipe(folder, trainer={"per_device_train_batch_size": 16, "max_steps": 3})
+    done = mipo_run(one, folder / "one")
+    assert done.returncode == 0, done.stderr
+    settings = yaml.safe_load(one.read_text())
+    settings["trainer"]["per_device_train_batch_size"] = 8
+    (folder / "two.yaml").write_text(yaml.safe_dump({**settings, "launch": {"processes": 2}}))
+    done = mipo_run(folder / "two.yaml", folder / "two", "--until", "baseline", "--reuse", str(folder / "one"))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def assert_same(folder: Path, output: Path) -> None:
+    logs = [json.loads((path / "training.json").read_text()) for path in (folder / "one", output)]
+    losses = [[row["loss"] for row in log if "loss" in row] for log in logs]
+    assert losses[1] == pytest.approx(losses[0], abs=LOSS_ATOL)
+    assert len(losses[0]) == 3
+    sides = [json.loads((path / "evaluation.json").read_text())["after"] for path in (folder / "one", output)]
+    for name in ("infonce", "logps_chosen", "margin", "accuracy_greedy"):
+        assert sides[1][name]["value"] == pytest.approx(sides[0][name]["value"], abs=FIGURE_ATOL), name
+
+
+def test_two_processes_end_with_the_table_of_one(prepared: Path, tmp_path: Path) -> None:
+    shutil.copytree(prepared / "two", tmp_path / "two")
+    done = mipo_run(prepared / "two.yaml", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    assert "InfoNCE" in done.stdout
+    assert_same(prepared, tmp_path / "two")
+
+
+def test_a_run_that_is_killed_in_training_takes_its_processes_along_and_goes_on(prepared: Path, tmp_path: Path) -> None:
+    output = tmp_path / "two"
+    shutil.copytree(prepared / "two", output)
+    call = [sys.executable, "-m", "mipo", "run", prepared / "two.yaml", "--output", output]
+    process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ONE_THREAD)
+    end = time.monotonic() + 120
+    while not list(output.glob("checkpoints/checkpoint-*/mipo.json")) and time.monotonic() < end:
+        assert process.poll() is None
+        time.sleep(0.02)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 3  # the launcher and two that train
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+    assert not (output / "evaluation.json").exists()
+    done = mipo_run(prepared / "two.yaml", output)
+    assert done.returncode == 0, done.stderr
+    assert "resuming from checkpoint-" in done.stdout
+    assert_same(prepared, output)
+
+
+def test_what_the_processes_refuse_is_one_line(prepared: Path, tmp_path: Path) -> None:
+    settings = yaml.safe_load((prepared / "two.yaml").read_text())
+    settings["trainer"] |= {"learning_rate": 1e30, "warmup_steps": 0}
+    (prepared / "diverging.yaml").write_text(yaml.safe_dump(settings))
+    done = mipo_run(prepared / "diverging.yaml", tmp_path / "out", "--reuse", str(prepared / "two"))
+    assert done.returncode == 2
+    assert "the training diverged: weights are NaN or infinite" in done.stderr.splitlines()[-1]
+
+
+def test_configurations_are_files_or_trl_s(tmp_path: Path) -> None:
+    assert configuration_file("fsdp2").name == "fsdp2.yaml"
+    own = tmp_path / "mine.yaml"
+    own.write_text("num_processes: 2")
+    assert configuration_file(str(own)) == own
+    with pytest.raises(InputError, match=r"launch\.config: expected a file, or one of TRL's, .*fsdp2.*; got 'fsdp9'"):
+        check_launch(Launch(config="fsdp9"))
+    assert command(Launch(processes=2))[1:] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    started = command(Launch(processes=2, config="zero2"))
+    assert started[1:3] == ["-m", "accelerate.commands.launch"]
+    assert started[3].endswith("zero2.yaml")
+    assert started[4:] == ["--num_processes=2"]
+
+
+def test_a_configuration_beside_the_recipe_is_found_from_anywhere(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, launch={"config": "mine.yaml"})
+    (tmp_path / "mine.yaml").write_text("num_processes: 2")
+    launch = load(path).launch
+    assert launch is not None
+    assert launch.config == str(tmp_path / "mine.yaml")
