@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from recipes import write_recipe
+from small_recipe import write_recipe
 
 from mipo.errors import InputError
 from mipo.run.launcher import check_launch, command, configuration_file

@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
-from recipes import write_recipe
+from small_recipe import write_recipe
 
 from mipo import demo
 from mipo.errors import InputError

@@ -16,6 +16,7 @@ from mipo.loss.logps import sequence_logps, token_logps
 from mipo.loss.preference import preference_loss
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
     from torch import Tensor
 
 LENGTHS = ((5, 9), (8, 2))
@@ -38,13 +39,13 @@ def verify(device: Any, dtype: torch.dtype, vocabulary: int, softcap: float | No
     ref_logps = -10 * torch.rand(lengths.shape, generator=dice).to(device)
     states = [torch.randn(rows, WIDTH, generator=dice).to(device, dtype) / 4 for rows in (tokens, vocabulary)]
 
-    def run(loss_of: Any) -> list[Tensor]:
+    def run(loss_of: Any) -> list[Float[Tensor, "..."]]:
         hidden, weight = (tensor.clone().requires_grad_() for tensor in states)
         loss = loss_of(hidden, weight)
         loss.backward()
         return [loss.detach(), hidden.grad, weight.grad]
 
-    def plain(hidden: Tensor, weight: Tensor) -> Tensor:
+    def plain(hidden: Float[Tensor, "T D"], weight: Float[Tensor, "V D"]) -> Float[Tensor, ""]:
         logps = token_logps(hidden, weight, targets, softcap=softcap)
         sums = sequence_logps(logps, numbers, lengths.numel()).view(lengths.shape)
         return preference_loss(sums, ref_logps).mean()
