@@ -256,6 +256,7 @@ def test_settings_are_plain_values_in_a_fixed_form() -> None:
         "tokens": {"max_length": 15_360},
         "trainer": {},
         "lora": None,
+        "launch": None,
         "evaluation": {"negatives": None, "rows": 512, "rule": None},
         "seed": 0,
         "control": None,

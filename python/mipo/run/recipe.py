@@ -130,8 +130,7 @@ class Launch(Record, frozen=True, kw_only=True):
     config: Annotated[
         Text | None,
         Meta(
-            description="an accelerate configuration, or the name of one of TRL's: fsdp2, zero3, …; null copies the "
-            "model into each process",
+            description="a file for accelerate, or TRL's of a name, as zero3; null copies the model to each process",
             examples=["fsdp2"],
         ),
     ] = None
