@@ -5,7 +5,8 @@ Knows a command's options, and no command.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from mipo.errors import NotThereError
 from mipo.io import columns, sources
 from mipo.io.columns import Kind
 from mipo.io.lazy import pl
-from mipo.prompts.rows import read
+from mipo.prompts.rows import read, read_batches
 
 if TYPE_CHECKING:
     from mipo.io.tables import Table
@@ -25,6 +26,16 @@ def read_prompts(source: str | Path, options: Mapping[str, Any]) -> pl.DataFrame
     prompts = read(source, **keywords(read, options))
     print_rows(source, prompts.rows_in, prompts.dropped)
     return prompts.frame
+
+
+def batches_of_prompts(source: str | Path, rows: int, options: Mapping[str, Any]) -> Iterator[pl.DataFrame]:
+    """Their ids, prompts and contexts, of a Parquet file `rows` rows at a time; after the last, prints as above."""
+    dropped, rows_in = Counter[str](), 0
+    for prompts in read_batches(source, rows, **keywords(read_batches, options)):
+        dropped.update(prompts.dropped)
+        rows_in += prompts.rows_in
+        yield prompts.frame.select(c for c in prompts.frame.columns if c in ("prompt_id", "prompt", "context"))
+    print_rows(source, rows_in, dropped)
 
 
 def read_held_out(source: str | Path, split: str | None, options: Mapping[str, Any]) -> pl.DataFrame:

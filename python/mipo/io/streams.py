@@ -5,6 +5,7 @@ Knows where in each file the rows are. What a source is, and what is refused in 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,6 +95,11 @@ class Stream:
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_dataset"}
+
+
+def of_parquet(path: Path, rows: int) -> Iterator[pl.DataFrame]:
+    """The rows of a Parquet file in order, `rows` at a time (the last batch may have fewer)."""
+    return tables.regroup(_open(path, (), None).batches(rows, 0, sys.maxsize, sources.NO_TEXTS), rows)
 
 
 def open_stream(

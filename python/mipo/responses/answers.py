@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError, WriteError
 from mipo.io import checksum
-from mipo.io.keys import NOWHERE, Index
 from mipo.io.lazy import _native, np, pl
 from mipo.responses.engines.contract import Answer
 from mipo.tokenizer.messages import key
@@ -113,14 +112,19 @@ class Answers:
 
     def missing(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
         """The rows of the prompts that have no answer here, and no failure that is final."""
-        rows = self._connection.execute(
-            "SELECT prompt FROM answers WHERE settings = ? AND (failure IS NULL OR final)", (self._id,)
-        )
-        blobs = list[bytes]()
-        while batch := rows.fetchmany(65_536):
-            blobs.append(b"".join(blob for (blob,) in batch))
-        known = np.frombuffer(b"".join(blobs), np.uint64).reshape(-1, 2)
-        return np.flatnonzero(Index(known).find(keys) == NOWHERE)
+        rows = [np.empty(0, dtype=np.int64)]
+        for start in range(0, len(keys), AT_ONCE):
+            blobs = [key.tobytes() for key in keys[start : start + AT_ONCE]]
+            known = {
+                blob for (blob,) in self._connection.execute(
+                    "SELECT prompt FROM answers WHERE settings = ? AND (failure IS NULL OR final) "
+                    f"AND prompt IN ({', '.join('?' * len(blobs))})",
+                    (self._id, *blobs),
+                )
+            }  # fmt: skip
+            places = [place for place, blob in enumerate(blobs) if blob not in known]
+            rows.append(np.array(places, dtype=np.int64) + start)
+        return np.concatenate(rows)
 
     def averages(self, engine: str) -> tuple[int, float | None, float | None]:
         """How many answers there are, their mean tokens, and the mean seconds of those by `engine`."""

@@ -19,6 +19,7 @@ from mipo.errors import InputError
 from mipo.evaluation import figures, measurement
 from mipo.evaluation.selection import select_best
 from mipo.io import files, outputs, records, sources, tables
+from mipo.io.streams import of_parquet
 from mipo.models.model import Model
 from mipo.negatives.draw import contrast
 from mipo.pairing.controls import shuffle
@@ -28,9 +29,11 @@ from mipo.report import page
 from mipo.responses.answers import FILE
 from mipo.responses.engines.choice import of_settings
 from mipo.responses.engines.contract import Engine
-from mipo.responses.generation import failures, generate
+from mipo.responses.generation import generate, generate_to
 from mipo.responses.requests import Requests, compose_requests, link
 from mipo.responses.scoring import scorer
+from mipo.responses.stored_requests import BATCH_ROWS as READ_ROWS
+from mipo.responses.stored_requests import open_requests
 from mipo.run import provenance
 from mipo.run.prompts import read_prompts
 from mipo.run.recipe import Recipe, dump, run_folder
@@ -114,17 +117,23 @@ class _Pipeline:
 
     def responses(self) -> Rows:
         """Links pairs to responses, and lets the model answer each distinct prompt."""
-        train, drawn = self._read("prompts.parquet"), self._read("counterparts.parquet")
         settings, engine = self.recipe.responses, of_settings(self.recipe.responses)
         if settings.choose == "best":
             scorer(engine).check_scoring(self.model)
-        requests = compose_requests(
-            train, drawn, chat=self.model.is_chat, samples=settings.samples, fresh=settings.fresh
-        )
-        self._write(link(train, drawn, requests), "links.parquet")
-        responses = self._generate(requests, "responses", self._sampler(), engine, self.recipe.seed, "responses")
-        failed = failures(responses)
-        return Rows(responses.height, responses.height - sum(failed.values()), failed)
+        prompts, drawn = self.folder / "prompts.parquet", self.folder / "counterparts.parquet"
+        each = self.recipe.contrast.negatives  # rows of counterparts that a prompt has, and that stay together
+        with open_requests(
+            of_parquet(prompts, READ_ROWS), of_parquet(drawn, READ_ROWS), chat=self.model.is_chat,
+            samples=settings.samples, fresh=settings.fresh, folder=self.folder,
+        ) as requests:  # fmt: skip
+            batches = of_parquet(drawn, max(tables.ROW_GROUP // each, 1) * each)
+            tables.write(requests.links(batches), self.folder / "links.parquet")
+            rows, failed = generate_to(
+                self.folder / "responses", requests, self._sampler(), settings.sampling,
+                database=self.folder / FILE, engine=engine, reuse=self._reusable(), seed=self.recipe.seed,
+                reasoning=settings.reasoning, max_failures=settings.max_failures, progress="responses",
+            )  # fmt: skip
+        return Rows(rows, rows - sum(failed.values()), failed)
 
     def pairs(self) -> Rows:
         """Decides which links are pairs; a shuffled control then swaps chosen and rejected in half of them."""
@@ -234,12 +243,14 @@ class _Pipeline:
         self, requests: Requests, name: str, model: Model, engine: Engine | None, seed: int, progress: str
     ) -> pl.DataFrame:
         """The responses to all requests; prompts without one have the reason."""
-        settings = self.recipe.responses
-        reuse = self.reuse if self.reuse and (self.reuse / FILE).exists() else None
         return generate(
-            requests.prompts, model, folder=self.folder / name,
-            database=self.folder / FILE, engine=engine, reuse=reuse, seed=seed, progress=progress, **settings.options,
+            requests.prompts, model, folder=self.folder / name, database=self.folder / FILE, engine=engine,
+            reuse=self._reusable(), seed=seed, progress=progress, **self.recipe.responses.options,
         )  # fmt: skip
+
+    def _reusable(self) -> Path | None:
+        """The folder whose answers are taken over, if it has any."""
+        return self.reuse if self.reuse and (self.reuse / FILE).exists() else None
 
     def _read(self, name: str) -> pl.DataFrame:
         return tables.scan(self.folder / name).collect()
