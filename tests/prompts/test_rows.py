@@ -370,7 +370,6 @@ GOOD = '{"prompt": "a"}\n'
         (b'{"prompt": "a"}\n{"prompt": ["b"]}\n', r"row 2: .* got a list: \[.b.\]"),
         (b'{"prompt": "a"}\n{"prompt": {"b": 1}}\n', r"row 2: .* got an object: \{.b.: 1\}"),
         (b'{"prompt": "a"}\n{"prompt": [{"role": "user", "content": "b"}]}\n', "row 2: .* got a list"),
-        (b'{"prompt": "a"}\n{"prompt": "\\ud83d"}\n', "row 2: .* half of a surrogate pair"),
         (
             b'{"prompt": 1}\n{"prompt": 2}\n',
             "row 1: column 'prompt': expected text or a list of messages .* got a number: 1; write it as text",
@@ -390,6 +389,31 @@ def test_broken_json_lines_are_refused_with_their_row(tmp_path: Path, lines: byt
     (tmp_path / "p.jsonl.gz").write_bytes(gzip.compress(lines))
     with pytest.raises(ValueError, match=message):
         read(tmp_path / "p.jsonl.gz")
+
+
+@pytest.mark.parametrize(
+    "half",
+    [
+        b'{"prompt": "\\ud83d", "context": "c"}',
+        b'{"prompt": "b", "context": "c \\udc4d\\ud83d"}',
+        b'{"prompt": [{"role": "user", "content": "b\\ud83d"}], "context": "c", "n": NaN}',
+    ],
+)
+def test_a_prompt_with_half_of_a_surrogate_pair_is_dropped_by_name_and_the_others_are_kept(
+    tmp_path: Path, half: bytes
+) -> None:
+    """No table holds it, and no server is told it; a whole pair is a character like others."""
+    chats = half.startswith(b'{"prompt": [')
+    rows = [{"prompt": [{"role": "user", "content": text}] if chats else text} for text in ("a", "\U0001f44d", "", "d")]
+    lines = [json.dumps({**row, "context": "c"}).encode() for row in rows]
+    (tmp_path / "p.jsonl").write_bytes(b"\n".join([*lines[:2], half, *lines[2:]]))
+    prompts = read(tmp_path / "p.jsonl", context="context")
+    assert prompts.frame["prompt"].to_list() == [rows[0]["prompt"], rows[1]["prompt"], rows[3]["prompt"]]
+    assert prompts.rows.to_list() == [1, 2, 5]
+    assert prompts.dropped == {"half of a surrogate pair, which is not a character": 1, "empty prompt": 1}
+    assert prompts.first == {"half of a surrogate pair, which is not a character": 3, "empty prompt": 4}
+    assert prompts.rows_in == 5
+    assert set(prompts.frame.columns) <= {"prompt_id", "prompt", "context", "n"}
 
 
 @pytest.mark.parametrize("broken", [b'{"prompt": "x"', b'{"prompt": "\xff"}', b'{"prompt": 3}'])

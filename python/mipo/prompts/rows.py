@@ -14,9 +14,10 @@ from typing import cast
 from mipo.errors import InputError
 from mipo.io import columns, nested, sources, tables
 from mipo.io.columns import Kind
+from mipo.io.jsonl import HALVES
 from mipo.io.keys import check_ids
 from mipo.io.lazy import pl
-from mipo.reasons import EMPTY_CONTEXT, EMPTY_PROMPT, NULL_CONTEXT
+from mipo.reasons import EMPTY_CONTEXT, EMPTY_PROMPT, HALF_CHARACTER, NULL_CONTEXT
 from mipo.tokenizer.messages import fields_of, is_messages
 
 MESSAGES = 'chat messages [{"role": …, "content": …}, …], both text'
@@ -43,11 +44,12 @@ def read(source: str | Path, *, prompt: str = "prompt", context: str | None = No
 
     `prompt` names the column with the prompt: text, or chat messages `[{"role": …, "content": …}, …]`. `context` names
     the column with the user's context, a text. Other columns are kept; one called prompt_id, prompt or context becomes
-    `source_…`. Empty prompts and null or empty contexts are dropped by a named reason. Raises NotThereError for a
+    `source_…`. Empty prompts, null or empty contexts, and in JSONL both with half of a surrogate pair, are dropped by a
+    named reason. Raises NotThereError for a
     missing source, and InputError, with file and row, for a broken one and for fewer than two prompts.
     """
     names = _new_names(prompt, context)
-    prompts = _prompts(sources.load(source, split=split, texts=_kinds(names)), source, names)
+    prompts = _prompts(sources.load(source, split=split, texts=_kinds(names), marks_halves=True), source, names)
     _check_rows(source, prompts.frame.height, prompts.rows_in, prompts.dropped)
     return prompts
 
@@ -112,6 +114,8 @@ def _check_rows(source: str | Path, rows_out: int, rows_in: int, dropped: dict[s
 
 def _prompts(table: pl.DataFrame, source: str | Path, names: dict[str, str], before: int = 0) -> Prompts:
     """The prompts in a table, the rows of its source after the first `before`; numbered from 0."""
+    halves = table.get_column(HALVES, default=None)
+    table = table.drop(HALVES, strict=False)
     for column, name in names.items():
         if column not in table.columns:
             has = ", ".join(table.columns) or "no columns"
@@ -125,7 +129,10 @@ def _prompts(table: pl.DataFrame, source: str | Path, names: dict[str, str], bef
     if is_messages(table["prompt"]):
         _check_messages(table, source, labels["prompt"], labels.get("context"), before)
     rows = pl.int_range(before + 1, before + table.height + 1, eager=True)
-    return _drop(Prompts(table, table.height, rows), _reasons(table))
+    reasons = _reasons(table)
+    if halves is not None:
+        reasons = pl.select(pl.when(halves).then(pl.lit(HALF_CHARACTER)).otherwise(reasons)).to_series()
+    return _drop(Prompts(table, table.height, rows), reasons)
 
 
 def _renamed(table: pl.DataFrame, names: dict[str, str], source: str | Path) -> pl.DataFrame:
