@@ -66,8 +66,9 @@ def test_chats_with_fields_of_their_own_are_kept() -> None:
 def test_counterparts_of_other_prompts_are_refused() -> None:
     prompts = pl.DataFrame({"prompt": TEXTS})
     drawn = contrast(prompts).with_columns(counterpart_id=pl.lit(99, pl.UInt64))
-    with pytest.raises(InputError, match="counterpart_id 99: not among the prompts"), open_requests(
-        [prompts], [drawn], chat=True
+    with (
+        pytest.raises(InputError, match="counterpart_id 99: not among the prompts"),
+        open_requests([prompts], [drawn], chat=True),
     ):
         pass
 
