@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -129,7 +130,7 @@ class _Pipeline:
             batches = of_parquet(drawn, max(tables.ROW_GROUP // each, 1) * each)
             tables.write(requests.links(batches), self.folder / "links.parquet")
             rows, failed = generate_to(
-                self.folder / "responses", requests, self._sampler(), settings.sampling,
+                self.folder / "responses", requests, self._sampler, settings.sampling,
                 database=self.folder / FILE, engine=engine, reuse=self._reusable(), seed=self.recipe.seed,
                 reasoning=settings.reasoning, max_failures=settings.max_failures, progress="responses",
             )  # fmt: skip
@@ -146,6 +147,7 @@ class _Pipeline:
             raise InputError(f"pairs: none of {rows.rows_in} rows is a pair ({rows.dropped})")
         if self.recipe.control == "shuffled":
             self._write(shuffle(self._read(path.name), seed=self.recipe.seed), path.name)
+        self.__dict__.pop("_sampler", None)  # its weights would stay in memory beside the model's
         return rows
 
     def _links_of_best(self) -> pl.DataFrame:
@@ -153,7 +155,9 @@ class _Pipeline:
         links, responses = self._read("links.parquet"), sources.scan(self.folder / "responses").lazy().collect()
         stated = add_reasons(links, ResponseStates.of(responses, BATCH_ROWS))
         engine = of_settings(self.recipe.responses)
-        best = select_best(stated, responses, self._sampler(), engine=engine, database=self.folder / FILE)
+        best = select_best(
+            stated, responses, self._sampler, engine=engine, database=self.folder / FILE, reuse=self._reusable()
+        )
         return links.with_columns(reason=pl.coalesce("reason", pl.when(~best).then(pl.lit(reasons.ANOTHER_SAMPLE))))
 
     def tokens(self) -> Rows:
@@ -216,8 +220,9 @@ class _Pipeline:
         measured, table = measurement.evaluate(
             model, self._read("test.parquet"), store, kind=self.recipe.contrast.kind, negatives=self._negatives(),
             rows=evaluation.rows, rule=evaluation.rule, responses=responses, engine=self._judge(),
-            database=self.folder / FILE, seed=self.recipe.seed + 1, reasoning=self.recipe.responses.reasoning,
-            progress=side, **records.settings(self.recipe.responses.sampling),
+            database=self.folder / FILE, reuse=self._reusable(), seed=self.recipe.seed + 1,
+            reasoning=self.recipe.responses.reasoning, progress=side,
+            **records.settings(self.recipe.responses.sampling),
         )  # fmt: skip
         self._write(table, f"evaluation/{side}.parquet")
         files.write_json(self.folder / "evaluation" / f"{side}.json", measured)
@@ -235,8 +240,9 @@ class _Pipeline:
             judge = msgspec.structs.replace(judge, dtype=str(dtype).removeprefix("torch."))
         return of_settings(judge) if judge else None
 
+    @cached_property
     def _sampler(self) -> Model:
-        """The model in the dtype that it answers in."""
+        """The model in the dtype that it answers in, loaded once for the responses and the choice among them."""
         return self.model.with_dtype(self.recipe.responses.dtype)
 
     def _generate(
