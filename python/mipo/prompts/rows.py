@@ -6,13 +6,14 @@ Knows chat messages. Knows nothing of file formats, counter-prompts or responses
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import cast
 
 from mipo.errors import InputError
-from mipo.io import columns, nested, sources, tables
+from mipo.io import columns, nested, sources, streams, tables
 from mipo.io.columns import Kind
 from mipo.io.jsonl import HALVES
 from mipo.io.keys import check_ids
@@ -57,17 +58,50 @@ def read(source: str | Path, *, prompt: str = "prompt", context: str | None = No
 def read_batches(
     source: str | Path, rows: int, *, prompt: str = "prompt", context: str | None = None, split: str = "train"
 ) -> Iterator[Prompts]:
-    """As `read`, but yields a Parquet file `rows` rows at a time, with prompt_ids that go on; other sources at once."""
-    if Path(source).suffix != ".parquet" or not Path(source).is_file():
+    """As `read`, but yields a file of Parquet, or of JSON Lines where prompts are text, `rows` rows at a time, with
+    prompt_ids that go on; other sources at once.
+    """
+    names, rows_in, rows_out, dropped = _new_names(prompt, context), 0, 0, Counter[str]()
+    batches = _batches(Path(source), rows, names, split)
+    if batches is None:
         yield read(source, prompt=prompt, context=context, split=split)
         return
-    names, rows_in, rows_out, dropped = _new_names(prompt, context), 0, 0, Counter[str]()
-    for batch in tables.batches(sources.scan(source, split=split), rows):
+    for batch in batches:
         prompts = _prompts(batch, source, names, before=rows_in)
         yield replace(prompts, frame=prompts.frame.with_columns(pl.col("prompt_id") + rows_out))
         rows_in, rows_out = rows_in + prompts.rows_in, rows_out + prompts.frame.height
         dropped.update(prompts.dropped)
     _check_rows(source, rows_out, rows_in, dict(dropped))
+
+
+def _batches(path: Path, rows: int, names: Mapping[str, str], split: str) -> Iterator[pl.DataFrame] | None:
+    """The rows of a file in batches; None where it is not read in batches."""
+    if not path.is_file() or path.suffix not in (".parquet", ".jsonl", ".ndjson"):
+        return None
+    stream = streams.open_stream(path, split=split, sought=list(names))
+    if path.suffix == ".parquet":
+        return tables.regroup(stream.batches(rows), rows)
+    batches = stream.batches(rows, texts=_kinds(names), marks_halves=True)
+    first, prompt = next(batches, None), next(iter(names))
+    if first is None or prompt not in first.columns or not names.keys() <= set(stream.fields):
+        return None
+    # Of chats in lines, the fields differ from batch to batch.
+    if not _is_text(first, prompt) or first[prompt].null_count() == first.height:
+        return None
+    return _texts(chain([first], batches), path, names)
+
+
+def _texts(batches: Iterable[pl.DataFrame], path: Path, names: Mapping[str, str]) -> Iterator[pl.DataFrame]:
+    """The batches with all columns of `names`; InputError for prompts that are text in some and chats in others."""
+    for batch in batches:
+        if not _is_text(batch, next(iter(names))):
+            sources.load(path, texts=_kinds(names))  # refuses the file, and names the row
+            raise AssertionError(f"{path}: prompts of two types were read")
+        yield batch.with_columns(pl.lit(None, pl.String).alias(name) for name in names if name not in batch.columns)
+
+
+def _is_text(frame: pl.DataFrame, column: str) -> bool:
+    return column not in frame.columns or frame.schema[column] in (pl.String, pl.Null)
 
 
 def drop(prompts: Prompts, reason: str, where: pl.Series) -> Prompts:
