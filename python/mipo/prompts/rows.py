@@ -6,7 +6,7 @@ Knows chat messages. Knows nothing of file formats, counter-prompts or responses
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -74,7 +74,7 @@ def read_batches(
     _check_rows(source, rows_out, rows_in, dict(dropped))
 
 
-def _batches(path: Path, rows: int, names: Mapping[str, str], split: str) -> Iterator[pl.DataFrame] | None:
+def _batches(path: Path, rows: int, names: dict[str, str], split: str) -> Iterator[pl.DataFrame] | None:
     """The rows of a file in batches; None where it is not read in batches."""
     if not path.is_file() or path.suffix not in (".parquet", ".jsonl", ".ndjson"):
         return None
@@ -91,7 +91,7 @@ def _batches(path: Path, rows: int, names: Mapping[str, str], split: str) -> Ite
     return _texts(chain([first], batches), path, names)
 
 
-def _texts(batches: Iterable[pl.DataFrame], path: Path, names: Mapping[str, str]) -> Iterator[pl.DataFrame]:
+def _texts(batches: Iterable[pl.DataFrame], path: Path, names: dict[str, str]) -> Iterator[pl.DataFrame]:
     """The batches with all columns of `names`; InputError for prompts that are text in some and chats in others."""
     for batch in batches:
         if not _is_text(batch, next(iter(names))):

@@ -84,9 +84,9 @@ def generate_to(
     engine: Engine | None = None, reuse: Path | None = None, seed: int = 0, reasoning: Reasoning = "drop",
     max_failures: float = 0.1, progress: str = "generate",
 ) -> tuple[int, dict[str, int]]:  # fmt: skip
-    """The same for requests on disk, whose responses stand in `folder` alone: how many, and failures by reason.
+    """`generate` for requests on disk, whose responses are in `folder` alone: how many, and the failures by reason.
 
-    Memory is that of some thousand prompts, and 40 bytes for each of all.
+    Holds the texts of `PART_ROWS` rows at most, and some ten bytes of each of all (see `Work`).
     """
     failed = Counter[str]()
     parts = _parts(

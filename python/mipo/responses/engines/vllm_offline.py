@@ -16,6 +16,7 @@ import tempfile
 import threading
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, suppress
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -178,13 +179,13 @@ def _reap(process: subprocess.Popen[str]) -> None:
 
 def _feed(pipe: IO[str], setup: dict[str, Any], requests: Iterator[dict[str, Any]]) -> None:
     """Writes the requests for the worker, which reads as many as it has room for."""
-    try:
-        with pipe:
-            pipe.write(json.dumps(setup) + "\n")
-            for request in requests:
-                pipe.write(json.dumps(request) + "\n")
-    except (BrokenPipeError, ValueError):
-        pass  # the worker has ended; what it wrote last says why
+    # Where the worker has ended, what it wrote last says why.
+    with suppress(BrokenPipeError), pipe:
+        for value in chain([setup], requests):  # an error in `requests`, whose prompts are read only now, is shown
+            line = json.dumps(value)
+            if pipe.closed:
+                return
+            pipe.write(line + "\n")
 
 
 def _cause(log: IO[str]) -> str:
