@@ -16,7 +16,7 @@ from mipo.models.model import Model
 from mipo.responses.generation import failures, generate, generate_to
 from mipo.responses.requests import compose_requests, link
 from mipo.responses.sampling import Sampling
-from mipo.responses.stored_requests import open_requests
+from mipo.responses.stored_requests import StoredRequests, open_requests
 from mipo.tokenizer.messages import key
 
 TEXTS = [f"Name a {word}. Say why." for word in ("fruit", "river", "king", "song", "stone")]
@@ -94,3 +94,18 @@ def test_responses_of_stored_requests_have_the_same_bytes(tmp_path: Path, monkey
     for name in paths:
         assert (tmp_path / "disk" / name).read_bytes() == (tmp_path / "memory" / name).read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "memory"]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_no_more_prompts_are_read_at_once_than_are_worked_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("asking.READ_ROWS", "generation.READ_ROWS", "generation.PART_ROWS", "engines.local.BLOCK_ROWS"):
+        monkeypatch.setattr(f"mipo.responses.{name}", 3)
+    read = list[int]()
+    take = StoredRequests.take
+    monkeypatch.setattr(StoredRequests, "take", lambda self, rows: read.append(len(rows)) or take(self, rows))
+    prompts = pl.DataFrame({"prompt": [f"what should number {row} eat ?" for row in range(20)]})
+    sampling = Sampling(temperature=0.0, max_new_tokens=4)
+    with open_requests([prompts], chat=True, folder=tmp_path) as requests:
+        generate_to(tmp_path / "out", requests, Model(str(demo.HERE / "model")), sampling)
+    assert max(read) == 3
+    assert pl.read_parquet(tmp_path / "out" / "part-*.parquet")["response"].null_count() == 0
