@@ -33,7 +33,7 @@ def some(frame: pl.DataFrame, rows: int) -> Iterator[pl.DataFrame]:
     rows_of_two_columns, st.sampled_from(["random", "context", "dropped", "partial"]), st.integers(1, 7),
     st.integers(1, 2), st.integers(1, 3), st.booleans(), st.booleans(),
 )  # fmt: skip
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_requests_and_links_are_those_composed_in_memory(
     rows: list[tuple[str, str]], kind: Any, batch: int, negatives: int, samples: int, fresh: bool, chat: bool
 ) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mipo.io import rowfile, tables
 from mipo.io.keys import NOWHERE, Ids, Index
@@ -88,8 +88,25 @@ def _composed(
         composer = _Composer(file, texts, chat)
         for frame in tables.regroup(prompts, BATCH_ROWS):
             composer.add_prompts(frame)
-        counter = [np.empty(0, np.int64), *(composer.counter(batch) for batch in counterparts)]
-        return composer.requests(np.concatenate(counter), samples, fresh)
+        counter = _Column(np.int64)
+        for batch in counterparts:
+            counter.add(composer.counter(batch))
+        return composer.requests(counter.values(), samples, fresh)
+
+
+class _Column:
+    """Numbers that come in batches, in one piece of memory: several would be held twice while they are joined."""
+
+    def __init__(self, dtype: type) -> None:
+        self._dtype, self._bytes = dtype, bytearray()
+
+    def add(self, values: NDArray[Any]) -> None:
+        """Adds the numbers of a batch."""
+        self._bytes += values.astype(self._dtype, copy=False).tobytes()
+
+    def values(self) -> NDArray[Any]:
+        """All numbers, on the same memory; none is added any more."""
+        return np.frombuffer(self._bytes, self._dtype)
 
 
 class _Composer:
@@ -97,16 +114,16 @@ class _Composer:
 
     def __init__(self, file: RowFile, texts: RowFile, chat: bool) -> None:
         self._file, self._texts, self._chat = file, texts, chat
-        self._keys = [np.empty((0, 2), np.uint64)]
-        self._own, self._numbers = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]  # by prompt: its row, its id
+        self._keys = _Column(np.uint64)
+        self._own, self._numbers = _Column(np.int64), _Column(np.uint64)  # by prompt: its row, its id
 
     def add_prompts(self, frame: pl.DataFrame) -> None:
         """Adds some prompts: columns prompt, prompt_id (else the row number), and context if there is any."""
         composed = compose_own(frame, chat=self._chat)
-        self._own.append(self._add(composed))
+        self._own.add(self._add(composed))
         before = len(self._texts)
         default = pl.int_range(before, before + frame.height, eager=True)
-        self._numbers.append(frame.get_column("prompt_id", default=default).cast(pl.UInt64).to_numpy())
+        self._numbers.add(frame.get_column("prompt_id", default=default).cast(pl.UInt64).to_numpy())
         self._texts.add(frame.select(name for name in frame.columns if name in ("prompt", "context")))
 
     def counter(self, counterparts: pl.DataFrame) -> NDArray[np.int64]:
@@ -125,10 +142,12 @@ class _Composer:
 
     def requests(self, counter: NDArray[np.int64], samples: int, fresh: bool) -> StoredRequests:
         """The requests, each distinct prompt once, in the order of the rows in which it stands first."""
-        self._keys = [keys := np.concatenate(self._keys)]
+        keys = self._keys.values().reshape(-1, 2)
         index = Index(keys)
-        firsts = [index.find(keys[start : start + BATCH_ROWS]) for start in range(0, len(keys), BATCH_ROWS)]
-        first = np.concatenate([np.empty(0, np.int64), *firsts])
+        first = np.empty(len(keys), dtype=np.int64)
+        for start in range(0, len(keys), BATCH_ROWS):
+            first[start : start + BATCH_ROWS] = index.find(keys[start : start + BATCH_ROWS])
+        del index
         is_first = first == np.arange(len(first))
         number, places = np.cumsum(is_first) - 1, np.flatnonzero(is_first)
 
@@ -145,11 +164,11 @@ class _Composer:
     @cached_property
     def _places(self) -> NDArray[np.int64]:
         """The row in the file of each prompt."""
-        return np.concatenate(self._own)
+        return self._own.values()
 
     @cached_property
     def _ids(self) -> Ids:
-        return Ids.of(pl.DataFrame({"prompt_id": np.concatenate(self._numbers)}), "prompt_id")
+        return Ids.of(pl.DataFrame({"prompt_id": self._numbers.values()}), "prompt_id")
 
     def _rows_of(self, ids: pl.Series) -> NDArray[np.int64]:
         rows = self._ids.find(ids)
@@ -167,5 +186,5 @@ class _Composer:
         rows[present] = len(self._file) + (np.cumsum(is_first) - 1)[first]
         if is_first.any():
             self._file.add(frame.filter(is_first))
-            self._keys.append(keys[is_first])
+            self._keys.add(keys[is_first])
         return rows
