@@ -8,11 +8,12 @@ from __future__ import annotations
 import mmap
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
+from mipo.errors import WriteError
 from mipo.io import tables
 from mipo.io.lazy import np, pa, pl
 
@@ -48,11 +49,28 @@ def open_rows(table: Table, batch_rows: int, *, folder: Path | None = None) -> I
 
 @contextmanager
 def create(folder: Path | None = None) -> Iterator[RowFile]:
-    """A row file without rows, in `folder` (see `open_rows`)."""
-    if folder:
-        folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        yield RowFile(file)
+    """A row file without rows, in `folder` (see `open_rows`). WriteError where it cannot be written."""
+    place = folder or Path(tempfile.gettempdir())
+    with _named(place):
+        place.mkdir(parents=True, exist_ok=True)
+        file = tempfile.TemporaryFile(dir=place)  # noqa: SIM115
+    try:
+        yield RowFile(file, place)
+    finally:
+        with suppress(OSError):  # of a disk that is full, of which `add` has told
+            file.close()
+
+
+@contextmanager
+def _named(place: Path) -> Iterator[None]:
+    """Names the folder in the error of a disk."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(
+            f"{place}: a temporary file could not be written ({error.strerror or error}); make room there, or remove "
+            "the cause, and run the same command again"
+        ) from error
 
 
 class _Frame:
@@ -66,8 +84,8 @@ class _Frame:
 class RowFile:
     """An Arrow file, mapped into memory anew for each call of `take`, which releases the pages in between."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._starts = file, [0]
+    def __init__(self, file: IO[bytes], place: Path) -> None:
+        self._file, self._place, self._starts = file, place, [0]
         self._writer: Any = None
 
     def __len__(self) -> int:
@@ -76,8 +94,9 @@ class RowFile:
     def add(self, frame: pl.DataFrame) -> None:
         """Adds rows, which are read together; before the first `take`."""
         batch = tables.to_arrow(frame).combine_chunks()
-        self._writer = self._writer or pa.ipc.new_file(self._file, batch.schema)
-        self._writer.write_table(batch)
+        with _named(self._place):
+            self._writer = self._writer or pa.ipc.new_file(self._file, batch.schema)
+            self._writer.write_table(batch)
         self._starts.append(len(self) + len(batch))
 
     def take(self, rows: NDArray[np.int64]) -> pl.DataFrame:
@@ -102,9 +121,10 @@ class RowFile:
     def _finish(self) -> None:
         """Ends the file, once."""
         if self._writer:
-            self._writer.close()
-            self._writer = None
-            self._file.flush()
+            with _named(self._place):
+                self._writer.close()
+                self._writer = None
+                self._file.flush()
 
 
 def _gather(frame: pl.DataFrame, rows: NDArray[np.int64]) -> pl.DataFrame:
