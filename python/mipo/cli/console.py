@@ -32,7 +32,10 @@ def read_prompts(source: str | Path, options: Mapping[str, Any]) -> pl.DataFrame
 
 
 def batches_of_prompts(source: str | Path, rows: int, options: Mapping[str, Any]) -> Iterator[pl.DataFrame]:
-    """Their ids, prompts and contexts, of a Parquet file `rows` rows at a time; after the last, prints as above."""
+    """The ids, prompts and contexts in a source, `rows` rows at a time where it can be read so (`read_batches`).
+
+    After the last, prints what `read_prompts` prints.
+    """
     dropped, first, rows_in = Counter[str](), dict[str, int](), 0
     for prompts in read_batches(source, rows, **keywords(read_batches, options)):
         dropped.update(prompts.dropped)
@@ -60,7 +63,7 @@ def scan_table(path: Path, kinds: Mapping[str, Kind]) -> Table:
 def print_rows(where: str | Path, rows_in: int, dropped: Mapping[str, int], first: Mapping[str, int] = NO_ROW) -> None:
     """Prints how many rows went in and out, and how many were dropped for which reason.
 
-    `first` is the first row of a reason, which is told where nobody would find it by eye.
+    `first` is the first row of each reason; it is told where nobody would find the row by eye.
     """
     place = f", first in row {first[HALF_CHARACTER]:,}" if HALF_CHARACTER in first else ""
     reasons = "".join(f"; {why}: {rows:,}{place * (why == HALF_CHARACTER)}" for why, rows in dropped.items())
