@@ -4,9 +4,10 @@
     python benchmarks/server.py --small        # a self-check, whose times mean nothing
 
 The handler answers at once, with the same completion, from a process of its own. mipo is charged for everything that
-`generate` does: rendering, ids, requests, the database of answers and the parts. The peers ask with 64 requests in
-flight, read the text, and keep it in a list: the openai client as it comes, and with its aiohttp transport and without
-its models. Each contender runs in a process of its own, and is compared by requests a second of its processor time.
+`mipo generate` does with batches of prompts: composing, rendering, ids, requests, the database of answers and the
+parts. The peers ask with 64 requests in flight, read the text, and keep it in a list: the openai client as it comes,
+and with its aiohttp transport and without its models. Each contender runs in a process of its own, and is compared by
+requests a second of its processor time.
 PYTHON has `openai[aiohttp]`. `--flat` is the rows of a second measurement, of mipo's memory alone.
 """
 
@@ -64,23 +65,25 @@ async def serve() -> None:
 
 
 def ask_with_mipo(url: str, rows: int) -> int:
-    """`generate` with the server engine, into a folder."""
+    """What `mipo generate` does with the server engine: from batches of prompts into a folder."""
     import polars as pl
 
     from mipo import demo
     from mipo.models.model import Model
     from mipo.responses.engines.choice import choose
-    from mipo.responses.generation import generate
+    from mipo.responses.generation import generate_to
+    from mipo.responses.sampling import Sampling
+    from mipo.responses.stored_requests import BATCH_ROWS, open_requests
 
-    numbers = pl.int_range(rows, dtype=pl.UInt64, eager=True)
-    prompts = pl.select(response_id=numbers, prompt=pl.format("what should number {} eat tonight ?", numbers))
-    turn = pl.struct(role=pl.lit("user"), content="prompt")
-    prompts = prompts.with_columns(prompt=pl.concat_list(turn))
-    engine = choose(engine="server", urls=(url,), concurrency=IN_FLIGHT)
+    starts = range(0, rows, BATCH_ROWS)
+    numbers = (pl.int_range(start, min(start + BATCH_ROWS, rows), eager=True) for start in starts)
+    prompts = (pl.select(prompt=pl.format("what should number {} eat tonight ?", some)) for some in numbers)
+    engine, sampling = choose(engine="server", urls=(url,), concurrency=IN_FLIGHT), Sampling(max_new_tokens=16)
     with tempfile.TemporaryDirectory() as folder:
-        model = Model(str(demo.HERE / "model"))
-        responses = generate(prompts, model, folder=Path(folder), engine=engine, max_new_tokens=16)
-    return responses["response"].count()
+        place, model = Path(folder), Model(str(demo.HERE / "model"))
+        with open_requests(prompts, chat=True, folder=place) as requests:
+            asked, failed = generate_to(place / "out", requests, model, sampling, engine=engine)
+    return asked - sum(failed.values())
 
 
 def ask_with_openai(url: str, rows: int, *, fast: bool) -> int:

@@ -7,6 +7,7 @@ import difflib
 import re
 
 # Prompts
+HALF_CHARACTER = "half of a surrogate pair, which is not a character"
 EMPTY_PROMPT = "empty prompt"
 NULL_CONTEXT = "null context"
 EMPTY_CONTEXT = "empty context"

@@ -46,6 +46,21 @@ def test_the_commands_one_by_one(folder):
     assert len(PairStore.open(folder / "tokens")) == pairs.height
 
 
+def test_a_prompt_that_no_table_holds_is_named_and_the_others_are_answered(tmp_path, capsys):
+    prompts = [f"what should number {row} eat ?" for row in range(6)]
+    prompts[3] += "\ud83d"
+    source, output = tmp_path / "prompts.jsonl", tmp_path / "out"
+    source.write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in prompts))
+    sampling = ["--temperature", "0", "--max-new-tokens", "4"]
+    assert cli.main(["generate", str(source), "--model", MODEL, *sampling, "--output", str(output)]) == 0
+    dropped = "half of a surrogate pair, which is not a character: 1, first in row 4"
+    assert capsys.readouterr().out.splitlines()[0] == f"{source}: 6 rows in, 5 out; {dropped}"
+    answered = pl.read_parquet(output / "part-*.parquet")
+    asked = answered["prompt"].list.first().struct.field("content").to_list()
+    assert asked == [*prompts[:3], *prompts[4:]]
+    assert not answered["response"].null_count()
+
+
 def test_tokens_in_a_process_of_their_own_need_no_torch(folder):
     arguments = ["tokens", str(folder / "pairs.parquet"), "--tokenizer", MODEL, "--output", str(folder / "again")]
     command = [sys.executable, "-X", "importtime", "-m", "mipo", *arguments]

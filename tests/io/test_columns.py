@@ -63,9 +63,11 @@ def test_every_command_refuses_a_value_in_the_same_words(
         rows = [pair | {"chosen": value} for pair in rows]
     pairs = write(tmp_path / "pairs.jsonl", rows)
     output = tmp_path / "out.jsonl"
+    # As a prompt, a text that no table holds is dropped by name, and the others are asked.
+    draws = [["contrast", pairs, "--prompt", "chosen", "--output", output]] * (not came.startswith("half"))
     for command in (["tokens", pairs, "--tokenizer", DEMO, "--output", tmp_path / "store"],
                     ["export", pairs, "--output", output],
-                    ["contrast", pairs, "--prompt", "chosen", "--output", output]):  # fmt: skip
+                    *draws):  # fmt: skip
         line = error_of(capsys, *command)
         where, _, rest = line.partition("expected text or a list of messages [{role, content}, …], got ")
         assert where.endswith(f"pairs.jsonl: row {row}: column 'chosen': "), line

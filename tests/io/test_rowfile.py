@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mipo.errors import WriteError
 from mipo.io.rowfile import open_rows
 
 FRAME = pl.DataFrame(
@@ -34,3 +36,10 @@ def test_the_file_has_no_name_so_that_no_end_of_the_process_leaves_one(tmp_path:
     with open_rows(FRAME.lazy(), 4, folder=tmp_path / "new") as opened:
         assert list((tmp_path / "new").iterdir()) == []
         assert opened.take(np.array([3]))["text"].item() == FRAME["text"][3]
+
+
+def test_a_place_where_nothing_can_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused = pytest.raises(WriteError, match=r"file/new: a temporary file could not be written \(Not a directory\)")
+    with refused, open_rows(FRAME.lazy(), 4, folder=tmp_path / "file" / "new"):
+        pass

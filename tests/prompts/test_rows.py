@@ -370,7 +370,6 @@ GOOD = '{"prompt": "a"}\n'
         (b'{"prompt": "a"}\n{"prompt": ["b"]}\n', r"row 2: .* got a list: \[.b.\]"),
         (b'{"prompt": "a"}\n{"prompt": {"b": 1}}\n', r"row 2: .* got an object: \{.b.: 1\}"),
         (b'{"prompt": "a"}\n{"prompt": [{"role": "user", "content": "b"}]}\n', "row 2: .* got a list"),
-        (b'{"prompt": "a"}\n{"prompt": "\\ud83d"}\n', "row 2: .* half of a surrogate pair"),
         (
             b'{"prompt": 1}\n{"prompt": 2}\n',
             "row 1: column 'prompt': expected text or a list of messages .* got a number: 1; write it as text",
@@ -390,6 +389,31 @@ def test_broken_json_lines_are_refused_with_their_row(tmp_path: Path, lines: byt
     (tmp_path / "p.jsonl.gz").write_bytes(gzip.compress(lines))
     with pytest.raises(ValueError, match=message):
         read(tmp_path / "p.jsonl.gz")
+
+
+@pytest.mark.parametrize(
+    "half",
+    [
+        b'{"prompt": "\\ud83d", "context": "c"}',
+        b'{"prompt": "b", "context": "c \\udc4d\\ud83d"}',
+        b'{"prompt": [{"role": "user", "content": "b\\ud83d"}], "context": "c", "n": NaN}',
+    ],
+)
+def test_a_prompt_with_half_of_a_surrogate_pair_is_dropped_by_name_and_the_others_are_kept(
+    tmp_path: Path, half: bytes
+) -> None:
+    """No table holds it, and no server is told it; a whole pair is a character like others."""
+    chats = half.startswith(b'{"prompt": [')
+    rows = [{"prompt": [{"role": "user", "content": text}] if chats else text} for text in ("a", "\U0001f44d", "", "d")]
+    lines = [json.dumps({**row, "context": "c"}).encode() for row in rows]
+    (tmp_path / "p.jsonl").write_bytes(b"\n".join([*lines[:2], half, *lines[2:]]))
+    prompts = read(tmp_path / "p.jsonl", context="context")
+    assert prompts.frame["prompt"].to_list() == [rows[0]["prompt"], rows[1]["prompt"], rows[3]["prompt"]]
+    assert prompts.rows.to_list() == [1, 2, 5]
+    assert prompts.dropped == {"half of a surrogate pair, which is not a character": 1, "empty prompt": 1}
+    assert prompts.first == {"half of a surrogate pair, which is not a character": 3, "empty prompt": 4}
+    assert prompts.rows_in == 5
+    assert set(prompts.frame.columns) <= {"prompt_id", "prompt", "context", "n"}
 
 
 @pytest.mark.parametrize("broken", [b'{"prompt": "x"', b'{"prompt": "\xff"}', b'{"prompt": 3}'])
@@ -567,6 +591,9 @@ def test_ids_are_distinct_whole_numbers() -> None:
 # In batches
 
 
+prompts_of_lines = st.none() | st.sampled_from(["a", " ", "b", "c", "\ud83d"])
+
+
 @given(st.lists(st.none() | st.sampled_from(["a", " ", "b", "c"]), min_size=2, max_size=9), st.integers(1, 4))
 @settings(max_examples=60, deadline=None)
 def test_batches_of_a_parquet_file_are_what_is_read_at_once(tmp_path_factory, prompts, rows):
@@ -574,18 +601,58 @@ def test_batches_of_a_parquet_file_are_what_is_read_at_once(tmp_path_factory, pr
     pl.DataFrame({"prompt": prompts, "n": range(len(prompts))}, {"prompt": pl.String, "n": pl.Int64}).write_parquet(
         path
     )
+    assert_read_alike(path, rows, None)
+
+
+@given(
+    st.lists(st.tuples(prompts_of_lines, st.none() | st.sampled_from(["x", "\udc4d"])), min_size=1, max_size=9),
+    st.integers(1, 4), st.booleans(),
+)  # fmt: skip
+@settings(max_examples=100, deadline=None)
+def test_batches_of_json_lines_are_what_is_read_at_once(tmp_path_factory, values, rows, with_context):
+    """Whatever fields a batch lacks, and with the same words for what is refused."""
+    path = tmp_path_factory.mktemp("batches") / "prompts.jsonl"
+    # Of a column that nobody asks for, such a text refuses the file.
+    fields = [{"prompt": asked, "context": "x" if known and not with_context else known} for asked, known in values]
+    lines = [json.dumps({name: value for name, value in row.items() if value is not None}) for row in fields]
+    path.write_text("\n".join(lines))
+    assert_read_alike(path, rows, "context" if with_context else None)
+
+
+def assert_read_alike(path: Path, rows: int, context: str | None) -> None:
+    """In batches and at once: the same prompts and counts, or the same refusal."""
     outcomes = []
-    for reading in (lambda: [read(path)], lambda: list(read_batches(path, rows))):
+    for reading in (lambda: [read(path, context=context)], lambda: list(read_batches(path, rows, context=context))):
         try:
             parts = reading()
         except ValueError as refused:
             outcomes.append(str(refused))
             continue
-        frame, places = pl.concat([part.frame for part in parts]), pl.concat([part.rows for part in parts])
+        frame = pl.concat([part.frame for part in parts], how="diagonal_relaxed")
+        places = pl.concat([part.rows for part in parts])
         dropped = sum((Counter(part.dropped) for part in parts), Counter[str]())
         first = {reason: min(p.first[reason] for p in parts if reason in p.first) for reason in dropped}
         outcomes.append((frame.to_dicts(), places.to_list(), sum(part.rows_in for part in parts), dict(dropped), first))
     assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize("later", [[{"role": "user", "content": "d"}], 7])
+def test_lines_whose_prompts_are_no_text_in_a_later_batch_are_refused_with_their_row(tmp_path, later):
+    path = write(tmp_path / "p.jsonl", [{"prompt": prompt} for prompt in ("a", "b", "c", later)])
+    with pytest.raises(ValueError, match=r"p\.jsonl: row 4: column 'prompt': expected text or a list of messages"):
+        list(read_batches(path, 2))
+
+
+@pytest.mark.parametrize("first", [None, "\ud83d", [{"role": "user", "content": "a"}]])
+def test_lines_of_chats_are_read_at_once_whatever_comes_first(tmp_path, first):
+    chats = [[{"role": "user", "content": text, "name": text}] for text in "bc"]
+    path = tmp_path / "p.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in (first, *chats)))
+    if first == "\ud83d":
+        (batch,) = read_batches(path, 1)
+        assert batch.dropped == {"half of a surrogate pair, which is not a character": 1}
+    else:
+        assert_read_alike(path, 1, None)
 
 
 def test_what_is_wrong_in_a_later_batch_is_named_by_its_row(tmp_path):

@@ -120,15 +120,19 @@ def test_prompts_go_through_the_model_in_bounded_parts(
     assert all(count * columns <= 40 for count, columns in calls)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("MPS backend out of memory (MPS allocated: 17.98 GB)")],
+)
 def test_half_as_many_rows_go_on_where_memory_runs_out(
-    llama: Any, prompts: list[list[int]], capsys: pytest.CaptureFixture[str]
+    llama: Any, prompts: list[list[int]], capsys: pytest.CaptureFixture[str], error: RuntimeError
 ) -> None:
     sampling = Sampling(temperature=0.8, top_p=0.9, max_new_tokens=NEW)
     whole = decoded(llama, prompts, sampling, 16)
 
     def run_out(_: Any, args: Any) -> None:
         if len(args[0]) > 5:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
 
     llama.register_forward_pre_hook(run_out)
     limits = list[int]()
@@ -141,8 +145,11 @@ def test_half_as_many_rows_go_on_where_memory_runs_out(
         "generate: no memory for 16 prompts at once; going on with 8",
         "generate: no memory for 8 prompts at once; going on with 4",
     ]
-    llama.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
-    with pytest.raises(torch.OutOfMemoryError):
+    llama.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(type(error), match="out of memory"):
+        decoded(llama, prompts[:2], sampling, 2)
+    llama.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("a bad shape")), prepend=True)
+    with pytest.raises(RuntimeError, match="a bad shape"):
         decoded(llama, prompts[:2], sampling, 2)
 
 

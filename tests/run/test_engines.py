@@ -16,6 +16,7 @@ from demo_server import DemoServer
 from mipo import demo
 from mipo.demo import world
 from mipo.errors import InputError, StoppedError
+from mipo.models import model as record
 from mipo.responses.engines import local, server
 from mipo.responses.engines.contract import Scoring
 from mipo.responses.engines.local_scoring import score
@@ -108,6 +109,36 @@ def test_answers_of_another_run_are_taken_over(site: DemoServer, tmp_path: Path)
         (tmp_path / "b" / "train.jsonl").write_text("".join(lines[1:]))
         pipeline.run_recipe(more, output=tmp_path / "second", reuse=first, until="responses")
     assert asked < len(site.bodies) < 2 * asked  # new counter-prompts, not the prompts that were answered
+
+
+def test_scores_of_another_run_are_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[int]()
+
+    def counted(scoring: Scoring) -> Iterator[Any]:
+        asked.append(len(scoring.rows))
+        return score(scoring)
+
+    monkeypatch.setattr(local, "score", counted)
+    path = write_recipe(tmp_path / "in", choose="best", samples=2, temperature=0.8)
+    first = pipeline.run_recipe(path, output=tmp_path / "first", until="pairs")
+    assert asked
+    expected, before = pl.read_parquet(first / "pairs.parquet"), (first / "answers.sqlite").read_bytes()
+    (first / "pairs.parquet").unlink()  # or the whole stage would be taken over
+    asked.clear()
+    second = pipeline.run_recipe(path, output=tmp_path / "second", reuse=first, until="pairs")
+    assert asked == []
+    assert pl.read_parquet(second / "pairs.parquet").equals(expected)
+    assert (first / "answers.sqlite").read_bytes() == before
+
+
+def test_weights_of_a_dtype_are_loaded_once_for_the_answers_and_the_choice_among_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, load = list[str](), record.load_model
+    monkeypatch.setattr(record, "load_model", lambda *a, **k: loaded.append(k["dtype"]) or load(*a, **k))
+    path = write_recipe(tmp_path / "in", choose="best", samples=2, temperature=0.8, dtype="float64")
+    pipeline.run_recipe(path, output=tmp_path / "out", until="pairs")
+    assert loaded == ["float64"]
 
 
 def test_a_recipe_names_the_setting_that_an_engine_lacks(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_generation_and_training_give_the_same_ids_for_the_same_prompt(
         """An engine that keeps the ids that it gets."""
 
         def answers(self, work: Work) -> Iterator[list[tuple[int, Answer]]]:
-            seen.extend(ids.tolist() for ids in work.ids)
+            seen.extend(ids.tolist() for block in work.blocks(work.rows) for ids in block.ids)
             yield [(row, Answer(f" answer {row}", response_tokens=3)) for row in work.missing.tolist()]
 
     monkeypatch.setitem(model.__dict__, "config", _Endless())

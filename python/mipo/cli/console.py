@@ -5,7 +5,8 @@ Knows a command's options, and no command.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +15,34 @@ from mipo.errors import NotThereError
 from mipo.io import columns, sources
 from mipo.io.columns import Kind
 from mipo.io.lazy import pl
-from mipo.prompts.rows import read
+from mipo.prompts.rows import read, read_batches
+from mipo.reasons import HALF_CHARACTER
 
 if TYPE_CHECKING:
     from mipo.io.tables import Table
+
+NO_ROW: Mapping[str, int] = {}
 
 
 def read_prompts(source: str | Path, options: Mapping[str, Any]) -> pl.DataFrame:
     """The prompts in a file or dataset; prints how many rows were dropped, and why."""
     prompts = read(source, **keywords(read, options))
-    print_rows(source, prompts.rows_in, prompts.dropped)
+    print_rows(source, prompts.rows_in, prompts.dropped, prompts.first)
     return prompts.frame
+
+
+def batches_of_prompts(source: str | Path, rows: int, options: Mapping[str, Any]) -> Iterator[pl.DataFrame]:
+    """The ids, prompts and contexts in a source, `rows` rows at a time where it can be read so (`read_batches`).
+
+    After the last, prints what `read_prompts` prints.
+    """
+    dropped, first, rows_in = Counter[str](), dict[str, int](), 0
+    for prompts in read_batches(source, rows, **keywords(read_batches, options)):
+        dropped.update(prompts.dropped)
+        first = prompts.first | first
+        rows_in += prompts.rows_in
+        yield prompts.frame.select(c for c in prompts.frame.columns if c in ("prompt_id", "prompt", "context"))
+    print_rows(source, rows_in, dropped, first)
 
 
 def read_held_out(source: str | Path, split: str | None, options: Mapping[str, Any]) -> pl.DataFrame:
@@ -42,7 +60,11 @@ def scan_table(path: Path, kinds: Mapping[str, Kind]) -> Table:
     return columns.read(sources.scan(path, kinds), kinds, path)
 
 
-def print_rows(where: str | Path, rows_in: int, dropped: Mapping[str, int]) -> None:
-    """Prints how many rows went in and out, and how many were dropped for which reason."""
-    reasons = "".join(f"; {reason}: {rows:,}" for reason, rows in dropped.items())
+def print_rows(where: str | Path, rows_in: int, dropped: Mapping[str, int], first: Mapping[str, int] = NO_ROW) -> None:
+    """Prints how many rows went in and out, and how many were dropped for which reason.
+
+    `first` is the first row of each reason; it is told where nobody would find the row by eye.
+    """
+    place = f", first in row {first[HALF_CHARACTER]:,}" if HALF_CHARACTER in first else ""
+    reasons = "".join(f"; {why}: {rows:,}{place * (why == HALF_CHARACTER)}" for why, rows in dropped.items())
     print(f"{where}: {rows_in:,} rows in, {rows_in - sum(dropped.values()):,} out{reasons}")

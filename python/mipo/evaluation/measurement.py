@@ -56,6 +56,7 @@ def evaluate(
     responses: pl.DataFrame | None = None,
     engine: Engine | None = None,
     database: Path | None = None,
+    reuse: Path | None = None,
     seed: int = 0,
     temperature: float = 0.1,
     top_p: float = 0.9,
@@ -69,7 +70,7 @@ def evaluate(
     The model answers every prompt as in training, by `engine` (default: in this process), or `responses` are its
     responses to the requests of these prompts (`mipo.responses.requests`), or of these and more. The same engine scores
     them; the weights are loaded in this process only if it is the local one. With `database`, answers and scores are
-    kept there as they come, and a later call asks only for the others.
+    kept there as they come, and a later call asks only for the others; those in the folder `reuse` are taken over.
 
     Information: the responses to the first `rows` prompts (None for all) are scored under `negatives` other prompts
     (None for 31, or all others) of the `kind`. Empty responses, and those that are longer than the engine can score
@@ -101,6 +102,7 @@ def evaluate(
         "batch_size": batch_size,
         "engine": engine,
         "database": database,
+        "reuse": reuse,
         "reasoning": reasoning,
         "progress": f"{progress} responses".strip(),
     }
@@ -113,7 +115,7 @@ def evaluate(
     asked = [candidates]
     if held_out is not None:
         asked += [held_out.rows(side, fits) for side in ("chosen", "rejected")]
-    logps, *pairs = _score(asked, model, engine, database, progress)
+    logps, *pairs = _score(asked, model, engine, database, reuse, progress)
     logps = logps.reshape(-1, negatives + 1)
     bounds = information(logps, seed=seed)
     figures = {"infonce": bounds.infonce, "leave_one_out": bounds.leave_one_out}
@@ -151,12 +153,12 @@ def _responses_of(requests: Requests, responses: pl.DataFrame) -> pl.DataFrame:
 
 
 def _score(
-    asked: Sequence[Ids], model: Model, engine: Engine | None, database: Path | None, progress: str
+    asked: Sequence[Ids], model: Model, engine: Engine | None, database: Path | None, reuse: Path | None, progress: str
 ) -> list[NDArray[np.float64]]:
     """Log-probs of each of the tables. They are asked for at one time, since an engine may take minutes to start."""
     prompts, responses = (list(chain.from_iterable(ids)) for ids in zip(*asked, strict=True))
     bar = f"{progress} log-probs".strip()
-    logps = response_logps(prompts, responses, model, engine=engine, database=database, progress=bar)
+    logps = response_logps(prompts, responses, model, engine=engine, database=database, reuse=reuse, progress=bar)
     return np.split(logps, np.cumsum([len(ids) for ids, _ in asked])[:-1])
 
 

@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 def select_best(
     links: pl.DataFrame, responses: pl.DataFrame, model: Model, *, engine: Engine | None = None,
-    database: Path | None = None,
+    database: Path | None = None, reuse: Path | None = None,
 ) -> pl.Series:  # fmt: skip
     """Which rows of `links` belong to the sample of their prompt with the highest leave-one-out PMI, boolean [rows].
 
     That is log π(response | prompt) less the log of its mean probability under the counter-prompts of the same rows.
     `links`, with the reasons of `mipo.pairing.filter.add_reasons`, and `responses` are those of a run. `engine` scores
-    (default: the model, in this process), and what it scores is kept in `database`. Of samples with equal PMI the first
-    is taken, and where none can be scored: one that is in no pair cannot, nor one that is longer with any of these
-    prompts than the engine reads.
+    (default: the model, in this process), and what it scores is kept in `database`, with what the folder `reuse` has.
+    Of samples with equal PMI the first is taken, and where none can be scored: one that is in no pair cannot, nor one
+    that is longer with any of these prompts than the engine reads.
     """
     rows = links.with_row_index("row").group_by("prompt_id", "chosen_id", maintain_order=True)
     groups = rows.agg("row", pl.col("asked_id").first(), "rejected_id", is_pair=pl.col("reason").is_null().any())
@@ -46,7 +46,7 @@ def select_best(
         own, longest = table[asked["chosen_id"]], scorer(engine).longest(model)
         fits, ids = fitting_candidates(table["prompt"], candidates, own, model.tokenizer, longest)
         if fits.any():
-            logps = response_logps(*ids, model, engine=engine, database=database, progress="best samples")
+            logps = response_logps(*ids, model, engine=engine, database=database, reuse=reuse, progress="best samples")
             scores[scored[fits]] = row_bounds(logps.reshape(-1, candidates.shape[1]))[1]
     groups = groups.with_columns(score=scores)
     best = groups.select(pl.col("score").arg_max().over("prompt_id") == pl.int_range(pl.len()).over("prompt_id"))

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mipo.errors import InputError
-from mipo.io import columns
+from mipo.io import columns, nested
 from mipo.io.columns import Kind
 from mipo.io.lazy import pl
 from mipo.io.lines import BOM, not_utf8, utf8_error
 
+HALVES = "\0halves"  # a column that no file has: whether a text in the row has half of a surrogate pair
 TOO_DEEP = "its JSON is nested too deeply to be read; give it flatter"
 # Texts that polars may have converted from a number, a truth value, an object or a list in the JSON, or from half of a
 # surrogate pair, which it turns into \0. Few real texts look like this; only these are compared with the file.
@@ -25,9 +26,14 @@ _SUSPECT = r'^(?:-?\d[\d.eE+-]*|true|false)$|^(?:\{["}]|\[(?:[\[{\]"\d-]|true|fa
 
 
 def load(
-    source: str | Path, data: bytes | None, texts: Mapping[str, Kind], before: tuple[int, int] = (0, 0)
-) -> pl.DataFrame:
-    """The table in a file, or in the part of it after so many rows and lines."""
+    source: str | Path, data: bytes | None, texts: Mapping[str, Kind], before: tuple[int, int] = (0, 0), *,
+    marks_halves: bool = False,
+) -> pl.DataFrame:  # fmt: skip
+    """The table in a file, or in the part of it after so many rows and lines.
+
+    No table holds half of a surrogate pair. With `marks_halves` a text or chat with one is null, and the column
+    `HALVES` is there and true in its row; without, it is refused.
+    """
     texts = {column: kind for column, kind in texts.items() if kind in ("text", "chat", "data")}
     try:
         frame = _read_ndjson(source if data is None else data)
@@ -35,7 +41,7 @@ def load(
         data = (Path(source).read_bytes() if data is None else data).removeprefix(BOM)
         if not data.strip():
             raise InputError(f"{source}: the file is empty") from None
-        return _parse(data, source, str(error), before, texts)
+        return _parse(data, source, str(error), before, texts, marks_halves)
     names = [column for column in texts if column in frame.columns]
     free = {column for column in names if texts[column] == "data" or columns.is_nested(frame.schema[column])}
     suspects = frame.select(pl.any_horizontal(pl.lit(False), *(_suspect(frame, c) for c in names))).to_series()
@@ -45,10 +51,8 @@ def load(
     if free:
         # The values of these columns as the file has them, without the fields of other rows.
         places, lines = zip(*_lines(data or b"", source, before), strict=True)
-        rows = [json.loads(line) for line in lines]
-        for column in free:
-            own = columns.of_values([row.get(column) for row in rows], column, texts[column], places.__getitem__)
-            frame = frame.with_columns(own)
+        own = _own([json.loads(line) for line in lines], {name: texts[name] for name in free}, places, marks_halves)
+        frame = frame.with_columns(own)
     return frame
 
 
@@ -60,8 +64,9 @@ def _read_ndjson(source: str | Path | bytes) -> pl.DataFrame:
 
 
 def _parse(
-    data: bytes, source: str | Path, complaint: str, before: tuple[int, int], texts: Mapping[str, Kind]
-) -> pl.DataFrame:
+    data: bytes, source: str | Path, complaint: str, before: tuple[int, int], texts: Mapping[str, Kind],
+    marks_halves: bool,
+) -> pl.DataFrame:  # fmt: skip
     """The table of a file that polars refused with `complaint`; InputError names the row that is broken, if one is."""
     rows, places, constants = [], list[str](), list[str]()
     for place, line in _lines(data, source, before):
@@ -80,15 +85,30 @@ def _parse(
             _check_constants(json.loads(line), place, texts)
         rows.append(row)
         places.append(place)
-    own = [
-        columns.of_values([row.get(column) for row in rows], column, kind, places.__getitem__)
-        for column, kind in texts.items()
-        if any(column in row for row in rows)
-    ]
+    own = _own(
+        rows, {name: kind for name, kind in texts.items() if any(name in row for row in rows)}, places, marks_halves
+    )
     names = dict.fromkeys(name for row in rows for name in row)
     others = [{name: value for name, value in row.items() if name not in texts} for row in rows]
-    frame = _table_of(others, source, complaint) if len(names) > len(own) else pl.DataFrame(height=len(rows))
-    return frame.with_columns(own).select(*names)
+    is_all = names.keys() <= texts.keys()
+    frame = pl.DataFrame(height=len(rows)) if is_all else _table_of(others, source, complaint)
+    return frame.with_columns(own).select(*names, *(column.name for column in own if column.name == HALVES))
+
+
+def _own(
+    rows: Sequence[dict[str, Any]], texts: Mapping[str, Kind], places: Sequence[str], marks_halves: bool
+) -> list[pl.Series]:
+    """The columns of texts, chats or data that rows of JSON make, and `HALVES` where it is wanted and needed."""
+    values = {column: [row.get(column) for row in rows] for column in texts}
+    broken = set[int]()
+    if marks_halves:
+        for cells in (values[column] for column, kind in texts.items() if kind != "data"):
+            halves = [row for row, value in enumerate(cells) if not nested.is_encodable(value)]
+            for row in halves:
+                cells[row] = None
+            broken.update(halves)
+    own = [columns.of_values(values[name], name, kind, places.__getitem__) for name, kind in texts.items()]
+    return own + ([pl.Series(HALVES, [row in broken for row in range(len(rows))])] if broken else [])
 
 
 def _table_of(rows: list[dict[str, Any]], source: str | Path, complaint: str) -> pl.DataFrame:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import mmap
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import accumulate, pairwise
+from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
+from mipo.errors import WriteError
 from mipo.io import tables
 from mipo.io.lazy import np, pa, pl
 
@@ -40,10 +41,36 @@ def open_rows(table: Table, batch_rows: int, *, folder: Path | None = None) -> I
     if isinstance(table, pl.DataFrame) or tables.height(table) <= batch_rows:
         yield _Frame(table.lazy().collect())
         return
-    if folder:
-        folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        yield _File(file, table, batch_rows)
+    with create(folder) as file:
+        for frame in tables.batches(table, batch_rows):
+            file.add(frame)
+        yield file
+
+
+@contextmanager
+def create(folder: Path | None = None) -> Iterator[RowFile]:
+    """A row file without rows, in `folder` (see `open_rows`). WriteError where it cannot be written."""
+    place = folder or Path(tempfile.gettempdir())
+    with _named(place):
+        place.mkdir(parents=True, exist_ok=True)
+        file = tempfile.TemporaryFile(dir=place)  # noqa: SIM115
+    try:
+        yield RowFile(file, place)
+    finally:
+        with suppress(OSError):  # of a disk that is full, of which `add` has told
+            file.close()
+
+
+@contextmanager
+def _named(place: Path) -> Iterator[None]:
+    """Names the folder in the error of a disk."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(
+            f"{place}: a temporary file could not be written ({error.strerror or error}); make room there, or remove "
+            "the cause, and run the same command again"
+        ) from error
 
 
 class _Frame:
@@ -54,22 +81,27 @@ class _Frame:
         return _gather(self._frame, rows)
 
 
-class _File:
-    """An Arrow file, mapped into memory anew for each call, which releases the pages in between."""
+class RowFile:
+    """An Arrow file, mapped into memory anew for each call of `take`, which releases the pages in between."""
 
-    def __init__(self, file: IO[bytes], table: Table, batch_rows: int) -> None:
-        self._file, heights = file, list[int]()
-        writer: Any = None
-        for frame in tables.batches(table, batch_rows):
-            batch = tables.to_arrow(frame).combine_chunks()
-            writer = writer or pa.ipc.new_file(file, batch.schema)
-            writer.write_table(batch)
-            heights.append(len(batch))
-        writer.close()
-        file.flush()
-        self._starts = np.array(list(accumulate(heights, initial=0)))
+    def __init__(self, file: IO[bytes], place: Path) -> None:
+        self._file, self._place, self._starts = file, place, [0]
+        self._writer: Any = None
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def add(self, frame: pl.DataFrame) -> None:
+        """Adds rows, which are read together; before the first `take`."""
+        batch = tables.to_arrow(frame).combine_chunks()
+        with _named(self._place):
+            self._writer = self._writer or pa.ipc.new_file(self._file, batch.schema)
+            self._writer.write_table(batch)
+        self._starts.append(len(self) + len(batch))
 
     def take(self, rows: NDArray[np.int64]) -> pl.DataFrame:
+        """The rows with these numbers, in this order; nulls for a number below 0."""
+        self._finish()
         present = rows[rows >= 0]
         order = np.argsort(present, kind="stable")
         sorted_rows = present[order]
@@ -85,6 +117,14 @@ class _File:
         places = np.full(len(rows), -1)
         places[np.flatnonzero(rows >= 0)[order]] = np.arange(len(present))
         return _gather(frame, places)
+
+    def _finish(self) -> None:
+        """Ends the file, once."""
+        if self._writer:
+            with _named(self._place):
+                self._writer.close()
+                self._writer = None
+                self._file.flush()
 
 
 def _gather(frame: pl.DataFrame, rows: NDArray[np.int64]) -> pl.DataFrame:

@@ -19,19 +19,22 @@ SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".csv")
 NO_TEXTS: Mapping[str, Kind] = {}
 
 
-def load(source: str | Path, *, split: str = "train", texts: Mapping[str, Kind] = NO_TEXTS) -> pl.DataFrame:
+def load(
+    source: str | Path, *, split: str = "train", texts: Mapping[str, Kind] = NO_TEXTS, marks_halves: bool = False
+) -> pl.DataFrame:
     """The table in a JSONL, Parquet or CSV file (also .gz, .xz), a folder of such files, or a Hugging Face dataset.
 
     A folder is read as `datasets.load_dataset` reads it: the files of `split` alone. A file has one split, train. CSV
     columns are all text. In the columns `texts` of the kinds text and chat, a JSONL file must hold text or lists in
-    every row; a value that polars would convert to text is refused. NaN in JSON is null; Infinity is refused.
-    Raises NotThereError for a missing source, and InputError for a broken one, with the file and, where known, the row.
+    every row; a value that polars would convert to text is refused. NaN in JSON is null; Infinity is refused. For
+    `marks_halves` see `mipo.io.jsonl.load`. Raises NotThereError for a missing source, and InputError for a broken one,
+    with the file and, where known, the row.
     """
     files = files_of(source, split)
     if files is None:
         dataset = hub.load(source, split)
         return frame_of(dataset, 0, len(dataset))
-    frames = [load_file(file, texts) for file in files]
+    frames = [load_file(file, texts, marks_halves=marks_halves) for file in files]
     check_same(files, [frame.columns for frame in frames], texts)
     try:
         return nested.concat(frames)
@@ -39,7 +42,7 @@ def load(source: str | Path, *, split: str = "train", texts: Mapping[str, Kind] 
         raise InputError(f"{source}: its files do not form a table ({error})") from None
 
 
-def load_file(path: Path, texts: Mapping[str, Kind] = NO_TEXTS) -> pl.DataFrame:
+def load_file(path: Path, texts: Mapping[str, Kind] = NO_TEXTS, *, marks_halves: bool = False) -> pl.DataFrame:
     """The table in one file."""
     suffix = next((s for s in reversed(path.suffixes) if s in SUFFIXES), None)
     if suffix is None or path.suffix not in (suffix, ".gz", ".xz"):
@@ -52,7 +55,7 @@ def load_file(path: Path, texts: Mapping[str, Kind] = NO_TEXTS) -> pl.DataFrame:
         raise InputError(f"{path}: the file is empty")
     if suffix == ".parquet":
         return _load_parquet(path, data)
-    return _load_csv(path, data) if suffix == ".csv" else jsonl.load(path, data, texts)
+    return _load_csv(path, data) if suffix == ".csv" else jsonl.load(path, data, texts, marks_halves=marks_halves)
 
 
 def check(source: str | Path) -> None:

@@ -5,6 +5,7 @@ Knows where in each file the rows are. What a source is, and what is refused in 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,13 +37,15 @@ class File:
         """Whether row groups can be read by themselves."""
         return self.path.suffix == ".parquet"
 
-    def batches(self, rows: int, start: int, stop: int, texts: Mapping[str, Kind]) -> Iterator[pl.DataFrame]:
+    def batches(
+        self, rows: int, start: int, stop: int, texts: Mapping[str, Kind], marks_halves: bool = False
+    ) -> Iterator[pl.DataFrame]:
         """Rows `start` to `stop`, at most `rows` at a time."""
         if self.is_parquet:
             return _parquet_batches(self.path, rows, start, stop)
         if self.lines:
-            return _line_batches(self.path, self.lines, rows, start, stop, texts)
-        return tables.batches(sources.load_file(self.path, texts)[start:stop], rows)
+            return _line_batches(self.path, self.lines, rows, start, stop, texts, marks_halves)
+        return tables.batches(sources.load_file(self.path, texts, marks_halves=marks_halves)[start:stop], rows)
 
 
 @dataclass(frozen=True)
@@ -66,12 +69,14 @@ class Stream:
         return self.files is None or all(file.is_parquet or file.lines for file in self.files)
 
     def batches(
-        self, rows: int, *, start: int = 0, stop: int | None = None, texts: Mapping[str, Kind] = sources.NO_TEXTS
-    ) -> Iterator[pl.DataFrame]:
+        self, rows: int, *, start: int = 0, stop: int | None = None, texts: Mapping[str, Kind] = sources.NO_TEXTS,
+        marks_halves: bool = False,
+    ) -> Iterator[pl.DataFrame]:  # fmt: skip
         """Rows `start` to `stop` of the table that `mipo.io.sources.load` reads, in order, at most `rows` at a time.
 
         Of Parquet, JSON Lines and datasets, little more than a batch is held in memory. A batch of JSON Lines has only
-        the columns that occur in it, so batches may differ. Raises the errors of `load`.
+        the columns that occur in it, so batches may differ. For `marks_halves` see `mipo.io.jsonl.load`. Raises the
+        errors of `load`.
         """
         stop = self.rows if stop is None else min(stop, self.rows)
         if self.files is None:
@@ -82,7 +87,7 @@ class Stream:
         for file in self.files:
             first, last = max(start - before, 0), min(stop - before, file.rows)
             if first < last:
-                yield from file.batches(rows, first, last, texts)
+                yield from file.batches(rows, first, last, texts, marks_halves)
             before += file.rows
 
     @cached_property
@@ -94,6 +99,11 @@ class Stream:
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_dataset"}
+
+
+def of_parquet(path: Path, rows: int) -> Iterator[pl.DataFrame]:
+    """The rows of a Parquet file in order, `rows` at a time (the last batch may have fewer)."""
+    return tables.regroup(_open(path, (), None).batches(rows, 0, sys.maxsize, sources.NO_TEXTS), rows)
 
 
 def open_stream(
@@ -175,14 +185,14 @@ def _valid_frame(batch: pa.RecordBatch, path: Path, before: int) -> pl.DataFrame
 
 
 def _line_batches(
-    path: Path, known: Lines, rows: int, start: int, stop: int, texts: Mapping[str, Kind]
+    path: Path, known: Lines, rows: int, start: int, stop: int, texts: Mapping[str, Kind], marks_halves: bool
 ) -> Iterator[pl.DataFrame]:
     with known.at(start) as (file, number):
         row = start
         while row < stop and (block := list(islice(file, rows))):
             data = b"".join(block)
             if not lines.is_blank(data):
-                frame = jsonl.load(path, data, texts, (row, number))
-                yield frame[: stop - row]
+                frame = jsonl.load(path, data, texts, (row, number), marks_halves=marks_halves)
+                yield frame.head(stop - row)  # a slice of rows without a field has none
                 row += frame.height
             number += len(block)

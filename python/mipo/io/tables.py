@@ -55,16 +55,25 @@ def batches(table: Table, rows: int) -> Iterator[pl.DataFrame]:
 
     A table without rows is one batch without rows.
     """
-    rest = table.clear() if isinstance(table, pl.DataFrame) else table.collect_schema().to_frame()
+    none = table.clear() if isinstance(table, pl.DataFrame) else table.collect_schema().to_frame()
     frames = [table] if isinstance(table, pl.DataFrame) else table.collect_batches(chunk_size=rows, lazy=True)
     empty = True
-    # polars may split a batch in two.
-    for frame in _read(frames):
-        rest = pl.concat([rest, frame]) if rest.height else frame
+    for batch in regroup(_read(frames), rows):  # polars may split a batch in two
+        yield batch
+        empty = False
+    if empty:
+        yield none
+
+
+def regroup(frames: Iterable[pl.DataFrame], rows: int) -> Iterator[pl.DataFrame]:
+    """The rows of the frames in order, `rows` at a time (the last batch may have fewer)."""
+    rest: pl.DataFrame | None = None
+    for frame in frames:
+        rest = pl.concat([rest, frame]) if rest is not None and rest.height else frame
         while rest.height >= rows:
             yield rest[:rows]
-            rest, empty = rest[rows:], False
-    if rest.height or empty:
+            rest = rest[rows:]
+    if rest is not None and rest.height:
         yield rest
 
 

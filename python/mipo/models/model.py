@@ -37,8 +37,14 @@ class Model:
         return model
 
     def with_dtype(self, dtype: str) -> Model:
-        """This model with weights of another dtype; itself for `auto`."""
-        return self if dtype == "auto" else replace(self, dtype=dtype)
+        """This model with weights of another dtype, and the same tokenizer and config; itself for `auto`."""
+        if dtype == "auto":
+            return self
+        model = replace(self, dtype=dtype)
+        # What is loaded already: to load a tokenizer, or to hash the files of a folder, takes seconds.
+        names = {"tokenizer", "config", "content", "tokenizer_fingerprint"} if not self.in_memory else set[str]()
+        model.__dict__.update({name: self.__dict__[name] for name in names & self.__dict__.keys()})
+        return model
 
     @cached_property
     def in_memory(self) -> bool:

@@ -6,17 +6,19 @@ Knows chat messages. Knows nothing of file formats, counter-prompts or responses
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import cast
 
 from mipo.errors import InputError
-from mipo.io import columns, nested, sources, tables
+from mipo.io import columns, nested, sources, streams, tables
 from mipo.io.columns import Kind
+from mipo.io.jsonl import HALVES
 from mipo.io.keys import check_ids
 from mipo.io.lazy import pl
-from mipo.reasons import EMPTY_CONTEXT, EMPTY_PROMPT, NULL_CONTEXT
+from mipo.reasons import EMPTY_CONTEXT, EMPTY_PROMPT, HALF_CHARACTER, NULL_CONTEXT
 from mipo.tokenizer.messages import fields_of, is_messages
 
 MESSAGES = 'chat messages [{"role": …, "content": …}, …], both text'
@@ -43,11 +45,12 @@ def read(source: str | Path, *, prompt: str = "prompt", context: str | None = No
 
     `prompt` names the column with the prompt: text, or chat messages `[{"role": …, "content": …}, …]`. `context` names
     the column with the user's context, a text. Other columns are kept; one called prompt_id, prompt or context becomes
-    `source_…`. Empty prompts and null or empty contexts are dropped by a named reason. Raises NotThereError for a
+    `source_…`. Empty prompts, null or empty contexts, and in JSONL both with half of a surrogate pair, are dropped by a
+    named reason. Raises NotThereError for a
     missing source, and InputError, with file and row, for a broken one and for fewer than two prompts.
     """
     names = _new_names(prompt, context)
-    prompts = _prompts(sources.load(source, split=split, texts=_kinds(names)), source, names)
+    prompts = _prompts(sources.load(source, split=split, texts=_kinds(names), marks_halves=True), source, names)
     _check_rows(source, prompts.frame.height, prompts.rows_in, prompts.dropped)
     return prompts
 
@@ -55,17 +58,50 @@ def read(source: str | Path, *, prompt: str = "prompt", context: str | None = No
 def read_batches(
     source: str | Path, rows: int, *, prompt: str = "prompt", context: str | None = None, split: str = "train"
 ) -> Iterator[Prompts]:
-    """As `read`, but yields a Parquet file `rows` rows at a time, with prompt_ids that go on; other sources at once."""
-    if Path(source).suffix != ".parquet" or not Path(source).is_file():
+    """As `read`, but yields a file of Parquet, or of JSON Lines where prompts are text, `rows` rows at a time, with
+    prompt_ids that go on; other sources at once.
+    """
+    names, rows_in, rows_out, dropped = _new_names(prompt, context), 0, 0, Counter[str]()
+    batches = _batches(Path(source), rows, names, split)
+    if batches is None:
         yield read(source, prompt=prompt, context=context, split=split)
         return
-    names, rows_in, rows_out, dropped = _new_names(prompt, context), 0, 0, Counter[str]()
-    for batch in tables.batches(sources.scan(source, split=split), rows):
+    for batch in batches:
         prompts = _prompts(batch, source, names, before=rows_in)
         yield replace(prompts, frame=prompts.frame.with_columns(pl.col("prompt_id") + rows_out))
         rows_in, rows_out = rows_in + prompts.rows_in, rows_out + prompts.frame.height
         dropped.update(prompts.dropped)
     _check_rows(source, rows_out, rows_in, dict(dropped))
+
+
+def _batches(path: Path, rows: int, names: dict[str, str], split: str) -> Iterator[pl.DataFrame] | None:
+    """The rows of a file in batches; None where it is not read in batches."""
+    if not path.is_file() or path.suffix not in (".parquet", ".jsonl", ".ndjson"):
+        return None
+    stream = streams.open_stream(path, split=split, sought=list(names))
+    if path.suffix == ".parquet":
+        return tables.regroup(stream.batches(rows), rows)
+    batches = stream.batches(rows, texts=_kinds(names), marks_halves=True)
+    first, prompt = next(batches, None), next(iter(names))
+    if first is None or prompt not in first.columns or not names.keys() <= set(stream.fields):
+        return None
+    # Of chats in lines, the fields differ from batch to batch.
+    if not _is_text(first, prompt) or first[prompt].null_count() == first.height:
+        return None
+    return _texts(chain([first], batches), path, names)
+
+
+def _texts(batches: Iterable[pl.DataFrame], path: Path, names: dict[str, str]) -> Iterator[pl.DataFrame]:
+    """The batches with all columns of `names`; InputError for prompts that are text in some and chats in others."""
+    for batch in batches:
+        if not _is_text(batch, next(iter(names))):
+            sources.load(path, texts=_kinds(names))  # refuses the file, and names the row
+            raise AssertionError(f"{path}: prompts of two types were read")
+        yield batch.with_columns(pl.lit(None, pl.String).alias(name) for name in names if name not in batch.columns)
+
+
+def _is_text(frame: pl.DataFrame, column: str) -> bool:
+    return column not in frame.columns or frame.schema[column] in (pl.String, pl.Null)
 
 
 def drop(prompts: Prompts, reason: str, where: pl.Series) -> Prompts:
@@ -112,6 +148,8 @@ def _check_rows(source: str | Path, rows_out: int, rows_in: int, dropped: dict[s
 
 def _prompts(table: pl.DataFrame, source: str | Path, names: dict[str, str], before: int = 0) -> Prompts:
     """The prompts in a table, the rows of its source after the first `before`; numbered from 0."""
+    halves = table.get_column(HALVES, default=None)
+    table = table.drop(HALVES, strict=False)
     for column, name in names.items():
         if column not in table.columns:
             has = ", ".join(table.columns) or "no columns"
@@ -125,7 +163,10 @@ def _prompts(table: pl.DataFrame, source: str | Path, names: dict[str, str], bef
     if is_messages(table["prompt"]):
         _check_messages(table, source, labels["prompt"], labels.get("context"), before)
     rows = pl.int_range(before + 1, before + table.height + 1, eager=True)
-    return _drop(Prompts(table, table.height, rows), _reasons(table))
+    reasons = _reasons(table)
+    if halves is not None:
+        reasons = pl.select(pl.when(halves).then(pl.lit(HALF_CHARACTER)).otherwise(reasons)).to_series()
+    return _drop(Prompts(table, table.height, rows), reasons)
 
 
 def _renamed(table: pl.DataFrame, names: dict[str, str], source: str | Path) -> pl.DataFrame:

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError, WriteError
 from mipo.io import checksum
-from mipo.io.keys import NOWHERE, Index
 from mipo.io.lazy import _native, np, pl
 from mipo.responses.engines.contract import Answer
 from mipo.tokenizer.messages import key
@@ -85,6 +84,19 @@ def connect(path: Path | None) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
+@contextmanager
+def attached(connection: sqlite3.Connection, path: Path) -> Iterator[set[str]]:
+    """Another database, read as the schema `other`: the names of its tables. Raises InputError as `connect` does."""
+    with _named(path):
+        # A killed process leaves a log of what is not in the file yet; only without one can the file be read alone.
+        how = "mode=rw" if path.with_name(f"{path.name}-wal").exists() else "mode=ro&immutable=1"
+        connection.execute("ATTACH ? AS other", (f"{path.resolve().as_uri()}?{how}",))
+        try:
+            yield {name for (name,) in connection.execute("SELECT name FROM other.sqlite_master WHERE type = 'table'")}
+        finally:
+            connection.execute("DETACH other")
+
+
 def settings_id(connection: sqlite3.Connection, settings: dict[str, Any]) -> tuple[int, str]:
     """The number of these settings in a database, which is given where there is none, and their text."""
     value = json.dumps(settings, sort_keys=True)
@@ -113,23 +125,28 @@ class Answers:
 
     def missing(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
         """The rows of the prompts that have no answer here, and no failure that is final."""
-        rows = self._connection.execute(
-            "SELECT prompt FROM answers WHERE settings = ? AND (failure IS NULL OR final)", (self._id,)
-        )
-        blobs = list[bytes]()
-        while batch := rows.fetchmany(65_536):
-            blobs.append(b"".join(blob for (blob,) in batch))
-        known = np.frombuffer(b"".join(blobs), np.uint64).reshape(-1, 2)
-        return np.flatnonzero(Index(known).find(keys) == NOWHERE)
+        rows = [np.empty(0, dtype=np.int64)]
+        for start in range(0, len(keys), AT_ONCE):
+            blobs = [key.tobytes() for key in keys[start : start + AT_ONCE]]
+            known = {
+                blob for (blob,) in self._connection.execute(
+                    "SELECT prompt FROM answers WHERE settings = ? AND (failure IS NULL OR final) "
+                    f"AND prompt IN ({', '.join('?' * len(blobs))})",
+                    (self._id, *blobs),
+                )
+            }  # fmt: skip
+            places = [place for place, blob in enumerate(blobs) if blob not in known]
+            rows.append(np.array(places, dtype=np.int64) + start)
+        return np.concatenate(rows)
 
-    def averages(self, engine: str) -> tuple[int, float | None, float | None]:
-        """How many answers there are, their mean tokens, and the mean seconds of those by `engine`."""
-        count, tokens, seconds = self._connection.execute(
-            "SELECT count(*), avg(response_tokens), avg(CASE WHEN engine LIKE ? THEN seconds END) FROM answers "
-            "WHERE settings = ? AND failure IS NULL",
+    def averages(self, engine: str) -> tuple[int, float | None, int, float | None]:
+        """How many answers there are, their mean tokens, how many are by `engine`, and their mean seconds."""
+        count, tokens, own, seconds = self._connection.execute(
+            "SELECT count(*), avg(response_tokens), total(engine LIKE ?1), avg(CASE WHEN engine LIKE ?1 THEN seconds "
+            "END) FROM answers WHERE settings = ?2 AND failure IS NULL",
             (f"{engine},%", self._id),
         ).fetchone()
-        return count, tokens, seconds
+        return count, tokens, int(own), seconds
 
     def add(self, answers: list[tuple[bytes, Answer]], engine: str) -> None:
         """Keeps answers to the prompts with these keys. A kill after this returns loses none of them."""
@@ -144,11 +161,8 @@ class Answers:
 
     def copy_from(self, path: Path) -> None:
         """Takes over the answers of another database under the same settings, also where there is only a failure."""
-        with _named(path):
-            # A killed process leaves a log of what is not in the file yet; only without one can the file be read alone.
-            how = "mode=rw" if path.with_name(f"{path.name}-wal").exists() else "mode=ro&immutable=1"
-            self._connection.execute("ATTACH ? AS other", (f"{path.resolve().as_uri()}?{how}",))
-            try:
+        with attached(self._connection, path) as tables:
+            if "answers" in tables:
                 self._connection.execute(
                     f"INSERT INTO main.answers SELECT {self._id}, prompt, "
                     f"{', '.join(KEPT)} FROM other.answers "
@@ -157,8 +171,6 @@ class Answers:
                     "WHERE answers.failure IS NOT NULL",
                     (self._value,),
                 )
-            finally:
-                self._connection.execute("DETACH other")
 
     def discard_damaged(self, keys: NDArray[np.uint64]) -> int:
         """Forgets those answers to these prompts whose checksum does not agree; returns how many."""

@@ -17,6 +17,7 @@ from mipo.tokenizer.chat import encode_prompts
 
 if TYPE_CHECKING:
     import polars as pl
+    from numpy.typing import NDArray
 
     from mipo.io.lazy import np
     from mipo.models.model import Model
@@ -30,7 +31,8 @@ class Estimate:
     """What is there, and what is left: `missing` are rows of the prompts, tokens are those of the missing alone.
 
     `answers` are there under the same settings, for these prompts or others; `tokens_out` and `seconds` are what those
-    let expect of the missing ones, null where they tell nothing.
+    let expect of the missing ones, null where they tell nothing. With `is_most` the seconds are more than it will take.
+    `scores` is how many scores follow, of how many tokens (`tokens_scored`), for `choose: best`.
     """
 
     missing: np.ndarray
@@ -39,39 +41,54 @@ class Estimate:
     answers: int
     tokens_out: float | None
     seconds: float | None
+    is_most: bool = False
+    scores: int = 0
+    tokens_scored: float = 0.0
 
     def describe(self, prices: Prices | None) -> str:
-        """In a line or two."""
+        """In a line or two, and one for the scores."""
         lines = [
             f"tokens of the responses that are missing: {self.tokens_in:,} in, at most {self.most_tokens_out:,} out"
         ]
         if prices:
-            lines[0] += f", for at most {self._cost(prices, self.most_tokens_out)}"
+            lines[0] += f", for at most {_cost(prices, self.tokens_in, self.most_tokens_out)}"
         if self.tokens_out is not None and len(self.missing):
             lines.append(f"by the {self.answers:,} answers that are there: about {self.tokens_out:,.0f} out")
             if self.seconds is not None:
-                lines[1] += f", {duration(self.seconds)}"
+                lines[1] += f", {'at most ' * self.is_most}{duration(self.seconds)}"
             if prices:
-                lines[1] += f", for {self._cost(prices, self.tokens_out)}"
+                lines[1] += f", for {_cost(prices, self.tokens_in, self.tokens_out)}"
+        if self.scores:
+            about = "at most" if self.tokens_out is None else "about"
+            lines.append(f"choose: best scores {self.scores:,} times: {about} {self.tokens_scored:,.0f} tokens in")
+            if prices:
+                lines[-1] += f", for {_cost(prices, self.tokens_scored, self.scores)}"
         return "\n".join(lines)
 
-    def _cost(self, prices: Prices, tokens_out: float) -> str:
-        return f"{(self.tokens_in * prices.input + tokens_out * prices.output) / MILLION:,.2f}"
+
+def _cost(prices: Prices, tokens_in: float, tokens_out: float) -> str:
+    return f"{(tokens_in * prices.input + tokens_out * prices.output) / MILLION:,.2f}"
 
 
 def estimate(
-    prompts: pl.DataFrame, model: Model, database: Path, engine: Engine, settings: Responses, seed: int
-) -> Estimate | None:
-    """What the prompts without an answer in `database` will take; None where a process is at work on it."""
+    prompts: pl.DataFrame, model: Model, database: Path, engine: Engine, settings: Responses, seed: int, *,
+    links: pl.DataFrame | None = None,
+) -> Estimate | None:  # fmt: skip
+    """What the prompts without an answer in `database` will take; None where a process is at work on it.
+
+    `links` are those of the prompts; with `choose: best`, they say how much is scored: each chosen response under its
+    prompt and under the counter-prompts.
+    """
     lengths = encode_prompts(prompts["prompt"], model.tokenizer).lengths()
     key = settings_of(model, settings.sampling, seed, engine, is_split=settings.reasoning != "part")
     try:
         with Answers.open(database if database.exists() else None, key) as answers:
             missing = answers.missing(keys_of(prompts))
-            count, tokens, seconds = answers.averages(settings.engine)
+            count, tokens, own, seconds = answers.averages(settings.engine)
     except WriteError:
         return None
     side_by_side = _side_by_side(settings)
+    scores, scored = _scores(lengths, links) if links is not None and settings.choose == "best" else (0, 0)
     return Estimate(
         missing,
         int(lengths[missing].sum()),
@@ -79,7 +96,19 @@ def estimate(
         count,
         tokens and tokens * len(missing),
         seconds * len(missing) / min(side_by_side, max(len(missing), 1)) if seconds and side_by_side else None,
+        # Fewer rows than a batch has take nearly the time of a whole one.
+        settings.engine == "local" and own < min(settings.batch_size, len(missing)),
+        scores,
+        scored + scores * (settings.max_new_tokens if tokens is None else tokens),
     )
+
+
+def _scores(lengths: NDArray[np.int64], links: pl.DataFrame) -> tuple[int, int]:
+    """How many scores a choice among the responses of these links takes, and the tokens of their prompts."""
+    pairs = links.drop_nulls("rejected_id")
+    chosen = pairs.unique("chosen_id")
+    asked = lengths[chosen["asked_id"]].sum() + lengths[pairs["rejected_id"]].sum()
+    return chosen.height + pairs.height, int(asked)
 
 
 def _side_by_side(settings: Responses) -> int | None:

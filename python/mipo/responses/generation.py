@@ -5,28 +5,29 @@ Knows engines by their contract, and what is kept on disk. Knows nothing of pair
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipo import reasons
-from mipo.errors import InputError, NotThereError, StoppedError
+from mipo.errors import InputError, NotThereError
 from mipo.io import outputs, records, tables
 from mipo.io.lazy import np, pl
+from mipo.io.rowfile import open_rows
 from mipo.models.model import Model
-from mipo.responses import reasoning as thinking
 from mipo.responses.answers import FILE, Answers, keys_of
-from mipo.responses.engines.contract import Answer, Engine, Work
+from mipo.responses.asking import READ_ROWS, ask
+from mipo.responses.engines.contract import Engine
 from mipo.responses.engines.local import Local
 from mipo.responses.sampling import Reasoning, Sampling
-from mipo.tokenizer.chat import encode_prompts, render
-from mipo.tokenizer.table import TokenTable
-from mipo.tokenizer.template import RowError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from mipo.io.rowfile import Rows
+    from mipo.responses.stored_requests import StoredRequests
 
 PART_ROWS = 65_536  # rows in a file of responses
 
@@ -66,34 +67,35 @@ def generate(
     for the same arguments on the same machine; another batch size or device rounds differently. Raises StoppedError
     when more than the share `max_failures` of the prompts has failed; what was answered is kept.
     """
-    if not prompts.height:
-        raise InputError("no prompt to answer; give at least one row")
     sampling = records.read(
         Sampling,
         {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "batch_size": batch_size},
     )
-    engine = engine or Local()
-    if reuse and not (reuse / FILE).exists():
-        raise NotThereError(f"{reuse}: no {FILE} there; name a folder of responses, or of a run, that has one")
-    settings = settings_of(model, sampling, seed, engine, is_split=reasoning != "part")
-    with ExitStack() as stack:
-        if folder:
-            stack.enter_context(outputs.claim(folder, "responses"))
-            database = database or folder / FILE
-        answers = stack.enter_context(Answers.open(database, settings))
-        keys = keys_of(prompts)
-        if damaged := answers.discard_damaged(keys):
-            print(f"{database}: {damaged} answers were damaged, and are asked for again")
-        if reuse:
-            answers.copy_from(reuse / FILE)
-        _ask(prompts, keys, model, engine, answers, sampling, seed, reasoning, max_failures, progress)
-        kept = answers.frame(keys)
-    if reasoning != "keep":
-        kept = kept.drop("reasoning")
-    responses = prompts.hstack(kept)
-    if folder:
-        _write(responses, folder)
-    return responses
+    with open_rows(prompts, prompts.height) as rows:
+        parts = _parts(
+            rows, prompts.height, model, sampling, folder=folder, database=database, engine=engine, reuse=reuse,
+            seed=seed, reasoning=reasoning, max_failures=max_failures, progress=progress,
+        )  # fmt: skip
+        return pl.concat(parts)
+
+
+def generate_to(
+    folder: Path, requests: StoredRequests, model: Model, sampling: Sampling, *, database: Path | None = None,
+    engine: Engine | None = None, reuse: Path | None = None, seed: int = 0, reasoning: Reasoning = "drop",
+    max_failures: float = 0.1, progress: str = "generate",
+) -> tuple[int, dict[str, int]]:  # fmt: skip
+    """`generate` for requests on disk, whose responses are in `folder` alone: how many, and the failures by reason.
+
+    Holds the texts of `PART_ROWS` rows at most, and some ten bytes of each of all (see `Work`).
+    """
+    failed = Counter[str]()
+    parts = _parts(
+        requests, requests.rows, model, sampling, folder=folder, database=database, engine=engine, reuse=reuse,
+        seed=seed, reasoning=reasoning, max_failures=max_failures, progress=progress,
+    )  # fmt: skip
+    for part in parts:
+        failed.update(part["failure"].drop_nulls().to_list())
+    return requests.rows, reasons.by_frequency(failed)
 
 
 def settings_of(model: Model, sampling: Sampling, seed: int, engine: Engine, *, is_split: bool) -> dict[str, Any]:
@@ -114,101 +116,49 @@ def failures(responses: pl.DataFrame) -> dict[str, int]:
     return reasons.by_frequency(Counter(responses["failure"].drop_nulls().to_list()))
 
 
-def _ask(
-    prompts: pl.DataFrame, keys: NDArray[np.uint64], model: Model, engine: Engine, answers: Answers,
-    sampling: Sampling, seed: int, reasoning: Reasoning, max_failures: float, progress: str,
-) -> None:  # fmt: skip
-    """Asks the engine what has no answer, and keeps each answer as it comes."""
-    missing = answers.missing(keys)
-    failed = Counter[str]()
-    with _Bar(prompts.height, len(missing), progress) as bar:
-        if not len(missing):
-            return
-        name = engine.name()
-        ids, too_long = _encode(prompts, model, sampling.max_new_tokens)
-        reason = reasons.too_long_for_context(model.room(sampling.max_new_tokens))
-        long = [(row, Answer(failure=reason)) for row in np.intersect1d(missing, too_long).tolist()]
-        answers.add([(keys[row].tobytes(), answer) for row, answer in long], name)
-        bar.advance([answer for _, answer in long])
-        failed.update(reason for _ in too_long)
-        _check_failures(failed, Answer(failure=reason), prompts.height, max_failures)
-        rows = np.setdiff1d(np.arange(prompts.height), too_long)
-        missing = np.intersect1d(missing, rows)
-        if not len(missing):
-            return
-        seeds = (keys[:, 0] ^ np.uint64(seed)) & np.uint64(2**31 - 1)
-        work = Work(
-            prompts["prompt"], ids, rows, missing, seeds.astype(np.int64), model, sampling, seed,
-            keys, answers.digest, answers.folder,
+def _parts(
+    requests: Rows, rows: int, model: Model, sampling: Sampling, *, folder: Path | None, database: Path | None,
+    engine: Engine | None, reuse: Path | None, seed: int, reasoning: Reasoning, max_failures: float, progress: str,
+) -> Iterator[pl.DataFrame]:  # fmt: skip
+    """Asks what has no answer, then yields the responses, `PART_ROWS` at a time, which are written into `folder`."""
+    if not rows:
+        raise InputError("no prompt to answer; give at least one row")
+    engine = engine or Local()
+    if reuse and not (reuse / FILE).exists():
+        raise NotThereError(f"{reuse}: no {FILE} there; name a folder of responses, or of a run, that has one")
+    settings = settings_of(model, sampling, seed, engine, is_split=reasoning != "part")
+    with ExitStack() as stack:
+        if folder:
+            stack.enter_context(outputs.claim(folder, "responses"))
+            database = database or folder / FILE
+        answers = stack.enter_context(Answers.open(database, settings))
+        keys = _keys(requests, rows)
+        if damaged := answers.discard_damaged(keys):
+            print(f"{database}: {damaged} answers were damaged, and are asked for again")
+        if reuse:
+            answers.copy_from(reuse / FILE)
+        ask(
+            requests, keys, model, engine, answers, sampling, seed=seed, reasoning=reasoning, max_failures=max_failures,
+            progress=progress,
         )  # fmt: skip
-        # A template may open the reasoning, and then it does so for every prompt.
-        prompt_end = str(render(prompts["prompt"][:1], model.tokenizer)[0])[-32:]
-        asked = engine.answers(work)
-        with closing(asked):  # type: ignore[type-var]
-            for batch in asked:
-                if reasoning != "part":
-                    batch = [(row, thinking.split(answer, prompt_end=prompt_end)) for row, answer in batch]
-                answers.add([(keys[row].tobytes(), answer) for row, answer in batch], name)
-                bar.advance([answer for _, answer in batch])
-                if new := [answer for _, answer in batch if answer.failure]:
-                    failed.update(str(answer.failure) for answer in new)
-                    _check_failures(failed, new[-1], prompts.height, max_failures)
+        paths = list[Path]()
+        for start in range(0, rows, PART_ROWS):
+            kept = answers.frame(keys[start : start + PART_ROWS])
+            kept = kept if reasoning == "keep" else kept.drop("reasoning")
+            part = requests.take(np.arange(start, start + kept.height)).hstack(kept)
+            if folder:
+                paths.append(folder / f"part-{len(paths):05d}.parquet")
+                tables.write([part], paths[-1])
+            yield part
+        if folder:
+            for path in set(folder.glob("part-*.parquet")) - set(paths):
+                outputs.remove(path)  # of an earlier, longer table
 
 
-def _check_failures(failed: Counter[str], last: Answer, rows: int, max_failures: float) -> None:
-    if failed.total() > max_failures * rows:
-        counts = "; ".join(f"{reason}: {count:,}" for reason, count in failed.most_common())
-        raise StoppedError(
-            f"generate: {failed.total():,} of {rows:,} prompts failed, more than max_failures allows ({max_failures}): "
-            f"{counts}; the last: {last.detail or last.failure}. What was answered is kept: mend the cause, or allow "
-            "more with max_failures, and run the same command again to continue"
-        )
-
-
-def _encode(prompts: pl.DataFrame, model: Model, new: int) -> tuple[TokenTable, NDArray[np.int64]]:
-    """The ids of each prompt, and the rows that leave no room for `new` tokens."""
-    try:
-        ids = encode_prompts(prompts["prompt"], model.tokenizer)
-    except RowError as error:
-        raise InputError(f"response_id {prompts['response_id'][error.row]}: {error.message}") from error
-    room = model.room(new)
-    too_long = np.flatnonzero(ids.lengths() > room) if room is not None else np.zeros(0, dtype=np.int64)
-    return ids, too_long
-
-
-def _write(responses: pl.DataFrame, folder: Path) -> None:
-    """Writes the responses in parts, and removes those of an earlier, longer table."""
-    parts = [responses[start : start + PART_ROWS] for start in range(0, responses.height, PART_ROWS)]
-    paths = [folder / f"part-{number:05d}.parquet" for number in range(len(parts))]
-    for part, path in zip(parts, paths, strict=True):
-        tables.write([part], path)
-    for path in set(folder.glob("part-*.parquet")) - set(paths):
-        outputs.remove(path)
-
-
-class _Bar:
-    """The progress bar: answers, tokens per second, failures."""
-
-    def __init__(self, total: int, missing: int, name: str) -> None:
-        from tqdm import tqdm
-
-        self._bar = tqdm(total=total, initial=total - missing, desc=name, unit="row", delay=0.5)
-        self._tokens = self._failed = 0
-        self._started = time.monotonic()
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def advance(self, answers: list[Answer]) -> None:
-        """Counts answers. Where a model was loaded for them, the time begins when it is there."""
-        if not answers and not self._tokens:
-            self._started = time.monotonic()
-        self._tokens += sum(answer.response_tokens for answer in answers)
-        self._failed += sum(answer.failure is not None for answer in answers)
-        seconds = max(time.monotonic() - self._started, 0.1)
-        failed = f", {self._failed:,} failed" if self._failed else ""
-        self._bar.set_postfix_str(f"{self._tokens / seconds:,.0f} tokens/s{failed}", refresh=False)
-        self._bar.update(len(answers))
+def _keys(requests: Rows, rows: int) -> NDArray[np.uint64]:
+    """The key of each row, uint64 [n, 2]."""
+    keys = np.empty((rows, 2), dtype=np.uint64)
+    for start in range(0, rows, READ_ROWS):
+        stop = min(start + READ_ROWS, rows)
+        keys[start:stop] = keys_of(requests.take(np.arange(start, stop)))
+    return keys

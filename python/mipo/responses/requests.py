@@ -6,6 +6,7 @@ Also keeps which prompt has which response: from here on a pair is row numbers. 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mipo.errors import InputError
 from mipo.io import tables
@@ -14,6 +15,9 @@ from mipo.negatives.partial import with_text
 from mipo.prompts.compose import compose
 from mipo.prompts.rows import numbered
 from mipo.tokenizer.messages import key
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,10 +61,16 @@ def link(prompts: pl.DataFrame, counterparts: pl.DataFrame, requests: Requests) 
     """
     own = numbered(prompts).select("prompt_id", requests.own.alias("asked_id"))
     rows = counterparts.with_columns(pl.col("prompt_id").cast(pl.UInt64))
-    rows = rows.join(own, on="prompt_id", how="left", maintain_order="left")
-    rows = rows.with_columns(requests.counter.alias("rejected_id"), pl.lit(0, pl.UInt64).alias("sample"))
-    if requests.samples > 1:
-        numbers = pl.int_range(requests.samples, dtype=pl.UInt64, eager=True).alias("sample").to_frame()
+    asked = rows.join(own, on="prompt_id", how="left", maintain_order="left")["asked_id"]
+    return linked(counterparts, asked, requests.counter, requests.samples)
+
+
+def linked(counterparts: pl.DataFrame, asked: pl.Series, counter: pl.Series, samples: int) -> pl.DataFrame:
+    """The same, where `asked` and `counter` are the first responses to the prompt and counter-prompt of each row."""
+    rows = counterparts.with_columns(pl.col("prompt_id").cast(pl.UInt64), asked.alias("asked_id"))
+    rows = rows.with_columns(counter.alias("rejected_id"), pl.lit(0, pl.UInt64).alias("sample"))
+    if samples > 1:
+        numbers = pl.int_range(samples, dtype=pl.UInt64, eager=True).alias("sample").to_frame()
         rows = rows.drop("sample").with_columns(pl.col("prompt_id").rle_id().alias("run")).with_row_index("row")
         rows = rows.join(numbers, how="cross").sort("run", "sample", "row")
     return rows.select(
@@ -113,17 +123,28 @@ def distinct(own: pl.Series, counter: pl.Series) -> Requests:
 
 def _sampled(requests: Requests, samples: int, fresh: bool) -> Requests:
     """The requests with `samples` of each prompt, and as many again of those that are to be fresh as rejected ones."""
-    is_own, is_counter = np.zeros((2, requests.prompts.height), dtype=bool)
-    is_own[requests.own.drop_nulls()] = is_counter[requests.counter.drop_nulls()] = True
+    distinct, sample, own, counter = sampled(requests.own, requests.counter, requests.prompts.height, samples, fresh)
+    prompts = requests.prompts[distinct].with_columns(
+        pl.int_range(pl.len(), dtype=pl.UInt64).alias("response_id"), pl.Series("sample", sample, dtype=pl.UInt64)
+    )
+    return Requests(prompts, own, counter, samples)
+
+
+def sampled(
+    own: pl.Series, counter: pl.Series, count: int, samples: int, fresh: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64], pl.Series, pl.Series]:
+    """Each sample's distinct prompt, of which there are `count`, and its number; then own and counter as in `Requests`.
+
+    The `own` and `counter` that are given are numbers of distinct prompts.
+    """
+    is_own, is_counter = np.zeros((2, count), dtype=bool)
+    is_own[own.drop_nulls()] = is_counter[counter.drop_nulls()] = True
     again = is_own & is_counter & fresh
     counts = samples * (1 + again.astype(np.int64))
     first = np.cumsum(counts) - counts
-    prompts = requests.prompts[np.repeat(np.arange(len(counts)), counts)].with_columns(
-        pl.int_range(pl.len(), dtype=pl.UInt64).alias("response_id"),
-        pl.Series("sample", np.arange(counts.sum()) - np.repeat(first, counts), dtype=pl.UInt64),
-    )
+    sample = np.arange(counts.sum()) - np.repeat(first, counts)
     chosen, rejected = pl.Series(first, dtype=pl.UInt64), pl.Series(first + samples * again, dtype=pl.UInt64)
-    return Requests(prompts, chosen.gather(requests.own), rejected.gather(requests.counter), samples)
+    return np.repeat(np.arange(count), counts), sample, chosen.gather(own), rejected.gather(counter)
 
 
 def check_known(ids: pl.Series, known: pl.Series) -> None:

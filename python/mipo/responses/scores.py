@@ -9,13 +9,14 @@ from __future__ import annotations
 import sqlite3
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mipo.responses.answers import connect, settings_id
+from mipo.responses.answers import AT_ONCE, attached, connect, settings_id
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,7 +43,7 @@ class Scores:
     def __init__(self, connection: sqlite3.Connection, settings: dict[str, Any]) -> None:
         self._connection = connection
         connection.execute(TABLE)
-        self._id, _ = settings_id(connection, settings)
+        self._id, self._value = settings_id(connection, settings)
 
     @classmethod
     @contextmanager
@@ -51,10 +52,26 @@ class Scores:
         with connect(path) as connection:
             yield cls(connection, settings)
 
-    def known(self) -> dict[bytes, float]:
-        """Each log-prob whose checksum agrees, by its key."""
-        rows = self._connection.execute("SELECT ids, logp, checksum FROM scores WHERE settings = ?", (self._id,))
-        return {key: logp for key, logp, digest in rows if _checksum(key, logp) == digest}
+    def known(self, keys: Collection[bytes]) -> dict[bytes, float]:
+        """Each log-prob of these keys whose checksum agrees."""
+        logps, wanted = dict[bytes, float](), iter(keys)
+        while some := list(islice(wanted, AT_ONCE)):
+            rows = self._connection.execute(
+                f"SELECT ids, logp, checksum FROM scores WHERE settings = ? AND ids IN ({', '.join('?' * len(some))})",
+                (self._id, *some),
+            )
+            logps.update((key, logp) for key, logp, digest in rows if _checksum(key, logp) == digest)
+        return logps
+
+    def copy_from(self, path: Path) -> None:
+        """Takes over the scores of another database under the same settings."""
+        with attached(self._connection, path) as tables:
+            if "scores" in tables:
+                self._connection.execute(
+                    f"INSERT OR IGNORE INTO main.scores SELECT {self._id}, ids, logp, checksum FROM other.scores "
+                    "WHERE settings = (SELECT id FROM other.settings WHERE value = ?)",
+                    (self._value,),
+                )
 
     def add(self, scores: dict[bytes, float]) -> None:
         """Keeps log-probs by their keys. A kill after this returns loses none of them. NaN is not kept."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from mipo.errors import InputError, StoppedError
 from mipo.io.lazy import np
+from mipo.responses.answers import FILE
 from mipo.responses.engines.contract import Answer, Engine, Scorer, Scoring
 from mipo.responses.engines.local import Local
 from mipo.responses.scores import Scores, key_of
@@ -24,13 +25,14 @@ if TYPE_CHECKING:
 
 def response_logps(
     prompts: Sequence[NDArray[np.uint32]], responses: Sequence[NDArray[np.uint32]], model: Model, *,
-    engine: Engine | None = None, database: Path | None = None, progress: str = "log-probs",
+    engine: Engine | None = None, database: Path | None = None, reuse: Path | None = None, progress: str = "log-probs",
 ) -> NDArray[np.float64]:  # fmt: skip
     """log π(response | prompt) of each row, [n] in nats: the sum over the response's tokens, 0 for an empty response.
 
     Like TRL's, the sum leaves out the first token of a response without a prompt, which nothing predicts. `engine`
     scores (default: the model, in this process). With `database`, each score is kept there as it comes, and a later
-    call asks only for the others. Raises StoppedError for the first row that gets no score: a figure needs them all.
+    call asks only for the others; those in the folder `reuse` are taken over. Raises StoppedError for the first row
+    that gets no score: a figure needs them all.
     """
     from tqdm import tqdm
 
@@ -38,7 +40,9 @@ def response_logps(
     keys = [key_of(*row) for row in zip(prompts, responses, strict=True)]
     settings = {"scores": model.identity, **asked.precision(model)} if database else {}
     with Scores.open(database, settings) as kept:
-        logps = kept.known()
+        if database and reuse:
+            kept.copy_from(reuse / FILE)
+        logps = kept.known(set(keys))
         # Equal rows are scored once.
         unknown = {
             key: row for row, (key, prompt, response) in enumerate(zip(keys, prompts, responses, strict=True))

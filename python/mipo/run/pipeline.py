@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -19,6 +20,7 @@ from mipo.errors import InputError
 from mipo.evaluation import figures, measurement
 from mipo.evaluation.selection import select_best
 from mipo.io import files, outputs, records, sources, tables
+from mipo.io.streams import of_parquet
 from mipo.models.model import Model
 from mipo.negatives.draw import contrast
 from mipo.pairing.controls import shuffle
@@ -28,9 +30,11 @@ from mipo.report import page
 from mipo.responses.answers import FILE
 from mipo.responses.engines.choice import of_settings
 from mipo.responses.engines.contract import Engine
-from mipo.responses.generation import failures, generate
+from mipo.responses.generation import generate, generate_to
 from mipo.responses.requests import Requests, compose_requests, link
 from mipo.responses.scoring import scorer
+from mipo.responses.stored_requests import BATCH_ROWS as READ_ROWS
+from mipo.responses.stored_requests import open_requests
 from mipo.run import provenance
 from mipo.run.prompts import read_prompts
 from mipo.run.recipe import Recipe, dump, run_folder
@@ -115,17 +119,23 @@ class _Pipeline:
 
     def responses(self) -> Rows:
         """Links pairs to responses, and lets the model answer each distinct prompt."""
-        train, drawn = self._read("prompts.parquet"), self._read("counterparts.parquet")
         settings, engine = self.recipe.responses, of_settings(self.recipe.responses)
         if settings.choose == "best":
             scorer(engine).check_scoring(self.model)
-        requests = compose_requests(
-            train, drawn, chat=self.model.is_chat, samples=settings.samples, fresh=settings.fresh
-        )
-        self._write(link(train, drawn, requests), "links.parquet")
-        responses = self._generate(requests, "responses", self._sampler(), engine, self.recipe.seed, "responses")
-        failed = failures(responses)
-        return Rows(responses.height, responses.height - sum(failed.values()), failed)
+        prompts, drawn = self.folder / "prompts.parquet", self.folder / "counterparts.parquet"
+        each = self.recipe.contrast.negatives  # rows of counterparts that a prompt has, and that stay together
+        with open_requests(
+            of_parquet(prompts, READ_ROWS), of_parquet(drawn, READ_ROWS), chat=self.model.is_chat,
+            samples=settings.samples, fresh=settings.fresh, folder=self.folder,
+        ) as requests:  # fmt: skip
+            batches = of_parquet(drawn, max(tables.ROW_GROUP // each, 1) * each)
+            tables.write(requests.links(batches), self.folder / "links.parquet")
+            rows, failed = generate_to(
+                self.folder / "responses", requests, self._sampler, settings.sampling,
+                database=self.folder / FILE, engine=engine, reuse=self._reusable(), seed=self.recipe.seed,
+                reasoning=settings.reasoning, max_failures=settings.max_failures, progress="responses",
+            )  # fmt: skip
+        return Rows(rows, rows - sum(failed.values()), failed)
 
     def pairs(self) -> Rows:
         """Decides which links are pairs; a shuffled control then swaps chosen and rejected in half of them."""
@@ -138,6 +148,7 @@ class _Pipeline:
             raise InputError(f"pairs: none of {rows.rows_in} rows is a pair ({rows.dropped})")
         if self.recipe.control == "shuffled":
             self._write(shuffle(self._read(path.name), seed=self.recipe.seed), path.name)
+        self.__dict__.pop("_sampler", None)  # its weights would stay in memory beside the model's
         return rows
 
     def _links_of_best(self) -> pl.DataFrame:
@@ -145,7 +156,9 @@ class _Pipeline:
         links, responses = self._read("links.parquet"), sources.scan(self.folder / "responses").lazy().collect()
         stated = add_reasons(links, ResponseStates.of(responses, BATCH_ROWS))
         engine = of_settings(self.recipe.responses)
-        best = select_best(stated, responses, self._sampler(), engine=engine, database=self.folder / FILE)
+        best = select_best(
+            stated, responses, self._sampler, engine=engine, database=self.folder / FILE, reuse=self._reusable()
+        )
         return links.with_columns(reason=pl.coalesce("reason", pl.when(~best).then(pl.lit(reasons.ANOTHER_SAMPLE))))
 
     def tokens(self) -> Rows:
@@ -206,8 +219,9 @@ class _Pipeline:
         measured, table = measurement.evaluate(
             model, self._read("test.parquet"), store, kind=self.recipe.contrast.kind, negatives=self._negatives(),
             rows=evaluation.rows, rule=evaluation.rule, responses=responses, engine=self._judge(),
-            database=self.folder / FILE, seed=self.recipe.seed + 1, reasoning=self.recipe.responses.reasoning,
-            progress=side, **records.settings(self.recipe.responses.sampling),
+            database=self.folder / FILE, reuse=self._reusable(), seed=self.recipe.seed + 1,
+            reasoning=self.recipe.responses.reasoning, progress=side,
+            **records.settings(self.recipe.responses.sampling),
         )  # fmt: skip
         self._write(table, f"evaluation/{side}.parquet")
         files.write_json(self.folder / "evaluation" / f"{side}.json", measured)
@@ -225,20 +239,23 @@ class _Pipeline:
             judge = msgspec.structs.replace(judge, dtype=str(dtype).removeprefix("torch."))
         return of_settings(judge) if judge else None
 
+    @cached_property
     def _sampler(self) -> Model:
-        """The model in the dtype that it answers in."""
+        """The model in the dtype that it answers in, loaded once for the responses and the choice among them."""
         return self.model.with_dtype(self.recipe.responses.dtype)
 
     def _generate(
         self, requests: Requests, name: str, model: Model, engine: Engine | None, seed: int, progress: str
     ) -> pl.DataFrame:
         """The responses to all requests; prompts without one have the reason."""
-        settings = self.recipe.responses
-        reuse = self.reuse if self.reuse and (self.reuse / FILE).exists() else None
         return generate(
-            requests.prompts, model, folder=self.folder / name,
-            database=self.folder / FILE, engine=engine, reuse=reuse, seed=seed, progress=progress, **settings.options,
+            requests.prompts, model, folder=self.folder / name, database=self.folder / FILE, engine=engine,
+            reuse=self._reusable(), seed=seed, progress=progress, **self.recipe.responses.options,
         )  # fmt: skip
+
+    def _reusable(self) -> Path | None:
+        """The folder whose answers are taken over, if it has any."""
+        return self.reuse if self.reuse and (self.reuse / FILE).exists() else None
 
     def _read(self, name: str) -> pl.DataFrame:
         return tables.scan(self.folder / name).collect()

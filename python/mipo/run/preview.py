@@ -60,7 +60,7 @@ def dry_run(
     engine, database = of_settings(settings), folder / FILE
     if settings.choose == "best":
         scorer(engine).check_scoring(model)
-    expected = estimate(requests.prompts, model, database, engine, settings, recipe.seed)
+    expected = estimate(requests.prompts, model, database, engine, settings, recipe.seed, links=links)
     if ask and expected and len(expected.missing):
         some = np.random.default_rng(recipe.seed).permutation(expected.missing)[:ask]
         with outputs.claim(folder, "run"):
@@ -68,7 +68,7 @@ def dry_run(
                 requests.prompts[some], model.with_dtype(settings.dtype), database=database, engine=engine,
                 seed=recipe.seed, progress="first responses", **settings.options,
             )  # fmt: skip
-        expected = estimate(requests.prompts, model, database, engine, settings, recipe.seed)
+        expected = estimate(requests.prompts, model, database, engine, settings, recipe.seed, links=links)
     pairs = (links if settings.choose == "each" else drawn)["reason"].null_count()
     there = f"{requests.prompts.height - len(expected.missing):,}" if expected else "a run is at work, some"
     lines += [

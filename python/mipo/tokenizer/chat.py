@@ -45,4 +45,9 @@ def render(composed: pl.Series, tokenizer: Any) -> pl.Series:
 
 def encode_prompts(composed: pl.Series, tokenizer: Any) -> TokenTable:
     """Token ids of each composed prompt, those that training gives it."""
-    return encode(render(composed, tokenizer), tokenizer, add_special_tokens=not is_messages(composed))
+    return encode_rendered(render(composed, tokenizer), composed, tokenizer)
+
+
+def encode_rendered(texts: pl.Series, composed: pl.Series, tokenizer: Any) -> TokenTable:
+    """The same, where the `texts` of the composed prompts are there already (see `render`)."""
+    return encode(texts, tokenizer, add_special_tokens=not is_messages(composed))

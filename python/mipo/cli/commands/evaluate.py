@@ -16,7 +16,7 @@ from mipo.responses.engines.choice import choose
 from mipo.tokens.store import PairStore
 
 
-@mirrors(read, choose, evaluate, without=("responses", "rule", "progress"))
+@mirrors(read, choose, evaluate, without=("responses", "rule", "reuse", "progress"))
 def command(
     prompts: Prompts,
     /,

@@ -2,14 +2,16 @@
 
 from typing import Any
 
-from mipo.cli.console import read_prompts, scan_table
+from mipo.cli.console import batches_of_prompts, scan_table
 from mipo.cli.options import Counterparts, ModelName, Output, Prompts, TrustRemoteCode, keywords, mirrors
+from mipo.io import records, tables
 from mipo.models.model import Model
 from mipo.pairing.join import COUNTERPARTS
 from mipo.prompts.rows import read
 from mipo.responses.engines.choice import choose
-from mipo.responses.generation import failures, generate
-from mipo.responses.requests import compose_requests
+from mipo.responses.generation import generate, generate_to
+from mipo.responses.sampling import Sampling
+from mipo.responses.stored_requests import BATCH_ROWS, open_requests
 
 
 @mirrors(read, choose, generate, without=("folder", "database", "progress"))
@@ -25,10 +27,13 @@ def command(
 ) -> None:
     """Writes one response to each distinct prompt. Each answer is kept as it comes, and a later call continues."""
     opened = Model(str(model), trust_remote_code=trust_remote_code, dtype=options.get("dtype", "auto"))
-    drawn = scan_table(counterparts, COUNTERPARTS).lazy().collect() if counterparts is not None else None
-    requests = compose_requests(read_prompts(prompts, options), drawn, chat=opened.is_chat)
+    drawn = tables.batches(scan_table(counterparts, COUNTERPARTS), BATCH_ROWS) if counterparts is not None else ()
     chosen = choose(**keywords(choose, options))
-    responses = generate(requests.prompts, opened, folder=output, **{**keywords(generate, options), "engine": chosen})
-    for reason, count in failures(responses).items():
-        print(f"{reason}: {count:,} of {responses.height:,} prompts")
+    sampling = records.read(Sampling, {name: options[name] for name in Sampling.__struct_fields__ if name in options})
+    settings = {**keywords(generate_to, options), "engine": chosen}
+    texts = batches_of_prompts(prompts, BATCH_ROWS, options)
+    with open_requests(texts, drawn, chat=opened.is_chat, folder=output.parent) as requests:
+        rows, failed = generate_to(output, requests, opened, sampling, **settings)
+    for reason, count in failed.items():
+        print(f"{reason}: {count:,} of {rows:,} prompts")
     print(f"responses in {output}")

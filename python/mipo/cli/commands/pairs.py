@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,14 +11,14 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from mipo.cli.console import print_rows, scan_table
-from mipo.cli.options import HELP, Counterparts, Output, Prompts, keywords, mirrors
+from mipo.cli.console import batches_of_prompts, print_rows, scan_table
+from mipo.cli.options import HELP, Counterparts, Output, Prompts, mirrors
 from mipo.cli.values import WholeNumber
 from mipo.io import outputs, tables
 from mipo.io.lazy import pl
 from mipo.pairing.filter import BATCH_ROWS, KINDS
 from mipo.pairing.join import COUNTERPARTS, join
-from mipo.prompts.rows import read, read_batches
+from mipo.prompts.rows import read
 
 
 @mirrors(read)
@@ -45,19 +44,9 @@ def command(
 @contextmanager
 def _on_disk(source: str | Path, output: Path, batch_rows: int, options: Mapping[str, Any]) -> Iterator[pl.LazyFrame]:
     """The prompts in a temporary file beside the output, so that memory holds `batch_rows` rows of a Parquet file."""
-    dropped, rows_in = Counter[str](), 0
-
-    def frames() -> Iterator[pl.DataFrame]:
-        nonlocal rows_in
-        for prompts in read_batches(source, batch_rows, **keywords(read_batches, options)):
-            dropped.update(prompts.dropped)
-            rows_in += prompts.rows_in
-            yield prompts.frame.select(c for c in prompts.frame.columns if c in ("prompt_id", "prompt", "context"))
-
     folder = output.with_name(f".{output.name}.prompts.{os.getpid()}.tmp")
     try:
-        tables.write(frames(), folder / "prompts.parquet")
-        print_rows(source, rows_in, dropped)
+        tables.write(batches_of_prompts(source, batch_rows, options), folder / "prompts.parquet")
         yield tables.scan(folder / "prompts.parquet")
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -80,8 +80,8 @@ class Batch:
         """The requests for these rows, each the next attempt."""
         bodies = Bodies(work, self._send)
         model, kind = self._settings.served_model or work.model.name, self._settings.batch_for
-        for row in rows.tolist():
-            body, path = bodies.of(row, model=model, kind=kind), bodies.path
+        for row, own in bodies.prompts(rows):
+            body, path = bodies.of(own, model=model, kind=kind), bodies.path
             if kind == "vllm" and "prompt" in body:
                 body |= {"messages": [{"role": "user", "content": body.pop("prompt")}], "chat_template": TEMPLATE}
                 path = "chat/completions"
@@ -223,7 +223,7 @@ class _Ledger:
 
     def _check_prompt(self, row: int, answer: Answer, place: str) -> None:
         """InputError for a result of another prompt than the one that was sent."""
-        own = len(self._work.ids[row])
+        own = int(self._work.lengths[row])
         if self._is_exact and answer.prompt_tokens and answer.prompt_tokens != own:
             raise InputError(
                 f"{place}: expected an answer to a prompt of {own} tokens, got one to {answer.prompt_tokens}; the "

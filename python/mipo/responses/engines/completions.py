@@ -7,14 +7,17 @@ distribution. Knows neither HTTP nor files.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mipo import reasons
-from mipo.responses.engines.contract import Answer, Work
-from mipo.tokenizer.chat import render
+from mipo.responses.engines.contract import Answer, Block, Work
 from mipo.tokenizer.messages import is_messages, plain
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from mipo.io.lazy import np
     from mipo.responses.sampling import Sent
 
 # By the server's kind (`Site`): what switches off a server's own sampling defaults.
@@ -42,13 +45,38 @@ class Bodies:
 
     def __init__(self, work: Work, send: Sent) -> None:
         self._work, self._send = work, send
-        self._texts = render(work.prompts, work.model.tokenizer) if send == "text" else None
-        self._ends = work.model.end_ids
+        self._common = dict[tuple[str, str], dict[str, Any]]()  # by model and kind: what all bodies have
         self.path = "chat/completions" if send == "messages" else "completions"  # below the base URL
 
-    def of(self, row: int, *, model: str, kind: str) -> dict[str, Any]:
-        """The body for a row; `model` is the model's name on the server, `kind` the server's (`NEUTRAL`)."""
-        sampling = self._work.sampling
+    def prompts(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Each of the rows, with the part of its body that no other has."""
+        hot = self._work.sampling.temperature > 0
+        for block in self._work.blocks(rows):
+            seeds = block.seeds.tolist()
+            for place, (row, own) in enumerate(zip(block.rows.tolist(), self._sent(block), strict=True)):
+                yield row, {"seed": seeds[place], **own} if hot else own
+
+    def of(self, own: dict[str, Any], *, model: str, kind: str) -> dict[str, Any]:
+        """The body of a prompt; `model` is the model's name on the server, `kind` the server's (`NEUTRAL`)."""
+        if (model, kind) not in self._common:
+            self._common[model, kind] = self._common_fields(model, kind)
+        return {**self._common[model, kind], **own}
+
+    def _sent(self, block: Block) -> Iterator[dict[str, Any]]:
+        """The prompts of a block, as they are sent."""
+        if self._send == "messages":
+            chats = (
+                plain(block.prompts)
+                if is_messages(block.prompts)
+                else ([{"role": "user", "content": prompt}] for prompt in block.prompts)
+            )
+            return ({"messages": chat} for chat in chats)
+        if self._send == "text":
+            return ({"prompt": text} for text in block.texts)
+        return ({"prompt": ids.tolist()} for ids in block.ids)
+
+    def _common_fields(self, model: str, kind: str) -> dict[str, Any]:
+        sampling, ends = self._work.sampling, self._work.model.end_ids
         body: dict[str, Any] = {
             "model": model,
             "max_tokens": sampling.max_new_tokens,
@@ -56,23 +84,14 @@ class Bodies:
             "top_p": sampling.top_p if sampling.temperature else 1.0,
             **NEUTRAL.get(kind, {}),
         }
-        if sampling.temperature:
-            body["seed"] = int(self._work.seeds[row])
         if kind == "vllm":
-            body["stop_token_ids"] = self._ends
+            body["stop_token_ids"] = ends
+            if self._send == "text":
+                body["add_special_tokens"] = not self._work.is_messages
         if kind == "transformers":
             # Without it, it takes the model's generation config, which may have a penalty, and may be greedy.
             sampled = {"do_sample": True, "top_k": 0} if sampling.temperature else {"do_sample": False}
-            body["generation_config"] = json.dumps({**sampled, "eos_token_id": self._ends})
-        if self._send == "messages":
-            prompt = self._work.prompts[row]
-            body["messages"] = (
-                next(plain([prompt])) if is_messages(self._work.prompts) else [{"role": "user", "content": prompt}]
-            )
-        else:
-            body["prompt"] = self._work.ids[row].tolist() if self._texts is None else self._texts[row]
-            if self._texts is not None and kind == "vllm":
-                body["add_special_tokens"] = not is_messages(self._work.prompts)
+            body["generation_config"] = json.dumps({**sampled, "eos_token_id": ends})
         return body
 
 

@@ -1,20 +1,30 @@
-"""The contract of engines: what an engine is asked, and what it answers or scores. Knows no engine."""
+"""The contract of engines: what an engine is asked, and what it answers or scores.
+
+Prompts are read, rendered and encoded when they are asked, some at a time. Knows no engine.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from mipo.io.lazy import np
+from mipo.tokenizer.chat import encode_rendered, render
+from mipo.tokenizer.messages import is_messages
 
 if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
-    from mipo.io.lazy import np
+    from mipo.io.rowfile import Rows
     from mipo.models.model import Model
     from mipo.responses.sampling import Sampling
     from mipo.tokenizer.table import TokenTable
+
+BLOCK_ROWS = 2_048  # prompts that are read together: opening the tokenizer's engine then weighs nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,28 +48,57 @@ class Answer:
 
 
 @dataclass(frozen=True, eq=False)
+class Block:
+    """Some prompts as they are asked: `rows` are their numbers, `prompts` the composed prompts (text or messages).
+
+    `texts` are the rendered ones, `ids` their token ids. `seeds`, below 2³¹, depend on what is asked alone, not on the
+    row's place.
+    """
+
+    rows: NDArray[np.int64]
+    prompts: pl.Series
+    texts: pl.Series
+    ids: TokenTable
+    seeds: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
 class Work:
     """What an engine is asked.
 
-    `prompts` are composed prompts (text or messages), `ids` the token ids of each, `rows` those that fit the model's
-    context, and `missing` those of them that have no answer. `seeds`, one for each row, below 2³¹, depend on what is
-    asked alone, not on the row's place; `seed` is the user's.
-
-    `keys`, uint64 [n, 2], are 128 bits of each prompt, and `settings` a digest of what an answer depends on beside it.
-    `folder` is where an engine may keep files of its own, None where nothing is kept.
+    `requests` has the composed prompts by row (column prompt); `rows` are those that fit the model's context, and
+    `missing` those of them that have no answer, both in order. `lengths`, uint32 [n], are the tokens of each prompt,
+    and `keys`, uint64 [n, 2], 128 bits of it. `seed` is the user's, `settings` a digest of what an answer depends on
+    beside the prompt. `folder` is where an engine may keep files of its own, None where nothing is kept.
     """
 
-    prompts: pl.Series
-    ids: TokenTable
+    requests: Rows
     rows: NDArray[np.int64]
     missing: NDArray[np.int64]
-    seeds: NDArray[np.int64]
+    lengths: NDArray[np.uint32]
+    keys: NDArray[np.uint64]
     model: Model
     sampling: Sampling
     seed: int
-    keys: NDArray[np.uint64]
     settings: str
     folder: Path | None
+
+    @cached_property
+    def is_messages(self) -> bool:
+        """Whether the prompts are chat messages, not text."""
+        return is_messages(self.requests.take(np.zeros(1, np.int64))["prompt"])
+
+    def block(self, rows: NDArray[np.int64]) -> Block:
+        """The prompts of these rows."""
+        prompts = self.requests.take(rows)["prompt"]
+        texts = render(prompts, self.model.tokenizer)
+        seeds = (self.keys[rows, 0] ^ np.uint64(self.seed)) & np.uint64(2**31 - 1)
+        ids = encode_rendered(texts, prompts, self.model.tokenizer)
+        return Block(rows, prompts, texts, ids, seeds.astype(np.int64))
+
+    def blocks(self, rows: NDArray[np.int64]) -> Iterator[Block]:
+        """The prompts of these rows, `BLOCK_ROWS` at a time."""
+        return (self.block(rows[start : start + BLOCK_ROWS]) for start in range(0, len(rows), BLOCK_ROWS))
 
 
 @dataclass(frozen=True, eq=False)

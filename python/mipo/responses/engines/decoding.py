@@ -37,8 +37,8 @@ def decode(
 
     At most `rows` prompts are in the batch, the longest first. A row that ends makes room for the next prompt. Yields
     the rows that have ended, so that short ones come before long ones. Where memory runs out, half as many rows are
-    tried, of which `shrink` is told, and what was begun begins again. Raises torch.OutOfMemoryError where there is not
-    enough for one row.
+    tried, of which `shrink` is told, and what was begun begins again. Raises torch's error where there is not enough
+    for one row.
     """
     # Long prompts first: memory runs out at the start or never, and those of one time need little padding.
     left = sorted(range(len(prompts)), key=lambda place: (-len(prompts[place]), place))
@@ -49,14 +49,19 @@ def decode(
             for ended in run(model, prompts, left, pick, rows, new, ends):
                 done.update(place for place, _ in ended)
                 yield ended
-        except torch.OutOfMemoryError:
-            if rows == 1:
+        except RuntimeError as error:
+            if rows == 1 or not _is_out_of_memory(error):
                 raise
             print(f"generate: no memory for {rows} prompts at once; going on with {rows // 2}")
             rows //= 2
             if shrink:
                 shrink(rows)
         left = [place for place in left if place not in done]
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out; of Apple's MPS only the message says so."""
+    return isinstance(error, torch.OutOfMemoryError) or str(error).startswith("MPS backend out of memory")
 
 
 def _run(

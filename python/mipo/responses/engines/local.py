@@ -6,11 +6,11 @@ How it scores them is in `mipo.responses.engines.local_scoring`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from mipo.io.lazy import torch
-from mipo.responses.engines.contract import Answer, Scoring, Work
+from mipo.io.lazy import np, torch
+from mipo.responses.engines.contract import Answer, Block, Scoring, Work
 from mipo.responses.engines.local_scoring import score
 from mipo.responses.engines.picking import picker
 from mipo.tokenizer.chat import is_chat
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from mipo.models.model import Model
+    from mipo.responses.sampling import Sampling
 
 BLOCK_ROWS = 512
 
@@ -43,31 +44,36 @@ class Local:
 
     def answers(self, work: Work) -> Iterator[list[tuple[int, Answer]]]:
         """An answer to each missing row (see `mipo.responses.engines.contract`)."""
+        is_missing = np.zeros(len(work.keys), dtype=bool)
+        is_missing[work.missing] = True
+        chunks = (work.rows[start : start + BLOCK_ROWS] for start in range(0, len(work.rows), BLOCK_ROWS))
+        blocks = (work.block(rows) for rows in chunks if is_missing[rows].any())
+        for answered in self.stream(work.model, work.sampling, blocks):
+            answers = [(row, answer) for row, answer in answered if is_missing[row]]
+            if answers or not answered:
+                yield answers
+
+    def stream(self, model: Model, sampling: Sampling, blocks: Iterable[Block]) -> Iterator[list[tuple[int, Answer]]]:
+        """An answer to each prompt of the blocks, which are decoded one after another; first an empty list."""
         from mipo.responses.engines.decoding import decode
 
-        missing, sampling, ends = set(work.missing.tolist()), work.sampling, work.model.end_ids
-        weights, rows = work.model.weights, sampling.batch_size
+        weights, ends, rows = model.weights, model.end_ids, sampling.batch_size
 
         def shrink(count: int) -> None:
             nonlocal rows
             rows = count
 
         yield []
-        for block in (work.rows[start : start + BLOCK_ROWS].tolist() for start in range(0, len(work.rows), BLOCK_ROWS)):
-            if missing.isdisjoint(block):
-                continue
-            prompts = [work.ids[row].tolist() for row in block]
-            pick = picker(sampling, [int(work.seeds[row]) for row in block])
+        for block in blocks:
+            prompts, numbers = [ids.tolist() for ids in block.ids], block.rows.tolist()
+            pick = picker(sampling, block.seeds.tolist())
             new, before = sampling.max_new_tokens, time.monotonic()
             for ended in decode(weights, prompts, pick, rows=rows, new=new, ends=ends, shrink=shrink):
                 seconds, before = (time.monotonic() - before) / len(ended), time.monotonic()
-                answers = [
-                    (block[place], _answer(work.model.tokenizer, prompts[place], ids, ends, seconds))
+                yield [
+                    (numbers[place], _answer(model.tokenizer, prompts[place], ids, ends, seconds))
                     for place, ids in ended
-                    if block[place] in missing
                 ]
-                if answers:
-                    yield answers
 
     def check_scoring(self, model: Model) -> None:
         """Nothing to check."""

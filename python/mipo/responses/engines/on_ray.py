@@ -12,7 +12,6 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
-from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +20,13 @@ from mipo import reasons
 from mipo.errors import InputError, LibraryError, MipoError, StoppedError, first_line
 from mipo.io import cluster
 from mipo.io.lazy import np, ray
-from mipo.responses.engines.contract import Answer, Work
+from mipo.responses.engines.contract import Answer, Block, Work
 from mipo.responses.engines.local import BLOCK_ROWS, Local
 from mipo.responses.engines.vllm_offline import Vllm
 
 if TYPE_CHECKING:
-    from mipo.responses.sampling import Responses
+    from mipo.models.model import Model
+    from mipo.responses.sampling import Responses, Sampling
 
 TRIES = 3  # workers in a row that end without an answer, and workers that end with a prompt, before it is given up
 PATIENCE = 60.0  # seconds after which it is said that no worker has a machine
@@ -59,15 +59,15 @@ class Ray:
 class _Worker:
     """An actor: the model on a machine of the cluster, which answers in a thread of its own."""
 
-    def __init__(self, settings: Responses, work: Work) -> None:
-        self._settings, self._work = settings, work
-        self._asked: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
+    def __init__(self, settings: Responses, model: Model, sampling: Sampling) -> None:
+        self._settings, self._model, self._sampling = settings, model, sampling
+        self._asked: queue.SimpleQueue[Block] = queue.SimpleQueue()
         self._answered: queue.SimpleQueue[list[tuple[int, Answer]] | Exception] = queue.SimpleQueue()
         threading.Thread(target=self._run, daemon=True).start()
 
-    def ask(self, rows: list[int]) -> None:
-        """Takes rows to answer."""
-        self._asked.put(rows)
+    def ask(self, block: Block) -> None:
+        """Takes prompts to answer."""
+        self._asked.put(block)
 
     def take(self) -> list[tuple[int, Answer]]:
         """The answers since the last call, at least one; raises what ended the worker."""
@@ -90,11 +90,8 @@ class _Worker:
             self._answered.put(error)
 
     def _stream(self) -> Iterator[list[tuple[int, Answer]]]:
-        chunks = iter(self._asked.get, None)
-        if self._settings.python:
-            yield from Vllm(self._settings).stream(self._work, chain.from_iterable(chunks))
-        for rows in map(np.array, chunks):
-            yield from Local().answers(replace(self._work, rows=rows, missing=rows))
+        engine = Vllm(self._settings) if self._settings.python else Local()
+        yield from engine.stream(self._model, self._sampling, iter(self._asked.get, None))
 
 
 @dataclass(eq=False)
@@ -115,23 +112,24 @@ class _Crowd:
     def __init__(self, settings: Responses, work: Work) -> None:
         count, self._needs = _resources(settings)
         self._class = ray.remote(max_concurrency=2, **self._needs)(_Worker)
-        self._settings, self._left = settings, deque(work.missing.tolist())
-        share = -(-len(self._left) // (4 * count))
+        self._settings, self._work, self._begun = settings, work, 0
+        self._returned = deque[int]()  # rows of lost workers
+        share = -(-len(work.missing) // (4 * count))
         # vLLM has a chunk in flight and one ahead; transformers answers a chunk as a whole.
         self._chunk, self._least = (
             (settings.concurrency,) * 2
             if settings.python
             else (min(max(share, work.sampling.batch_size), BLOCK_ROWS), 0)
         )
-        self._slots = [_Slot() for _ in range(min(count, -(-len(self._left) // self._chunk)))]
+        self._slots = [_Slot() for _ in range(min(count, -(-len(work.missing) // self._chunk)))]
         self._ends = Counter[int]()  # by row: workers that were lost with it
         self._has_answered = False
         self._suspects = set[int]()  # the rows that are given up if another is lost with them
-        # Neither texts nor weights travel, and the model's content is not computed again.
+        # No weights travel, and the model's content is not computed again.
         name = str(Path(work.model.name).resolve()) if Path(work.model.name).is_dir() else work.model.name
         model = replace(work.model, name=name)
         model.__dict__.update(content=work.model.content, end_ids=work.model.end_ids)
-        self._work = ray.put(replace(work, prompts=work.prompts[:0], model=model, folder=None))
+        self._model = ray.put(model)
 
     def answers(self) -> Iterator[list[tuple[int, Answer]]]:
         """All answers; StoppedError where no worker is left."""
@@ -139,7 +137,7 @@ class _Crowd:
         try:
             for slot in self._slots:
                 self._start(slot)
-            while self._left or self._suspects or any(slot.rows for slot in self._slots):
+            while self._is_open():
                 coming = {slot.next: slot for slot in self._slots if slot.rows or not slot.is_there}
                 come = ray.wait(list(coming), timeout=timeout, fetch_local=False)[0]
                 if not come:
@@ -152,9 +150,15 @@ class _Crowd:
             for slot in self._slots:
                 ray.kill(slot.actor)
 
+    def _is_open(self) -> bool:
+        """Whether a row is left without an answer."""
+        unasked = self._begun < len(self._work.missing) or self._returned or self._suspects
+        return bool(unasked) or any(slot.rows for slot in self._slots)
+
     def _start(self, slot: _Slot) -> None:
         """A new worker."""
-        slot.actor, slot.is_there, slot.has_answered = self._class.remote(self._settings, self._work), False, False
+        slot.actor = self._class.remote(self._settings, self._model, self._work.sampling)
+        slot.is_there, slot.has_answered = False, False
         slot.next = slot.actor.__ray_ready__.remote()
 
     def _fill(self, slot: _Slot) -> None:
@@ -166,15 +170,23 @@ class _Crowd:
             return
         is_tried = slot.has_answered or not slot.lost
         least, most = (self._least, self._chunk) if is_tried else (0, 1)
-        while self._left and len(slot.rows) <= least and not self._suspects & slot.rows:
-            self._ask(slot, [self._left.popleft() for _ in range(min(most, len(self._left)))])
+        while len(slot.rows) <= least and not self._suspects & slot.rows and (rows := self._next(most)):
+            self._ask(slot, rows)
         waiting = self._suspects.difference(*(other.rows for other in self._slots))
         if waiting and not slot.rows:
             self._ask(slot, [min(waiting)])
 
+    def _next(self, most: int) -> list[int]:
+        """The next rows to ask: first those that nobody has been asked, then those of lost workers."""
+        rows: list[int] = self._work.missing[self._begun : self._begun + most].tolist()
+        self._begun += len(rows)
+        return rows + [self._returned.popleft() for _ in range(min(most - len(rows), len(self._returned)))]
+
     def _ask(self, slot: _Slot, rows: list[int]) -> None:
         slot.rows |= {*rows}
-        slot.actor.ask.remote(rows)
+        block = self._work.block(np.array(rows))
+        # Texts do not travel: ids are what is asked.
+        slot.actor.ask.remote(replace(block, prompts=block.prompts[:0], texts=block.texts[:0]))
 
     def _take(self, slot: _Slot) -> list[tuple[int, Answer]]:
         """What a worker has answered."""
@@ -206,7 +218,7 @@ class _Crowd:
         self._ends.update(slot.rows)
         given_up = {row for row in slot.rows if self._ends[row] >= TRIES}
         self._suspects = {row for row in self._suspects | slot.rows if self._ends[row] == TRIES - 1}
-        self._left.extend(sorted(slot.rows - given_up - self._suspects))
+        self._returned.extend(sorted(slot.rows - given_up - self._suspects))
         slot.rows = set()
         ray.kill(slot.actor)
         # Of an actor that could not be made, for example without mipo on its machine, the last line is the cause.

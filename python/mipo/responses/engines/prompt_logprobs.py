@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from mipo import reasons
 from mipo.errors import InputError
 from mipo.responses.engines.contract import Answer, Scoring
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from mipo.io.lazy import np
 
 CLAMPED = -9999.0  # what vLLM's server writes for minus infinity, which JSON does not have
 ROUNDED = 1e-3  # a log-prob of nearly 0 may be rounded to more
@@ -25,13 +31,16 @@ class ScoreBodies:
     def __init__(self, asked: Scoring) -> None:
         self._asked = asked
 
-    def of(self, row: int, *, model: str, kind: str) -> dict[str, Any]:
-        """The body for a row; `model` is the model's name on the server.
+    def prompts(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Each of the rows, with the part of its body that no other has."""
+        return ((row, {"prompt": self._asked.ids(row)}) for row in rows.tolist())
+
+    def of(self, own: dict[str, Any], *, model: str, kind: str) -> dict[str, Any]:
+        """The body of a row; `model` is the model's name on the server.
 
         A new token is asked for, since vLLM refuses 0; and 0 other tokens at each place, which leaves the prompt's own.
         """
-        ids = self._asked.ids(row)
-        return {"model": model, "prompt": ids, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
+        return {"model": model, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0, **own}
 
     def score(self, row: int, value: Any) -> float | Answer:
         """The log-prob of the row's response in the value of a body that came back, or a failure.

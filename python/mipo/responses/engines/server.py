@@ -26,10 +26,10 @@ from mipo.responses.engines.completions import Bodies, answer_in, failure_of, id
 from mipo.responses.engines.contract import Answer, Scoring, Work
 from mipo.responses.engines.prompt_logprobs import ScoreBodies
 from mipo.responses.engines.sites import FATAL, Site, check_tokenizer, find_sites, message_of, open_session
-from mipo.tokenizer.chat import render
-from mipo.tokenizer.messages import is_messages
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from mipo.models.model import Model
     from mipo.responses.sampling import Responses
 
@@ -38,6 +38,7 @@ ATTEMPTS = 8  # that a request has at a server that answers with errors
 LONGEST_WAIT = 60.0  # seconds between two of them
 
 T = TypeVar("T", Answer, float)  # what is asked for: an answer, or a log-prob
+Prompt = tuple[int, dict[str, Any]]  # the row, and the part of the body that no other has
 
 
 class Server:
@@ -63,13 +64,13 @@ class Server:
         for site in self._sites:
             if site.kind == "transformers" and self._settings.sent == "ids":
                 raise InputError(f"{site.url}: transformers serve takes no token ids; set send: messages")
-        if self._settings.sent != "messages" and is_messages(work.prompts):
-            text = render(work.prompts[:1], work.model.tokenizer)[0]
+        if self._settings.sent != "messages" and work.is_messages:
+            first = work.block(np.zeros(1, np.int64))
             with _loop() as run:
-                run(check_tokenizer(self._settings, self._sites, work.model, text, work.ids[0].tolist()))
+                run(check_tokenizer(self._settings, self._sites, work.model, first.texts[0], first.ids[0].tolist()))
         bodies = Bodies(work, self._settings.sent)
-        rows = work.missing.tolist()
-        yield from _asked(_Crowd(self._settings, self._sites, bodies, rows, lambda row, value: answer_in(value)))
+        crowd = _Crowd(self._settings, self._sites, bodies, work.missing, lambda row, value: answer_in(value))
+        yield from _asked(crowd)
 
     def check_scoring(self, model: Model) -> None:
         """InputError for a server that does not score, or of another model. Each is asked for one log-prob."""
@@ -81,7 +82,8 @@ class Server:
         end = np.array(model.end_ids[:1], dtype=np.uint32)
         bodies = ScoreBodies(Scoring([end], [end], np.zeros(1, np.int64), model))
         for site in self._sites:
-            for _, score in chain.from_iterable(_asked(_Crowd(self._settings, [site], bodies, [0], bodies.score))):
+            crowd = _Crowd(self._settings, [site], bodies, np.zeros(1, np.int64), bodies.score)
+            for _, score in chain.from_iterable(_asked(crowd)):
                 if isinstance(score, Answer):
                     raise InputError(
                         f"{site.url}: expected a server that scores responses, as vLLM does (prompt_logprobs), got one "
@@ -99,7 +101,7 @@ class Server:
         """The log-prob of each asked row (see `mipo.responses.engines.contract`)."""
         self._find()
         bodies = ScoreBodies(asked)
-        yield from _asked(_Crowd(self._settings, self._sites, bodies, asked.rows.tolist(), bodies.score))
+        yield from _asked(_Crowd(self._settings, self._sites, bodies, asked.rows, bodies.score))
 
     def precision(self, model: Model) -> dict[str, object]:
         """The servers' name for the model: nobody says which dtype it has."""
@@ -148,15 +150,13 @@ class _Crowd(Generic[T]):
     """Workers that ask the servers for some rows, and what they bring: what `read` makes of a body, or a failure."""
 
     def __init__(
-        self, settings: Responses, sites: list[Site], bodies: Bodies | ScoreBodies, rows: list[int],
+        self, settings: Responses, sites: list[Site], bodies: Bodies | ScoreBodies, rows: NDArray[np.int64],
         read: Callable[[int, object], T | Answer],
     ) -> None:  # fmt: skip
         self._settings, self._sites, self._bodies = settings, list(sites), bodies
         self._read: Callable[[int, object], T | Answer] = read
-        self._rows: asyncio.Queue[int] = asyncio.Queue()
-        for row in rows:
-            self._rows.put_nowait(row)
-        self._left = len(rows)
+        self._prompts, self._left = bodies.prompts(rows), len(rows)
+        self._returned: asyncio.Queue[Prompt] = asyncio.Queue()  # by workers whose server is gone
         # Answers, each with a future that is set when it has been kept; None wakes up `next`.
         self._done: asyncio.Queue[tuple[int, T | Answer, asyncio.Future[None]] | None] = asyncio.Queue()
         self._taken = list[asyncio.Future[None]]()
@@ -199,12 +199,12 @@ class _Crowd(Generic[T]):
     async def _serve(self, site: Site) -> None:
         """Asks a server for one prompt after another, the next one when the answer before has been kept."""
         while not self._error:
-            row = await self._rows.get()
+            prompt = await self._take()
             self._in_flight += 1
             try:
-                answer = await self._answer(site, row)
+                answer = await self._answer(site, *prompt)
             except _Gone as gone:
-                self._rows.put_nowait(row)
+                self._returned.put_nowait(prompt)
                 self._sites = [other for other in self._sites if other != site]
                 if not self._sites:
                     error = f"{site.url}: {gone}; start it and run the same command again to continue"
@@ -217,13 +217,19 @@ class _Crowd(Generic[T]):
                 self._in_flight -= 1
                 self._done.put_nowait(None)
             kept = asyncio.get_running_loop().create_future()
-            self._done.put_nowait((row, answer, kept))
+            self._done.put_nowait((prompt[0], answer, kept))
             await kept
 
-    async def _answer(self, site: Site, row: int) -> T | Answer:
+    async def _take(self) -> Prompt:
+        """The next prompt; waits where all are asked, since one may be returned."""
+        if self._returned.empty() and (prompt := next(self._prompts, None)):
+            return prompt
+        return await self._returned.get()
+
+    async def _answer(self, site: Site, row: int, own: dict[str, Any]) -> T | Answer:
         """The answer of a server to one prompt, asked again after errors that may go away."""
         started, attempts, tries = time.monotonic(), 0, 0
-        body = self._bodies.of(row, model=site.model, kind=site.kind)
+        body = self._bodies.of(own, model=site.model, kind=site.kind)
         while True:
             answer, wait, counts = await self._request(site, row, body)
             if isinstance(answer, float):

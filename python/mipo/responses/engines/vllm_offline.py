@@ -16,16 +16,17 @@ import tempfile
 import threading
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, suppress
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from mipo import reasons
 from mipo.errors import InputError, StoppedError
-from mipo.responses.engines.contract import Answer, Scoring, Work
+from mipo.responses.engines.contract import Answer, Block, Scoring, Work
 
 if TYPE_CHECKING:
     from mipo.models.model import Model
-    from mipo.responses.sampling import Responses
+    from mipo.responses.sampling import Responses, Sampling
 
 WORKER = Path(__file__).with_name("vllm_worker.py")
 # Options that say how much of the machine vLLM takes, which changes scores no more than another batch does.
@@ -62,23 +63,27 @@ class Vllm:
 
     def answers(self, work: Work) -> Iterator[list[tuple[int, Answer]]]:
         """An answer to each missing row (see `mipo.responses.engines.contract`)."""
-        return self.stream(work, work.missing.tolist(), len(work.missing))
+        return self.stream(work.model, work.sampling, work.blocks(work.missing), len(work.missing))
 
-    def stream(self, work: Work, rows: Iterable[int], count: int | None = None) -> Generator[list[tuple[int, Answer]]]:
-        """An answer to each of `rows`, which another thread reads while vLLM answers; `count` is their number.
+    def stream(
+        self, model: Model, sampling: Sampling, blocks: Iterable[Block], count: int | None = None
+    ) -> Generator[list[tuple[int, Answer]]]:
+        """An answer to each prompt of the blocks, which another thread reads while vLLM answers; `count` is how many.
 
-        Without it, more rows may always come, and the stream has no end.
+        Without it, more prompts may always come, and the stream has no end.
         """
-        hot, top_p = work.sampling.temperature > 0, work.sampling.top_p
-        sampling = {
-            "temperature": work.sampling.temperature, "top_p": top_p if hot else 1.0,
-            "max_tokens": work.sampling.max_new_tokens, "stop_token_ids": work.model.end_ids,
+        hot, top_p = sampling.temperature > 0, sampling.top_p
+        settings = {
+            "temperature": sampling.temperature, "top_p": top_p if hot else 1.0,
+            "max_tokens": sampling.max_new_tokens, "stop_token_ids": model.end_ids,
         }  # fmt: skip
         # With a seed, vLLM is slower.
         requests = (
-            {"row": row, "ids": work.ids[row].tolist(), "seed": int(work.seeds[row]) if hot else None} for row in rows
+            {"row": row, "ids": ids.tolist(), "seed": seed if hot else None}
+            for block in blocks
+            for row, ids, seed in zip(block.rows.tolist(), block.ids, block.seeds.tolist(), strict=True)
         )
-        with closing(self._outputs(work.model, sampling, requests, count)) as values:
+        with closing(self._outputs(model, settings, requests, count)) as values:
             for batch in values:
                 yield [(value["row"], _answer(value)) for value in batch]
 
@@ -174,13 +179,13 @@ def _reap(process: subprocess.Popen[str]) -> None:
 
 def _feed(pipe: IO[str], setup: dict[str, Any], requests: Iterator[dict[str, Any]]) -> None:
     """Writes the requests for the worker, which reads as many as it has room for."""
-    try:
-        with pipe:
-            pipe.write(json.dumps(setup) + "\n")
-            for request in requests:
-                pipe.write(json.dumps(request) + "\n")
-    except (BrokenPipeError, ValueError):
-        pass  # the worker has ended; what it wrote last says why
+    # Where the worker has ended, what it wrote last says why.
+    with suppress(BrokenPipeError), pipe:
+        for value in chain([setup], requests):  # an error in `requests`, whose prompts are read only now, is shown
+            line = json.dumps(value)
+            if pipe.closed:
+                return
+            pipe.write(line + "\n")
 
 
 def _cause(log: IO[str]) -> str:
