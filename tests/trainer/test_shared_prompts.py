@@ -226,6 +226,18 @@ def test_a_model_s_loss_and_gradients_are_those_of_ordinary_rows(
             torch.testing.assert_close(one, other, atol=atol, rtol=0)
 
 
+def test_a_model_that_reads_layouts_generates_and_is_saved_as_before(tmp_path: Path) -> None:
+    model = model_of(MODELS["mistral, window"]())
+    ids, mask = torch.tensor([[0, 0, 3, 4, 5], [3, 4, 5, 6, 7]]), torch.tensor([[0, 0, 1, 1, 1], [1] * 5])
+    options = {"attention_mask": mask, "max_new_tokens": 9, "do_sample": False}
+    before = model.generate(ids, **options)
+    read_layouts(model)
+    assert torch.equal(model.generate(ids, **options), before)
+    model.save_pretrained(tmp_path)
+    assert "shared_prompts" not in (tmp_path / "config.json").read_text()
+    assert hf.AutoModelForCausalLM.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_checkpointed_layers_read_the_layout_again(reentrant: bool, tmp_path: Path) -> None:
     model = model_of(MODELS["mistral, window"]())
