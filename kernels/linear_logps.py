@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from .projection import Gradients, Projection, scaled_rows
@@ -125,13 +126,20 @@ def backward(
     return dh, dw, db, dd, du
 
 
-def register(name: str, function: Callable[..., Any]) -> Any:
-    """Registers an operator of this name, one node for torch.compile, and returns it."""
-    # torch.library.custom_op without its wrapper, which imports torch._dynamo at the first call: 3.8 s on two cores,
-    # 2026-11-24.
-    torch.library.define(name, torch.library.infer_schema(function, mutates_args=()))
-    torch.library.impl(name, "CompositeExplicitAutograd", function)
-    return getattr(torch.ops.mipo, name.removeprefix("mipo::"))
+class Operator:
+    """An operator of this name: one node for torch.compile, which a call refuses to differentiate in forward mode."""
+
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        # torch.library.custom_op without its wrapper, which imports torch._dynamo at the first call: 3.8 s on two
+        # cores, 2026-11-24.
+        torch.library.define(name, torch.library.infer_schema(function, mutates_args=()))
+        torch.library.impl(name, "CompositeExplicitAutograd", function)
+        self.op = getattr(torch.ops.mipo, name.removeprefix("mipo::"))
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Calls the operator; raises RuntimeError where an argument carries a tangent."""
+        refuse_tangents(*arguments)
+        return self.op(*arguments)
 
 
 def refuse_second_order(*_: Any) -> None:
@@ -142,9 +150,20 @@ def refuse_second_order(*_: Any) -> None:
     )
 
 
-_forward = register("mipo::linear_logps", forward)
-_backward = register("mipo::linear_logps_backward", backward)
-scaled_rows_op = register("mipo::scaled_rows", scaled_rows)
+def refuse_tangents(*arguments: Any) -> None:
+    """Raises RuntimeError where a tensor has a tangent, which a registered operator would lose without a sign."""
+    if forward_ad._current_level < 0:
+        return
+    if any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in arguments):
+        raise RuntimeError(
+            "expected tensors without tangents, got forward-mode differentiation (torch.func.jvp, jacfwd, "
+            "forward_ad): mipo's fused ops have backward derivatives only; use mipo.loss, which has both"
+        )
+
+
+_forward = Operator("mipo::linear_logps", forward)
+_backward = Operator("mipo::linear_logps_backward", backward)
+scaled_rows_op = Operator("mipo::scaled_rows", scaled_rows)
 
 
 @torch.library.register_fake("mipo::linear_logps")
@@ -221,12 +240,12 @@ for _name in ("mipo::linear_logps_backward", "mipo::scaled_rows"):
     torch.library.register_autograd(_name, refuse_second_order)
 
 
-@register_flop_formula(_forward)
+@register_flop_formula(_forward.op)
 def _forward_flops(hidden, weight, targets, bias, down, up, *options, out_shape=None, **_) -> int:  # type: ignore[no-untyped-def]
     return int(head_flops(hidden, weight, up) * (1 + (options[-2] == "M1")))
 
 
-@register_flop_formula(_backward)
+@register_flop_formula(_backward.op)
 def _backward_flops(hidden, weight, targets, bias, down, up, *options, out_shape=None, **_) -> int:  # type: ignore[no-untyped-def]
     g, wanted = options[-4], options[-1]
     again = head_flops(hidden, weight, up) * (len(g) == 1)

@@ -19,11 +19,11 @@ from torch.nn.functional import logsigmoid
 from torch.utils.flop_counter import register_flop_formula
 
 from .linear_logps import (
+    Operator,
     gradient_flops,
     gradients_like,
     head_flops,
     refuse_second_order,
-    register,
     scaled_rows_op,
 )
 from .projection import Gradients, Projection
@@ -306,8 +306,8 @@ class _Sums:
         return losses, slopes
 
 
-_forward = register("mipo::linear_preference_loss", forward)
-checked_lengths_op = register("mipo::checked_lengths", checked_lengths)
+_forward = Operator("mipo::linear_preference_loss", forward)
+checked_lengths_op = Operator("mipo::checked_lengths", checked_lengths)
 
 
 @torch.library.register_fake("mipo::checked_lengths")
@@ -353,7 +353,7 @@ def _times(gradient: Tensor, upstream: Tensor) -> Tensor:
 torch.library.register_autograd("mipo::linear_preference_loss", _differentiate, setup_context=_save)
 
 
-@register_flop_formula(_forward)
+@register_flop_formula(_forward.op)
 def _forward_flops(hidden, weight, targets, bias, down, up, *options, out_shape=None, **_) -> int:  # type: ignore[no-untyped-def]
     return head_flops(hidden, weight, up) + gradient_flops(hidden, weight, up, options[-1])
 

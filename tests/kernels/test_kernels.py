@@ -43,13 +43,6 @@ from mipo.kernels import rows
 from mipo.loss import preference_loss, token_logps
 
 
-@pytest.fixture(autouse=True)
-def pytorch_rows_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    # In this process the interpreter stays away, also where somebody has exported TRITON_INTERPRET.
-    runs_triton = rows.runs_triton
-    monkeypatch.setattr(rows, "runs_triton", lambda logits: logits.is_cuda and runs_triton(logits))
-
-
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, str | None]:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
@@ -149,56 +142,6 @@ def test_staging_the_logits_is_a_choice(staging: torch.dtype, mode: str) -> None
     assert (relative_error(logps.detach(), truth) < FP32_RTOL) == (staging == torch.float32)
     (gradient,) = torch.autograd.grad(logps.sum(), params["hidden"])
     assert gradient.dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize("mode", ["M1", "M3", "M4"])
-def test_gradcheck_of_the_log_probs(mode: str) -> None:
-    case = Case(tokens=4, width=3, vocabulary=7, bias=True, rank=1, softcap=5.0, scale=1.7, temperature=1.3)
-    inputs, targets = make(case, "cpu", torch.float64)
-    params = leaves(inputs, ("hidden", "down") if mode == "M1" else case.inputs)
-
-    def function(*tensors: Tensor) -> Tensor:
-        named = dict(zip(case.inputs, tensors, strict=True))
-        return linear_logps(**arguments(named), targets=targets, **case.options, mode=mode, chunk_bytes=128)
-
-    assert torch.autograd.gradcheck(function, tuple(params.values()))
-
-
-@pytest.mark.parametrize("lengths", [[[2, 1], [1, 2]], [[1, 1, 2], [1, 0, 1]]])
-def test_gradcheck_of_the_loss(lengths: list[list[int]]) -> None:
-    case = Case(tokens=6, width=3, vocabulary=7, bias=True, rank=1, softcap=5.0, scale=1.7, temperature=1.3)
-    inputs, targets = make(case, "cpu", torch.float64)
-    counted = torch.tensor(lengths)
-    ref_logps = -counted.double() * 2
-
-    def function(*tensors: Tensor) -> Tensor:
-        named = dict(zip(case.inputs, tensors, strict=True))
-        return linear_preference_loss(
-            **arguments(named), targets=targets, lengths=counted, ref_logps=ref_logps, **case.options, chunk_bytes=512,
-            mode="M2",
-        ).loss  # fmt: skip
-
-    assert torch.autograd.gradcheck(function, tuple(leaves(inputs, case.inputs).values()))
-
-
-@pytest.mark.parametrize("mode", ["M1", "M2", "M3", "M4"])
-def test_second_derivatives_are_refused(mode: str) -> None:
-    inputs, targets = make(CASES["plain"], "cpu")
-    params = leaves(inputs, ("hidden",) if mode == "M1" else ("hidden", "weight"))
-    if mode == "M2":
-        lengths, ref_logps = torch.tensor([[5, 6]]), torch.full((1, 2), -20.0)
-        value = linear_preference_loss(
-            **arguments(params), targets=targets, lengths=lengths, ref_logps=ref_logps, mode=mode
-        ).loss
-    else:
-        value = linear_logps(**arguments(params), targets=targets, mode=mode).sum()
-
-    def twice() -> None:
-        (gradient,) = torch.autograd.grad(value, params["hidden"], create_graph=True)
-        gradient.sum().backward()
-
-    with pytest.raises(RuntimeError, match="first derivatives only"):
-        twice()
 
 
 # FLOPs
