@@ -88,7 +88,9 @@ def _sigmoid_norm(inputs: LossInputs) -> Differentiated:
 
 
 def _exo_pair(inputs: LossInputs) -> Differentiated:
-    x, e = _margin(inputs), inputs.label_smoothing
+    # At a log-prob of -inf, 0 log 0 is 0.
+    most = torch.finfo(inputs.chosen.dtype).max
+    x, e = _margin(inputs).clamp(-most, most), inputs.label_smoothing
     # KL((q, 1 - q), (1 - e, e)) with q = sigmoid(x).
     kept, flipped = logsigmoid(x) - math.log1p(-e), logsigmoid(-x) - math.log(e)
     return _of_margin(inputs, torch.sigmoid(x) * kept + torch.sigmoid(-x) * flipped, _bell(x) * (kept - flipped))
@@ -159,11 +161,12 @@ PAIR_LOSSES: dict[str, Callable[[LossInputs], Differentiated]] = {
 
 def softmax_loss(ratios: Tensor, mask: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """Loss [G] and derivative [G, K+1] of -log softmax(beta ratios)_0 over the responses of `mask`; K = 1 is DPO."""
-    deficits = (-(beta * (ratios[:, :1] - ratios[:, 1:]))).masked_fill(~mask[:, 1:], -torch.inf)
-    peak = deficits.amax(1, keepdim=True)
-    shares = (deficits - peak).exp()
-    total = shares.sum(1, keepdim=True)
-    x = -(peak + total.log())
+    chosen, rejected = ratios[:, :1], ratios[:, 1:].masked_fill(~mask[:, 1:], -torch.inf)
+    top = rejected.amax(1, keepdim=True)
+    # A log-prob of -inf gives a loss of +inf, or no share, and no NaN. The total is 1 or more where `top` is finite.
+    shares = (beta * (rejected - top.clamp(min=torch.finfo(top.dtype).min))).exp()
+    total = shares.sum(1, keepdim=True).clamp(min=1)
+    x = beta * (chosen - top) - total.log()
     wrong = beta * torch.sigmoid(-x)
     return -logsigmoid(x).squeeze(1), torch.cat([-wrong, wrong * shares / total], 1)
 

@@ -139,6 +139,23 @@ def test_the_kernels_slopes_are_finite_where_mathematics_is(name: str) -> None:
         assert torch.allclose(ours[fits].double(), truth[fits], rtol=DISCOPOP_RTOL, atol=1e-6)
 
 
+@pytest.mark.parametrize("side", [0, 1], ids=["chosen", "rejected"])
+@pytest.mark.parametrize("name", sorted(set(LOSS_TYPES) - BATCH_LOSSES - {"ipo", "sppo_hard", "discopop"}))
+def test_an_impossible_response_is_what_the_definition_makes_of_it(name: str, side: int) -> None:
+    """A log-prob of -inf, in each loss that has a limit there."""
+    logps = torch.tensor([[-3.0, -4.0], [-2.0, -1.0]])
+    logps[0, side] = -torch.inf
+    logps.requires_grad_()
+    lengths = torch.tensor([[3, 2], [1, 4]])
+    options = options_of(name) | {"beta": 0.5}
+    defined = preference_loss(logps, torch.zeros(2, 2), lengths=lengths, **options)
+    (slopes,) = torch.autograd.grad(defined.sum(), logps)
+    sums = loss_kernel._Sums(lengths, torch.zeros(2, 2), [name], [1.0], 0.5, options["label_smoothing"], 0.05)
+    ours, our_slopes = sums._losses(logps.detach(), lengths, logps.detach())
+    torch.testing.assert_close(ours, defined.detach())
+    torch.testing.assert_close(our_slopes, slopes)
+
+
 # The modes
 
 

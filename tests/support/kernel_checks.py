@@ -301,6 +301,30 @@ def check_forbidden_words(device: str) -> None:
             assert_close(gradient, true_gradient, f"hidden, {mode}")
 
 
+def check_impossible_targets(device: str) -> None:
+    """A target that its own bias of -inf excludes: a log-prob of -inf, a loss of +inf if chosen, and no NaN."""
+    lengths, ref_logps = torch.tensor(GROUPS["pairs"]), torch.full((4, 2), -9.0, device=device)
+    for token in (0, 4):  # of a chosen response, and of a rejected one
+        inputs, targets = make(Case(tokens=int(lengths.sum()), bias=True), device)
+        inputs["bias"][targets[token]] = -torch.inf
+        for mode in ("M1", "M2", "M3", "M4"):
+            wanted = ("hidden",) if mode == "M1" else ("hidden", "weight", "bias")
+            ours, true = leaves(inputs, wanted), leaves(inputs, wanted, torch.float64)
+            mine = linear_preference_loss(
+                **arguments(ours), targets=targets, lengths=lengths, ref_logps=ref_logps, mode=mode, chunk_bytes=9000
+            )
+            logps = token_statistics(**arguments(true), targets=targets).logps
+            parts = logps.split(lengths.flatten().tolist())
+            truth = preference_loss(torch.stack([p.sum() for p in parts]).view(4, 2), ref_logps.double())
+            assert mine.logps[0, token // 4] == -torch.inf
+            assert mine.losses[0] == truth[0] == (0.0 if token else torch.inf)
+            assert_close(mine.losses[1:], truth[1:], "losses")
+            gradients = torch.autograd.grad(mine.loss, [ours[name] for name in wanted])
+            true_gradients = torch.autograd.grad(truth.mean(), [true[name] for name in wanted])
+            for name, gradient, true_gradient in zip(wanted, gradients, true_gradients, strict=True):
+                assert_close(gradient, true_gradient, f"{name}, {mode}")
+
+
 def check_nothing_beyond_the_row(device: str) -> None:
     """Rows lie in a wider buffer; what is beside the words is not used, what is beside the rows not changed either."""
     case = CASES["everything"]
@@ -440,6 +464,7 @@ CHECKS: dict[str, Callable[[str], None]] = {
     "same-bits-twice": check_same_bits_twice,
     "retained-graph": check_retained_graph,
     "forbidden-words": check_forbidden_words,
+    "impossible-targets": check_impossible_targets,
     "nothing-beyond-the-row": check_nothing_beyond_the_row,
     "strided-arguments": check_strided_arguments,
     "the-host-never-waits": check_the_host_never_waits,
