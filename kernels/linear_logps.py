@@ -14,7 +14,8 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from .projection import Gradients, Projection, scaled_rows
-from .rows import Transform, aligned, logps_of, statistics_of
+from .row_state import Transform, logps_of, statistics_of
+from .rows import aligned
 
 
 def forward(

@@ -27,7 +27,7 @@ from .linear_logps import (
     scaled_rows_op,
 )
 from .projection import Gradients, Projection
-from .rows import Transform, logps_of, statistics_of
+from .row_state import Transform, logps_of, statistics_of
 
 
 class LossInputs(NamedTuple):

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .rows import SLICE_BYTES, Transform, aligned, fold_rows, gradient_rows, new_state, slices
+from .row_state import Transform, new_state
+from .rows import SLICE_BYTES, aligned, fold_rows, gradient_rows, slices
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,10 @@ autocast, torch.compile, the Triton compiler.
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 
 import kernel_checks
 import pytest
@@ -39,7 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mipo.fused.operators import linear_logps, linear_preference_loss
 from mipo.kernels import linear_logps as logps_kernel
 from mipo.kernels import linear_preference_loss as loss_kernel
-from mipo.kernels import rows
+from mipo.kernels import row_kernels, rows
 from mipo.loss import preference_loss, token_logps
 
 
@@ -59,7 +57,7 @@ def test_pytorch_rows(name: str) -> None:
 
 
 # The interpreter of Triton 3.6 fails with numpy 2.4; its compiler is tested below all the same.
-INTERPRETS = rows.triton is not None and not rows.triton.__version__.startswith("3.6.")
+INTERPRETS = row_kernels.triton is not None and not row_kernels.triton.__version__.startswith("3.6.")
 
 
 @pytest.mark.skipif(not INTERPRETS, reason="needs the interpreter of Triton 3.7 or newer")
@@ -413,64 +411,3 @@ def test_the_operator_of_the_loss_is_what_it_declares(name: str, dtype: torch.dt
         (h, w, targets, b, down, up, *options, *loss),
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )
-
-
-# The widest use of registers has everything on; the narrowest type makes the widest vectors.
-FLAGS = ("HAS_BIAS", "HAS_SOFTCAP", "FOLD", "RESUME", "STATISTICS", "WRITE_G", "ENTROPY")
-COMPILED = [
-    ("bf16", "bf16", {"HAS_BIAS", "HAS_SOFTCAP", "FOLD", "STATISTICS", "WRITE_G"}),  # M1 to M3
-    ("bf16", "bf16", {"FOLD", "WRITE_G"}),
-    ("fp32", "bf16", {"HAS_BIAS", "HAS_SOFTCAP", "FOLD", "STATISTICS", "WRITE_G"}),
-    ("fp32", "fp32", {"FOLD"}),  # M0
-    ("bf16", "bf16", {"HAS_BIAS", "HAS_SOFTCAP", "FOLD", "RESUME", "STATISTICS"}),  # M4, forward and backward
-    ("bf16", "bf16", {"HAS_BIAS", "HAS_SOFTCAP", "RESUME", "WRITE_G"}),
-    ("bf16", "bf16", {"HAS_BIAS", "HAS_SOFTCAP", "RESUME", "STATISTICS", "WRITE_G", "ENTROPY"}),
-]
-
-
-@pytest.mark.skipif(
-    rows.triton is None or os.environ.get("TRITON_INTERPRET") == "1", reason="needs the Triton compiler"
-)
-@pytest.mark.parametrize("capability", [80, 90, 100])
-def test_the_row_kernel_compiles_without_spills(
-    capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    # Triton 3.9 warns that this default will change.
-    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
-    for z, g, on in COMPILED:
-        registers, spills = compile_row_kernel(capability, z, g, on, tmp_path)
-        assert spills == 0, on
-        # Two programs share the 65,536 registers of a multiprocessor.
-        assert 2 * registers * 32 * rows.NUM_WARPS <= 65536, on
-
-
-def compile_row_kernel(capability: int, z: str, g: str, on: set[str], folder: Path) -> tuple[int, int]:
-    """Registers per thread and bytes spilled, from the ptxas that Triton brings."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.backends.nvidia.compiler import get_ptxas
-    from triton.compiler import ASTSource
-
-    signature = {"z_ptr": f"*{z}", "g_ptr": f"*{g}", "targets_ptr": "*i64", "bias_ptr": "*bf16"}
-    signature |= dict.fromkeys(("state_ptr", "weights_ptr"), "*fp32")
-    signature |= dict.fromkeys(("z_stride", "g_stride", "first", "n_cols", "width"), "i32")
-    signature |= dict.fromkeys(("scale", "softcap", "inv_t"), "fp32")
-    signature |= dict.fromkeys((*FLAGS, "STATE", "BLOCK"), "constexpr")
-    # As the launcher would find them: aligned pointers, but for targets, state and weights; strides and words, in
-    # multiples of 16.
-    aligned = {(i,): [["tt.divisibility", 16]] for i in range(11) if i not in (2, 4, 5)}
-    constants = {flag: flag in on for flag in FLAGS}
-    state = rows.new_state(torch.empty(1), torch.float32, "STATISTICS" in on)
-    constants |= {"STATE": state.shape[1], "BLOCK": rows.block_of(state)}
-    source = ASTSource(rows._row_kernel, signature, constants, aligned)
-    target = GPUTarget("cuda", capability, 32)
-    compiled = triton.compile(source, target=target, options={"num_warps": rows.NUM_WARPS})
-    ptx = folder / f"{capability}-{z}-{g}.ptx"
-    ptx.write_text(compiled.asm["ptx"])
-    architecture = re.search(r"\.target (\w+)", compiled.asm["ptx"])[1]
-    command = [get_ptxas(capability).path, "-v", f"--gpu-name={architecture}", ptx, "-o", os.devnull]
-    report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    registers = int(re.search(r"Used (\d+) registers", report)[1])
-    spills = sum(map(int, re.findall(r"(\d+) bytes spill", report)))
-    return registers, spills

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mipo.fused.operators import Mode, linear_logps, linear_preference_loss
-from mipo.kernels import rows
+from mipo.kernels import row_kernels, row_state, rows
 from mipo.loss import preference_loss, sequence_logps, token_statistics
 from mipo.loss.preference import BATCH_LOSSES
 
@@ -216,28 +216,37 @@ def check_preference(
 def check_several_blocks(device: str) -> None:
     """The row kernel alone on rows of three blocks: BLAS errors on 16,389 terms would hide its own."""
     random = torch.Generator().manual_seed(0)
-    logits = torch.randn(5, 2 * rows.BLOCK + 5, generator=random).to(device) * 4
+    logits = torch.randn(5, 2 * row_kernels.BLOCK + 5, generator=random).to(device) * 4
     bias = torch.randn(logits.shape[1], generator=random).to(device)
-    targets = torch.tensor([0, 1, rows.BLOCK, 2 * rows.BLOCK, 2 * rows.BLOCK + 4], device=device)
-    transform = rows.Transform(0.5, 30.0, 0.7)
+    targets = torch.tensor([0, 1, row_kernels.BLOCK, 2 * row_kernels.BLOCK, 2 * row_kernels.BLOCK + 4], device=device)
+    transform = row_state.Transform(0.5, 30.0, 0.7)
+    logits[2, targets[2]] = 100  # one target is the top
     truth = logits.double().requires_grad_()
     z = 30 * torch.tanh(0.5 * (truth + bias) / 30) / 0.7
     true_logps = z.log_softmax(1).gather(1, targets[:, None])[:, 0]
     (true_g,) = torch.autograd.grad(-true_logps.sum(), truth)
 
     # In slices of words whose borders are none of the blocks', and then at once, in place.
-    border, state, g = 10_000, rows.new_state(targets, torch.float32, False), torch.empty_like(logits)
+    border, state, g = 10_000, row_state.new_state(targets, torch.float32, True), torch.empty_like(logits)
     slices = [(first, end, bias[first:end]) for first, end in ((0, border), (border, logits.shape[1]))]
     for first, end, part in slices:
         rows.fold_rows(logits[:, first:end], targets, part, transform, state, words=end - first, first=first)
     for first, end, part in slices:
         options = {"words": end - first, "first": first, "g": g[:, first:end]}
         rows.gradient_rows(logits[:, first:end], targets, part, transform, state, **options)
-    assert_close(rows.logps_of(state), true_logps, "logps of slices")
+    assert_close(row_state.logps_of(state), true_logps, "logps of slices")
     assert_close(g, true_g, "G of slices")
-    rows.fold_rows(logits, targets, bias, transform, state, words=logits.shape[1], g=logits)
-    assert_close(rows.logps_of(state), true_logps, "logps")
+    whole = row_state.new_state(targets, torch.float32, True)
+    rows.fold_rows(logits, targets, bias, transform, whole, words=logits.shape[1], g=logits)
+    assert_close(row_state.logps_of(whole), true_logps, "logps")
     assert_close(logits, true_g, "G")
+    all_logps = z.detach().log_softmax(1)
+    entropy = -(all_logps.exp() * all_logps).sum(1)
+    others = torch.stack([z.detach().mean(1), (2 * all_logps).logsumexp(1), z.argmax(1) == targets])
+    for name, statistics in (("slices", state), ("whole", whole)):
+        mine, rest = row_state.statistics_of(statistics, logits.shape[1])
+        assert_close(mine, entropy, f"entropy of {name}")
+        assert_close(rest, others, f"statistics of {name}")
 
 
 def check_same_bits_twice(device: str) -> None:
@@ -285,14 +294,14 @@ def check_retained_graph(device: str) -> None:
 
 def check_forbidden_words(device: str) -> None:
     """A bias of -inf over a whole block forbids its words and leaves the rest as if they did not exist."""
-    inputs, targets = make(Case(tokens=3, width=3, vocabulary=rows.BLOCK + 50, bias=True), device)
-    targets = rows.BLOCK + targets % 50
-    inputs["bias"].zero_()[: rows.BLOCK] = -torch.inf
-    rest = {"hidden": inputs["hidden"], "weight": inputs["weight"][rows.BLOCK :]}
+    inputs, targets = make(Case(tokens=3, width=3, vocabulary=row_kernels.BLOCK + 50, bias=True), device)
+    targets = row_kernels.BLOCK + targets % 50
+    inputs["bias"].zero_()[: row_kernels.BLOCK] = -torch.inf
+    rest = {"hidden": inputs["hidden"], "weight": inputs["weight"][row_kernels.BLOCK :]}
     for mode, chunk_bytes in (("M1", 1 << 20), ("M4", 1 << 16)):
         ours, true = leaves(inputs, ("hidden",)), leaves(rest, ("hidden",), torch.float64)
         mine = linear_logps(**ours, targets=targets, mode=mode, chunk_bytes=chunk_bytes, statistics=True)
-        truth = token_statistics(**true, targets=targets - rows.BLOCK)
+        truth = token_statistics(**true, targets=targets - row_kernels.BLOCK)
         assert_close(mine.logps, truth.logps, "logps")
         assert_close(mine.entropy, truth.entropy, "entropy")
         for a, b in ((mine.logps, truth.logps), (mine.entropy, truth.entropy)):
@@ -329,11 +338,11 @@ def check_nothing_beyond_the_row(device: str) -> None:
     """Rows lie in a wider buffer; what is beside the words is not used, what is beside the rows not changed either."""
     case = CASES["everything"]
     inputs, targets = make(case, device)
-    transform = rows.Transform(1.7, 5.0, 1.3)
+    transform = row_state.Transform(1.7, 5.0, 1.3)
     buffer = torch.full((case.tokens, 320), torch.nan, device=device)
     words = case.vocabulary
     logits, room = buffer[:, :words], buffer[:, : rows.aligned(words)]
-    state = rows.new_state(targets, torch.float32, True)
+    state = row_state.new_state(targets, torch.float32, True)
     torch.mm(inputs["hidden"], inputs["weight"].t(), out=logits)
     rows.fold_rows(room, targets, inputs["bias"], transform, state, words=words, g=room)
     assert state.isfinite().all()
@@ -418,11 +427,11 @@ def check_unknown_words(device: str) -> None:
     inputs, targets = make(CASES["bias"], device)
     targets[3], targets[4] = -100, len(inputs["weight"])
     logits = inputs["hidden"] @ inputs["weight"].t()
-    state = rows.new_state(targets, torch.float32, False)
+    state = row_state.new_state(targets, torch.float32, False)
     rows.fold_rows(
-        logits, targets, inputs["bias"], rows.Transform(1.0, None, 1.0), state, words=logits.shape[1], g=logits
+        logits, targets, inputs["bias"], row_state.Transform(1.0, None, 1.0), state, words=logits.shape[1], g=logits
     )
-    assert rows.logps_of(state).isnan().nonzero().flatten().tolist() == [3, 4]
+    assert row_state.logps_of(state).isnan().nonzero().flatten().tolist() == [3, 4]
     assert logits.isfinite().all()
 
 

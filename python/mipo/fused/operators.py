@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mipo.errors import InputError, InputTypeError
 from mipo.kernels import linear_logps as logps_kernel  # type: ignore[attr-defined, unused-ignore]
 from mipo.kernels import linear_preference_loss as loss_kernel  # type: ignore[attr-defined, unused-ignore]
-from mipo.kernels.rows import Transform  # type: ignore[import-not-found, unused-ignore]
+from mipo.kernels.row_state import Transform  # type: ignore[import-not-found, unused-ignore]
 from mipo.loss.logps import TokenStatistics, check_head
 from mipo.loss.preference import BATCH_LOSSES, check_losses, preference_loss
 
