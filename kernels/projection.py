@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,9 +17,28 @@ from .row_state import Transform, new_state
 from .rows import SLICE_BYTES, aligned, fold_rows, gradient_rows, slices
 
 
+class Inputs(NamedTuple):
+    """What an LM head gets, with its low-rank product, and the room for its logits: arguments of every operator."""
+
+    hidden: Tensor  # [T, D]
+    weight: Tensor  # [V, D], of any floating dtype; its gradient has the same
+    targets: Tensor  # [T]
+    bias: Tensor | None  # [V]
+    down: Tensor | None  # [T, r]
+    up: Tensor | None  # [V, r]
+    transform: Transform
+    logits_dtype: torch.dtype
+    chunk_bytes: int  # that logits may take
+
+    @property
+    def differentiable(self) -> tuple[Tensor | None, ...]:
+        """Hidden, weight, bias, down and up: the order of gradients."""
+        return self.hidden, self.weight, self.bias, self.down, self.up
+
+
 @dataclass(frozen=True)
 class Projection:
-    """Hidden states, an LM head, optionally with a low-rank product, and the bytes that their logits may take."""
+    """The logits of inputs and what follows from them, for some tokens and words at a time."""
 
     hidden: Tensor  # [T, D]
     weight: Tensor  # [V, D]
@@ -33,22 +53,14 @@ class Projection:
     weight_dtype: torch.dtype
 
     @classmethod
-    def of(
-        cls,
-        hidden: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        bias: Tensor | None,
-        down: Tensor | None,
-        up: Tensor | None,
-        transform: Transform,
-        logits_dtype: torch.dtype,
-        chunk_bytes: int,
-    ) -> Projection:
+    def of(cls, inputs: Inputs) -> Projection:
         """Casts the weight to the dtype of hidden where it has another one, as under autocast."""
-        narrow, bias = weight.to(hidden.dtype), None if bias is None else bias.contiguous()
-        targets = targets.contiguous()
-        return cls(hidden, narrow, targets, bias, down, up, transform, logits_dtype, chunk_bytes, weight.dtype)
+        contiguous = inputs._replace(
+            weight=inputs.weight.to(inputs.hidden.dtype),
+            targets=inputs.targets.contiguous(),
+            bias=None if inputs.bias is None else inputs.bias.contiguous(),
+        )
+        return cls(*contiguous, inputs.weight.dtype)
 
     @property
     def tokens(self) -> slice:

@@ -150,7 +150,10 @@ def test_an_impossible_response_is_what_the_definition_makes_of_it(name: str, si
     options = options_of(name) | {"beta": 0.5}
     defined = preference_loss(logps, torch.zeros(2, 2), lengths=lengths, **options)
     (slopes,) = torch.autograd.grad(defined.sum(), logps)
-    sums = loss_kernel._Sums(lengths, torch.zeros(2, 2), [name], [1.0], 0.5, options["label_smoothing"], 0.05)
+    objective = loss_kernel.Objective(
+        lengths, torch.zeros(2, 2), name, [1.0], 0.5, options["label_smoothing"], discopop_tau=0.05
+    )
+    sums = loss_kernel._Sums(objective)
     ours, our_slopes = sums._losses(logps.detach(), lengths, logps.detach())
     torch.testing.assert_close(ours, defined.detach())
     torch.testing.assert_close(our_slopes, slopes)
@@ -229,9 +232,9 @@ def test_by_default_the_logits_take_what_trl_s_head_takes() -> None:
     hidden, weight = torch.empty(8192, 2048, dtype=torch.bfloat16), torch.empty(1000, 2048, dtype=torch.bfloat16)
     targets = torch.zeros(8192, dtype=torch.int64)
     head = (targets, None, None, operators.Transform(1.0, None, 1.0), None, None)
-    assert operators._head(hidden, weight, *head).budget == (256 << 20) + 4 * 8192 * 2048
+    assert operators._head(hidden, weight, *head).inputs.chunk_bytes == (256 << 20) + 4 * 8192 * 2048
     trained = weight.requires_grad_()
-    assert operators._head(hidden, trained, *head).budget == (256 << 20) + 4 * 8192 * 2048 + 2 * 1000 * 2048
+    assert operators._head(hidden, trained, *head).inputs.chunk_bytes == (256 << 20) + 4 * 8192 * 2048 + 2 * 1000 * 2048
 
 
 @pytest.mark.parametrize("mode", ["M0", "M1", "M2", "M3", "M4"])

@@ -391,7 +391,7 @@ def test_the_operators_of_the_log_probs_are_what_they_declare(mode: str, dtype: 
     forward, backward = torch.ops.mipo.linear_logps.default, torch.ops.mipo.linear_logps_backward.default
     torch.library.opcheck(forward, (h, w, targets, b, down, up, *options, mode, True), test_utils=checks)
     h, w, b, down, up = inputs.values()
-    state, saved = logps_kernel.forward(h, w, targets, b, down, up, *options, mode, True)[3:5]
+    state, saved = logps_kernel._forward.flat(h, w, targets, b, down, up, *options, mode, True)[3:5]
     if mode in ("M3", "M4"):
         rest = (state, saved, torch.ones(len(h)), None, [True] * 5)
         torch.library.opcheck(backward, (h, w, targets, b, down, up, *options, *rest), test_utils=checks[::2])
@@ -404,8 +404,8 @@ def test_the_operator_of_the_loss_is_what_it_declares(name: str, dtype: torch.dt
     case = Case(tokens=int(lengths.sum()), bias=True, rank=2)
     inputs, targets = make(case, "cpu", dtype)
     h, w, b, down, up = leaves(inputs, case.inputs).values()
-    options = (1.0, None, 1.0, torch.float32, 9 * ROW, True, lengths, torch.full(lengths.shape, -9.0))
-    loss = ("sigmoid", [1.0], 0.1, 0.0, 0.05, [True] * 5)
+    options = (1.0, None, 1.0, torch.float32, 9 * ROW)
+    loss = (lengths, torch.full(lengths.shape, -9.0), "sigmoid", [1.0], 0.1, 0.0, 0.05, True, [True] * 5)
     torch.library.opcheck(
         torch.ops.mipo.linear_preference_loss.default,
         (h, w, targets, b, down, up, *options, *loss),

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from mipo.errors import InputError, InputTypeError
 from mipo.kernels import linear_logps as logps_kernel  # type: ignore[attr-defined, unused-ignore]
 from mipo.kernels import linear_preference_loss as loss_kernel  # type: ignore[attr-defined, unused-ignore]
+from mipo.kernels.linear_preference_loss import Objective  # type: ignore[import-not-found, unused-ignore]
+from mipo.kernels.projection import Inputs  # type: ignore[import-not-found, unused-ignore]
 from mipo.kernels.row_state import Transform  # type: ignore[import-not-found, unused-ignore]
 from mipo.loss.logps import TokenStatistics, check_head
 from mipo.loss.preference import BATCH_LOSSES, check_losses, preference_loss
@@ -196,15 +198,14 @@ def linear_preference_loss(
     lengths = _checked_lengths(lengths, ref_logps, targets)
     options = {"beta": beta, "label_smoothing": label_smoothing, "discopop_tau": discopop_tau}
     names, weights = check_losses(loss_type, loss_weights, **options, negatives=lengths.shape[1] - 1)
-    ref_logps = ref_logps.to(torch.promote_types(head.logits_dtype, torch.float32))
+    ref_logps = ref_logps.to(torch.promote_types(head.inputs.logits_dtype, torch.float32))
     if mode == "M2" and not torch.is_grad_enabled():
         mode = None  # a trainer passes its mode in evaluation too
     if _is_m2(mode, names, head):
+        objective = Objective(lengths, ref_logps, ",".join(names), list(weights), **options)
         loss, losses, sums, logps, entropy, others = loss_kernel.linear_preference_loss(
-            head.hidden, head.weight, targets, lengths, ref_logps, head.bias, head.lora, head.transform, **options,
-            loss_types=names, loss_weights=weights, logits_dtype=head.logits_dtype, chunk_bytes=head.budget,
-            statistics=statistics,
-        )  # fmt: skip
+            head.inputs, objective, statistics=statistics
+        )
     else:
         logps, entropy, others = head.score(mode, statistics)
         on_device = lengths.to(logps.device, non_blocking=True)
@@ -269,35 +270,27 @@ class FusedPreferenceLoss(nn.Module):
 class _Head:
     """Checked arguments of the kernels, which compute in the dtype of hidden."""
 
-    hidden: Float[Tensor, "T D"]
-    weight: Float[Tensor, "V D"]
-    targets: Int64[Tensor, " T"]
-    bias: Float[Tensor, " V"] | None
-    lora: Lora | None
-    transform: Transform
-    logits_dtype: torch.dtype
-    budget: int  # bytes of logits
+    inputs: Inputs
 
     @property
     def trained(self) -> bool:
         """Whether the head itself requires a gradient, not only its inputs."""
-        return _trained(self.weight, self.bias, self.lora[1] if self.lora else None)
+        return _trained(self.inputs.weight, self.inputs.bias, self.inputs.up)
 
     @property
     def fits(self) -> bool:
         """Whether G of all tokens, and their logits if in another buffer, fits the budget."""
-        separate = self.logits_dtype != self.hidden.dtype
-        logit_bytes = self.logits_dtype.itemsize + separate * self.hidden.itemsize
-        return self.hidden.shape[0] * self.weight.shape[0] * logit_bytes <= self.budget
+        hidden, logits_dtype = self.inputs.hidden, self.inputs.logits_dtype
+        logit_bytes = logits_dtype.itemsize + (logits_dtype != hidden.dtype) * hidden.itemsize
+        return bool(hidden.shape[0] * self.inputs.weight.shape[0] * logit_bytes <= self.inputs.chunk_bytes)
 
     def score(
         self, mode: Mode | None, statistics: bool
     ) -> tuple[Float[Tensor, " T"], Float[Tensor, "..."], Float[Tensor, "..."]]:
         """Log-probs [T], and with `statistics` entropy [T] and other statistics [3, T]."""
         scored: tuple[Tensor, Tensor, Tensor] = logps_kernel.linear_logps(
-            self.hidden, self.weight, self.targets, self.bias, self.lora, self.transform,
-            logits_dtype=self.logits_dtype, chunk_bytes=self.budget, mode=self._mode(mode), statistics=statistics,
-        )  # fmt: skip
+            self.inputs, mode=self._mode(mode), statistics=statistics
+        )
         return scored
 
     def _mode(self, mode: Mode | None) -> Mode:
@@ -305,7 +298,7 @@ class _Head:
         modes: tuple[Mode, ...]
         if self.trained:
             modes, reason = ("M3", "M4") if self.fits else ("M4", "M3"), "the head requires"
-        elif _trained(self.hidden, self.lora[0] if self.lora else None):
+        elif _trained(self.inputs.hidden, self.inputs.down):
             modes, reason = ("M1", "M3", "M4"), "hidden requires"
         else:
             modes, reason = ("M0", "M1", "M3", "M4"), "nothing requires"
@@ -352,9 +345,9 @@ def _head(
             f"expected logits_dtype to be {hidden.dtype}, the dtype of hidden, or float32, got {logits_dtype}; "
             "leave it out for the default"
         )
-    flat = None if lora is None else (lora[0].reshape(-1, lora[0].shape[-1]), lora[1])
+    down, up = (None, None) if lora is None else (lora[0].reshape(-1, lora[0].shape[-1]), lora[1])
     rows = hidden.reshape(-1, hidden.shape[-1])
-    return _Head(rows, weight, targets.reshape(-1), bias, flat, transform, logits_dtype, chunk_bytes)
+    return _Head(Inputs(rows, weight, targets.reshape(-1), bias, down, up, transform, logits_dtype, chunk_bytes))
 
 
 def _trained(*tensors: Float[Tensor, "..."] | None) -> bool:
@@ -369,7 +362,7 @@ def _is_m2(mode: Mode | None, names: Sequence[str], head: _Head) -> bool:
         raise InputError(f"expected another mode than M2, or None for the default: {why}")
     # Where G of all tokens fits, M3 takes no more FLOPs, and no second copy of the gradients in the backward. float16
     # needs its gradients computed after the loss is scaled.
-    default = head.trained and not batch_losses and not head.fits and head.hidden.dtype != torch.float16
+    default = head.trained and not batch_losses and not head.fits and head.inputs.hidden.dtype != torch.float16
     return mode == "M2" or (mode is None and default)
 
 
