@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from .projection import Gradients, Inputs, Projection, scaled_rows
+from .projection import Gradients, Inputs, Projection, even, product, scaled_rows
 from .registry import Operator, refuse_second_order
-from .row_state import ALONE, WITH_STATISTICS, logps_of, statistics_of
+from .row_state import ALONE, PEAK, TOTAL, WITH_STATISTICS, logps_of, statistics_of, target_shares
 from .rows import aligned
 
 Scored = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -29,7 +29,7 @@ def forward(inputs: Inputs, mode: str, statistics: bool) -> Scored:
     """
     p = Projection.of(inputs)
     state = p.state(statistics)
-    saved, saved_low = {"M0": _logps_only, "M1": _multiply_g, "M3": _keep_g, "M4": _by_word_slices}[mode](p, state)
+    saved, saved_low = {"M0": _logps_only, "M1": _multiply_g, "M3": _keep_g, "M4": _logps_only}[mode](p, state)
     # Two tensors: outputs of an operator may not be one.
     nothing = (state.new_empty(0), state.new_empty(0))
     entropy, others = statistics_of(state, len(p.weight)) if statistics else nothing
@@ -37,41 +37,76 @@ def forward(inputs: Inputs, mode: str, statistics: bool) -> Scored:
 
 
 def _logps_only(p: Projection, state: Tensor) -> tuple[Tensor, Tensor]:
-    logits = p.buffer(min(len(p.hidden), p.capacity(False)), len(p.weight), p.logits_dtype)
-    for tokens in p.chunks(with_gradient=False):
-        p.fold(tokens, p.words, logits, state)
+    chunks, slices = p.tiles(with_gradient=False)
+    logits = p.buffer(chunks[0].stop, slices[0].stop, p.logits_dtype)
+    for tokens in chunks:
+        for words in slices:
+            p.fold(tokens, words, logits, state)
     return p.hidden.new_empty(0), p.hidden.new_empty(0)
 
 
 def _multiply_g(p: Projection, state: Tensor) -> tuple[Tensor, Tensor]:
-    logits, g = p.buffers(min(len(p.hidden), p.capacity(True)), len(p.weight))
     saved, saved_low = torch.empty_like(p.hidden), p.hidden.new_empty(0) if p.down is None else torch.empty_like(p.down)
-    for tokens in p.chunks(with_gradient=True):
-        p.fold(tokens, p.words, logits, state, g)
-        rows = g[: tokens.stop - tokens.start, p.words]
-        torch.mm(rows, p.weight, out=saved[tokens])
-        if p.up is not None:
-            torch.mm(rows, p.up, out=saved_low[tokens])
+    factors = [(saved, p.weight), *([] if p.up is None else [(saved_low, p.up)])]
+    chunks, slices = p.tiles(with_gradient=True)
+    if len(chunks) == len(slices) == 1:
+        logits, g = p.buffers(len(p.hidden), len(p.weight))
+        p.fold(p.tokens, p.words, logits, state, g)
+        for out, factor in factors:
+            torch.mm(g[:, p.words], factor, out=out)
+    else:
+        for tokens in chunks:
+            _multiply_shares(p, tokens, slices, state, factors)
     return saved, saved_low
+
+
+def _multiply_shares(
+    p: Projection, tokens: slice, slices: list[slice], state: Tensor, factors: list[tuple[Tensor, Tensor]]
+) -> None:
+    """Fills the tokens' rows of each `out` [T, n] with G factor, of [V, n], from one tile of logits after another.
+
+    What a target adds comes last, in fp32, so that p - 1 does not drown in the rounding of p.
+    """
+    sums = [
+        (out[tokens] if out.dtype == p.wide else torch.empty_like(out[tokens], dtype=p.wide), factor)
+        for out, factor in factors
+    ]
+    _sum_shares(p, tokens, slices, state, sums)
+    known = p.targets[tokens].clamp(0, len(p.weight) - 1)
+    at_target = target_shares(state[tokens], p.transform)[:, None]
+    for (out, factor), (total, _) in zip(factors, sums, strict=True):
+        total.addcmul_(factor[known], at_target)
+        torch.mul(total, 1 / state[tokens, TOTAL, None], out=out[tokens])
+
+
+def _sum_shares(
+    p: Projection, tokens: slice, slices: list[slice], state: Tensor, sums: list[tuple[Tensor, Tensor]]
+) -> None:
+    """Fills each `total` [n, …] with sum_v exp(z_v - m) dz_v/da_v factor_v over all words but the targets.
+
+    As flash attention sums values by their scores: a sum over slices of words, rescaled when the peak m moves.
+    """
+    logits, e = p.buffers(tokens.stop - tokens.start, slices[0].stop)
+    for words in slices:
+        before = state[tokens, PEAK].clone()
+        p.fold(tokens, words, logits, state, e, shares=True)
+        shrink = (before - state[tokens, PEAK]).exp()[:, None]
+        for total, factor in sums:
+            if words.start:
+                total *= shrink
+            product(total, e[:, : words.stop - words.start], factor[words], add=words.start > 0)
 
 
 def _keep_g(p: Projection, state: Tensor) -> tuple[Tensor, Tensor]:
     g = p.buffer(len(p.hidden), len(p.weight), p.hidden.dtype)
     if p.separate:
-        logits = p.buffer(min(len(g), p.capacity(True)), len(p.weight), p.logits_dtype)
-        for tokens in p.chunks(with_gradient=True):
+        most = p.capacity(True)
+        logits = p.buffer(min(len(g), most), len(p.weight), p.logits_dtype)
+        for tokens in even(len(g), most):
             p.fold(tokens, p.words, logits, state, g[tokens])
-    elif len(g):
+    else:
         p.fold(p.tokens, p.words, g, state, g)
     return g, p.hidden.new_empty(0)
-
-
-def _by_word_slices(p: Projection, state: Tensor) -> tuple[Tensor, Tensor]:
-    slices = p.word_slices(len(p.hidden), with_gradient=False)
-    logits = p.buffer(len(p.hidden), slices[0].stop, p.logits_dtype)
-    for words in slices:
-        p.fold(p.tokens, words, logits, state)
-    return p.hidden.new_empty(0), p.hidden.new_empty(0)
 
 
 def backward(

@@ -6,6 +6,7 @@ has the costs and limits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -86,14 +87,22 @@ class Projection:
         """The number of tokens whose logits fit the budget; at least one."""
         return max(1, self.chunk_bytes // (aligned(len(self.weight)) * self._logit_bytes(with_gradient)))
 
-    def chunks(self, with_gradient: bool) -> Iterator[slice]:
-        """Even runs of tokens, each with its logits within the budget."""
-        return _even(len(self.hidden), self.capacity(with_gradient))
-
     def word_slices(self, tokens: int, with_gradient: bool) -> list[slice]:
         """Even runs of words, with the logits of this many tokens within the budget; at least 16 words each."""
         size = self.chunk_bytes // (max(1, tokens) * self._logit_bytes(with_gradient))
-        return list(_even(len(self.weight), size // 16 * 16 or 16, 16))
+        return list(even(len(self.weight), size // 16 * 16 or 16, 16))
+
+    def tiles(self, with_gradient: bool) -> tuple[list[slice], list[slice]]:
+        """Even runs of tokens and of words, with the logits of a tile within the budget; one tile where all fit.
+
+        With sums [tokens, D], a run of tokens reads the weight twice, 4VD bytes, and a run of words reads and writes
+        the sums twice in fp32, 16TD bytes. Four words for a token make the least of both.
+        """
+        if len(self.hidden) <= self.capacity(with_gradient):
+            return [self.tokens], [self.words]
+        size = self.chunk_bytes // self._logit_bytes(with_gradient)
+        tokens = list(even(len(self.hidden), max(1, math.isqrt(size) // 2)))
+        return tokens, self.word_slices(tokens[0].stop, with_gradient)
 
     def buffer(self, tokens: int, words: int, dtype: torch.dtype) -> Tensor:
         """Uninitialised [tokens, words], with wider rows for alignment."""
@@ -108,8 +117,18 @@ class Projection:
         """An uninitialised state of the softmax of every token."""
         return new_state(self.targets, self.wide, statistics)
 
-    def fold(self, tokens: slice, words: slice, logits: Tensor, state: Tensor, g: Tensor | None = None) -> None:
+    def fold(
+        self,
+        tokens: slice,
+        words: slice,
+        logits: Tensor,
+        state: Tensor,
+        g: Tensor | None = None,
+        shares: bool = False,
+    ) -> None:
         """Projects tokens on words into the buffer `logits` and folds these into `state` [T, …]; fills `g`, if any."""
+        if tokens.start == tokens.stop:
+            return
         logits = self._project(tokens, words, logits)
         fold_rows(
             logits,
@@ -120,6 +139,7 @@ class Projection:
             words=words.stop - words.start,
             first=words.start,
             g=None if g is None else g[: logits.shape[0], : logits.shape[1]],
+            shares=shares,
         )
 
     def gradient(
@@ -245,7 +265,7 @@ def scaled_rows(rows: Tensor, upstream: Tensor) -> Tensor:
     return torch.mul(rows, -upstream[:, None], out=torch.empty_like(rows))
 
 
-def _even(n: int, size: int, multiple: int = 1) -> Iterator[slice]:
+def even(n: int, size: int, multiple: int = 1) -> Iterator[slice]:
     """The fewest runs of at most `size`, of about one length, which is a multiple of `multiple`."""
     count = -(-n // size)
     length = -(-n // max(1, count))

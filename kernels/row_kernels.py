@@ -97,6 +97,7 @@ def _write(  # type: ignore[no-untyped-def]
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     ENTROPY: tl.constexpr,
+    SHARES: tl.constexpr,
     LANES: tl.constexpr,
     PER_LANE: tl.constexpr,
 ):
@@ -107,7 +108,7 @@ def _write(  # type: ignore[no-untyped-def]
         z, bend = _load(z_row, bias_ptr, offsets, there, inside, scale, softcap, HAS_BIAS, HAS_SOFTCAP)
         z = z * inv_t - m
         p = tl.exp(z) * inv_s
-        g = tl.where(offsets == target, p - 1.0, p)
+        g = tl.where(offsets == target, 0.0 if SHARES else p - 1.0, p)
         if ENTROPY:
             # Where p is 0, z may be -inf, and 0 times that is NaN.
             g = weight * g + weight_entropy * p * tl.where(p > 0, z + shift, 0.0)
@@ -147,7 +148,8 @@ def _fold_kernel(  # type: ignore[no-untyped-def]
     HAS_SOFTCAP: tl.constexpr,
     STATISTICS: tl.constexpr,
     RESUME: tl.constexpr,  # the state holds the words before `first`
-    WRITE_G: tl.constexpr,  # the row is whole
+    WRITE_G: tl.constexpr,  # of a whole row
+    SHARES: tl.constexpr,  # g gets exp(z - m) dz/da instead, and 0 at the target; the row need not be whole
     STATE: tl.constexpr,
     LANES: tl.constexpr,
     PER_LANE: tl.constexpr,
@@ -208,9 +210,10 @@ def _fold_kernel(  # type: ignore[no-untyped-def]
     if WRITE_G:
         # Every thread has read the target's logit before any thread overwrites the row.
         tl.debug_barrier()
+        inv_s = 1.0 if SHARES else 1.0 / total
         _write(
-            z_row, g_ptr + row * g_stride, bias_ptr, target, n_cols, width, peak, 1.0 / total, 1.0, 0.0, 0.0, scale,
-            softcap, inv_t, HAS_BIAS, HAS_SOFTCAP, False, LANES, PER_LANE,
+            z_row, g_ptr + row * g_stride, bias_ptr, target, n_cols, width, peak, inv_s, 1.0, 0.0, 0.0, scale, softcap,
+            inv_t, HAS_BIAS, HAS_SOFTCAP, False, SHARES, LANES, PER_LANE,
         )  # fmt: skip
 
 
@@ -253,7 +256,8 @@ def _gradient_kernel(  # type: ignore[no-untyped-def]
         shift = -tl.load(state + _SHIFTED) * inv_s
     _write(
         z_ptr + row * z_stride, g_ptr + row * g_stride, bias_ptr, tl.load(targets_ptr + row) - first, n_cols, width, m,
-        inv_s, weight, weight_entropy, shift, scale, softcap, inv_t, HAS_BIAS, HAS_SOFTCAP, ENTROPY, LANES, PER_LANE,
+        inv_s, weight, weight_entropy, shift, scale, softcap, inv_t, HAS_BIAS, HAS_SOFTCAP, ENTROPY, False, LANES,
+        PER_LANE,
     )  # fmt: skip
 
 
@@ -273,11 +277,12 @@ def fold(
     words: int,
     first: int,
     g: Tensor | None,
+    shares: bool,
 ) -> None:
     """`rows.fold_rows` in Triton."""
     pointers = (logits, logits if g is None else g, targets, logits if bias is None else bias, state)
     steps = {"STATISTICS": state.shape[1] == WITH_STATISTICS, "RESUME": first > 0, "WRITE_G": g is not None}
-    _launch(_fold_kernel, pointers, transform, bias, words, first, **steps)
+    _launch(_fold_kernel, pointers, transform, bias, words, first, SHARES=shares, **steps)
 
 
 def gradient(

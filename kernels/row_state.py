@@ -48,3 +48,13 @@ def statistics_of(state: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
     top = (state[:, TARGET] >= state[:, PEAK]) & (state[:, TARGET] > state[:, EARLIER])
     others = (state[:, LOGITS] / vocabulary, state[:, SQUARES].log() - 2 * total.log(), top.to(state.dtype))
     return entropy, torch.stack(others)
+
+
+def target_shares(state: Tensor, transform: Transform) -> Tensor:
+    """G of the targets [rows], times the total of a finished row: (exp(z - m) - total) dz/da; 0 for unknown targets."""
+    scale, softcap, temperature = transform
+    z = state[:, TARGET]
+    slope: Tensor | float = scale / temperature
+    if softcap is not None:
+        slope = slope * (1 - (z * (temperature / softcap)).square())
+    return (((z - state[:, PEAK]).exp() - state[:, TOTAL]) * slope).masked_fill_(z.isnan(), 0)

@@ -29,20 +29,22 @@ def fold_rows(
     words: int,
     first: int = 0,
     g: Tensor | None = None,
+    shares: bool = False,
 ) -> None:
     """Folds raw logits [rows, width] of the words from `first` on into `state`, which holds the words before `first`.
 
     The first `words` columns count; the others pad the vector loads and are overwritten. Targets [rows] and bias
     [words] are contiguous. With `g` [rows, width], which may be `logits` itself, the words must be the whole
     vocabulary: `g` gets G = (softmax(z) - onehot(target)) dz/da, the gradient of minus the log-prob with respect to the
-    raw logit a.
+    raw logit a. With `shares`, the words may be any, and `g` gets exp(z - m) dz/da, 0 at the target: m is the largest z
+    so far.
     """
-    assert g is None or (first == 0 and g.shape == logits.shape)
+    assert g is None or ((shares or first == 0) and g.shape == logits.shape)
     if runs_triton(logits):
-        row_kernels.fold(logits, targets, bias, transform, state, words, first, g)
+        row_kernels.fold(logits, targets, bias, transform, state, words, first, g, shares)
     else:
         g = None if g is None else g[:, :words]
-        _fold_torch(logits[:, :words], targets, bias, transform, state, first, g)
+        _fold_torch(logits[:, :words], targets, bias, transform, state, first, g, shares)
 
 
 def gradient_rows(
@@ -76,6 +78,7 @@ def _fold_torch(
     state: Tensor,
     first: int,
     g: Tensor | None,
+    shares: bool,
 ) -> None:
     if first == 0:
         state.zero_()
@@ -107,8 +110,12 @@ def _fold_torch(
             now[SHIFTED].copy_(shrink * shifted + (z.masked_fill_(e == 0, 0) * e).sum(1))
             now[SQUARES].mul_(shrink * shrink).add_(e.square().sum(1))
         if g is not None:
-            e /= now[TOTAL][:, None]
-            e.scatter_add_(1, target.clamp(0, n - 1)[:, None], -known[:, None].to(e.dtype))
+            at_target = target.clamp(0, n - 1)[:, None]
+            if shares:
+                e.scatter_(1, at_target, e.gather(1, at_target).masked_fill_(known[:, None], 0))
+            else:
+                e /= now[TOTAL][:, None]
+                e.scatter_add_(1, at_target, -known[:, None].to(e.dtype))
             g[rows] = e.mul_(slope)
 
 

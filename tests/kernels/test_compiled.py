@@ -15,13 +15,14 @@ pytestmark = pytest.mark.skipif(
     row_kernels.triton is None or os.environ.get("TRITON_INTERPRET") == "1", reason="needs the Triton compiler"
 )
 FOLD, GRADIENT = "_fold_kernel", "_gradient_kernel"
-FLAGS = {FOLD: ("HAS_BIAS", "HAS_SOFTCAP", "STATISTICS", "RESUME", "WRITE_G"),
+FLAGS = {FOLD: ("HAS_BIAS", "HAS_SOFTCAP", "STATISTICS", "RESUME", "WRITE_G", "SHARES"),
          GRADIENT: ("HAS_BIAS", "HAS_SOFTCAP", "ENTROPY")}  # fmt: skip
 EVERYTHING = {"HAS_BIAS", "HAS_SOFTCAP"}
 # Kernel, dtypes of logits and G, flags. The widest use of registers has everything on; bf16 makes the widest vectors.
 COMPILED = [
     (FOLD, "bf16", "bf16", {"WRITE_G"}),  # M1 to M3
     (FOLD, "bf16", "bf16", {"STATISTICS", "WRITE_G"}),
+    (FOLD, "bf16", "bf16", EVERYTHING | {"STATISTICS", "RESUME", "WRITE_G", "SHARES"}),  # M1 in tiles
     (FOLD, "bf16", "bf16", EVERYTHING | {"STATISTICS", "WRITE_G"}),
     (FOLD, "fp32", "bf16", EVERYTHING | {"STATISTICS", "WRITE_G"}),
     (FOLD, "fp32", "fp32", set()),  # M0

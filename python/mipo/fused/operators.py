@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
     Lora = tuple[Float[Tensor, "*T r"], Float[Tensor, "V r"]]
 
-TILE_BYTES = 256 << 20
+# The tile of logits in TRL 1.16's head.
+TILE_TOKENS, TILE_WORDS = 4096, 32768
 Mode = Literal["M0", "M1", "M2", "M3", "M4"]
 
 
@@ -108,8 +109,8 @@ def linear_logps(
             projects once more: 4F in all.
         mode: one of the table; `None` chooses it as the table says. M1 needs a frozen head.
         chunk_bytes: budget for the logits held at a time; a larger one means fewer, larger products. `None` means
-            256 MiB and 4 T D, and with a trained head (or bias, or LoRA) also 2 V D: the tile of TRL 1.16's head and
-            its casts.
+            what makes the whole head take no more than TRL 1.16's: its tile of 4,096 tokens by 32,768 words, and with
+            a trained head (or bias, or LoRA) also its 4 T D + 2 V D for sums and casts.
         logits_dtype: dtype of a chunk's logits until their log-sum-exp, which is always at least float32. `None` means
             float32 without gradients, where accuracy is nearly free, and the dtype of `hidden` with them. bfloat16
             logits cost 0.02 to 0.6 nats on the sum of 200 tokens. Name one dtype for a policy and its reference if
@@ -335,8 +336,7 @@ def _head(
     if chunk_bytes is not None and (chunk_bytes < 1 or not isinstance(chunk_bytes, int | torch.SymInt)):
         raise InputError(f"expected a positive whole chunk_bytes, got {chunk_bytes}; leave it out for the default")
     if chunk_bytes is None:
-        head_trained = _trained(weight, bias, lora[1] if lora else None)
-        chunk_bytes = TILE_BYTES + 4 * hidden.numel() + head_trained * weight.numel() * hidden.itemsize
+        chunk_bytes = _default_budget(hidden, weight, trained=_trained(weight, bias, lora[1] if lora else None))
     wide = torch.promote_types(hidden.dtype, torch.float32)
     if logits_dtype is None:
         logits_dtype = hidden.dtype if _trained(hidden, weight, bias, *(lora or ())) else wide
@@ -348,6 +348,18 @@ def _head(
     down, up = (None, None) if lora is None else (lora[0].reshape(-1, lora[0].shape[-1]), lora[1])
     rows = hidden.reshape(-1, hidden.shape[-1])
     return _Head(Inputs(rows, weight, targets.reshape(-1), bias, down, up, transform, logits_dtype, chunk_bytes))
+
+
+def _default_budget(hidden: Float[Tensor, "*T D"], weight: Float[Tensor, "V D"], trained: bool) -> Any:
+    """Bytes of logits with which the whole head takes no more than TRL's; see kernels/README.md."""
+    (words, width), tokens = weight.shape, hidden.numel() // weight.shape[1]
+    # Under torch.compile the numbers are symbolic; sym_min decides nothing yet, so one graph serves any of them.
+    tile = hidden.itemsize * torch.sym_min(tokens, TILE_TOKENS) * torch.sym_min(words, TILE_WORDS)
+    if not trained:
+        return tile
+    # TRL's dH in float32 and the cast of its dW, which mipo does not have; a chunk's logits, less its scaled hidden.
+    room = (tile + 4 * hidden.numel() + hidden.itemsize * weight.numel()) * words
+    return room // (words + width)
 
 
 def _trained(*tensors: Float[Tensor, "..."] | None) -> bool:
