@@ -18,6 +18,8 @@ from .row_state import ALONE, PEAK, TOTAL, WITH_STATISTICS, logps_of, statistics
 from .rows import aligned
 
 Scored = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+# Which of hidden, weight, bias, down and up are the head's: their gradients are sums over all tokens.
+OF_HEAD = (False, True, True, False, True)
 HeadGradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
@@ -172,15 +174,18 @@ def _backward_fake(*values: Any) -> HeadGradients:
 
 
 @torch.library.register_fake("mipo::scaled_rows")
-def _scaled_rows_fake(rows, upstream):  # type: ignore[no-untyped-def]
-    return torch.empty_like(rows)
+def _scaled_rows_fake(rows: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(rows, dtype=dtype)
 
 
-def gradients_like(inputs: Inputs, wanted: list[bool]) -> HeadGradients:
-    """Empty tensors of the shapes of `Gradients.finished`."""
+def gradients_like(inputs: Inputs, wanted: list[bool], sums: bool = False) -> HeadGradients:
+    """Empty tensors of the shapes of `Gradients.finished`, or of `Gradients.sums`."""
+    wide = torch.promote_types(inputs.hidden.dtype, torch.float32)
     dh, dw, db, dd, du = (
-        torch.empty_like(x) if want and x is not None else inputs.hidden.new_empty(0)
-        for x, want in zip(inputs.differentiable, wanted, strict=True)
+        torch.empty_like(x, dtype=wide if sums and of_head else x.dtype)
+        if want and x is not None
+        else inputs.hidden.new_empty(0)
+        for x, want, of_head in zip(inputs.differentiable, wanted, OF_HEAD, strict=True)
     )
     return dh, dw, db, dd, du
 
@@ -211,9 +216,12 @@ def _differentiate(ctx: Any, *upstreams: Tensor | None) -> tuple[Tensor | None, 
     if upstream is None and upstream_entropy is None:
         return (None,) * ctx.arguments
     if ctx.mode == "M1" and upstream_entropy is None:
-        assert not any(wanted[i] for i in (1, 2, 4)), "M1 is for a frozen head"
-        down = scaled_rows_op(saved_low, upstream) if wanted[3] else saved_low
-        gradients = (scaled_rows_op(saved, upstream), saved, saved, down, saved)
+        assert not any(want and of_head for want, of_head in zip(wanted, OF_HEAD, strict=True)), "a frozen head"
+        scaled, scaled_low = (
+            scaled_rows_op(x, -upstream, x.dtype) if want else x
+            for x, want in ((saved, wanted[0]), (saved_low, wanted[3]))
+        )
+        gradients = (scaled, saved, saved, scaled_low, saved)
     else:
         if upstream is None:
             upstream = torch.zeros_like(state[:, 0])

@@ -184,13 +184,14 @@ Losses = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, T
 def forward(inputs: Inputs, objective: Objective, statistics: bool, wanted: list[bool]) -> Losses:
     """Mean loss [], losses [G], log-probs [G, K+1] and [T], entropy [T], other statistics [3, T] (or [0]), gradients.
 
-    The gradients are those of hidden, weight, bias, down and up, [0] where not wanted: F FLOPs for each of the first
-    two and F for the logits, F = 2TDV. A group longer than a chunk is projected twice, in slices of words.
+    The gradients are those of hidden, weight, bias, down and up, [0] where not wanted, the head's still in the dtype of
+    sums: F FLOPs for each of the first two and F for the logits, F = 2TDV. A group longer than a chunk is projected
+    twice, in slices of words.
     """
     p = Projection.of(inputs)
     capacity = p.capacity(True)
     chunks = list(chunks_of_groups(objective.lengths, capacity))
-    sums, state, gradients = _Sums(objective), p.state(statistics), Gradients(p, wanted, len(chunks))
+    sums, state, gradients = _Sums(objective), p.state(statistics), Gradients(p, wanted, len(chunks), keep_sums=True)
     fitting = max((t.stop - t.start for _, t in chunks if t.stop - t.start <= capacity), default=0)
     for groups, tokens in chunks:
         # Each function allocates its own logits, so that one buffer is freed before the next exists.
@@ -201,7 +202,7 @@ def forward(inputs: Inputs, objective: Objective, statistics: bool, wanted: list
     # Two tensors: outputs of an operator may not be one.
     nothing = (state.new_empty(0), state.new_empty(0))
     entropy, others = statistics_of(state, len(p.weight)) if statistics else nothing
-    dh, dw, db, dd, du = gradients.finished()
+    dh, dw, db, dd, du = gradients.sums()
     return sums.losses.mean(), sums.losses, sums.logps, logps_of(state), entropy, others, dh, dw, db, dd, du
 
 
@@ -310,12 +311,13 @@ def _forward_fake(*values: Any) -> Losses:
         wide.new_empty(tokens),
         wide.new_empty(tokens if statistics else 0),
         wide.new_empty((3, tokens) if statistics else (0,)),
-        *gradients_like(inputs, wanted),
+        *gradients_like(inputs, wanted, sums=True),
     )
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.arguments = len(inputs)
+    head, *_ = _forward.records(inputs)
+    ctx.arguments, ctx.dtypes = len(inputs), [None if x is None else x.dtype for x in head.differentiable]
     ctx.save_for_backward(*output[6:])
     ctx.set_materialize_grads(False)
 
@@ -323,17 +325,18 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _differentiate(ctx: Any, upstream: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     if any(x is not None for x in others):
         refuse_second_order()
-    return as_arguments(
-        ctx.arguments,
-        (None if upstream is None or not x.numel() else _times(x, upstream) for x in ctx.saved_tensors),
+    gradients = (
+        None if upstream is None or not x.numel() else _times(x, upstream, dtype)
+        for x, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
     )
+    return as_arguments(ctx.arguments, gradients)
 
 
-def _times(gradient: Tensor, upstream: Tensor) -> Tensor:
+def _times(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
     """The gradient times upstream, rounded once, in a new tensor: a retained graph may run again."""
     rows = gradient if gradient.ndim == 2 else gradient[:, None]
     # On a GPU, x * upstream would first round the upstream to the dtype of x.
-    product: Tensor = scaled_rows_op(rows, -upstream.expand(rows.shape[0]))
+    product: Tensor = scaled_rows_op(rows, upstream.expand(rows.shape[0]), dtype)
     return product.view_as(gradient)
 
 

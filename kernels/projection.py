@@ -179,14 +179,14 @@ class Projection:
 class Gradients:
     """Gradients of hidden, weight, bias, down and up, summed over chunks of tokens; None where not wanted."""
 
-    def __init__(self, projection: Projection, wanted: list[bool], chunks: int) -> None:
+    def __init__(self, projection: Projection, wanted: list[bool], chunks: int, keep_sums: bool = False) -> None:
         p = self.projection = projection
         self.chunks = self.left = chunks
-        # One chunk is one product, rounded once by the GEMM; several are summed in fp32.
-        # cuBLAS gives products in their factors' dtype or in fp32.
-        wide = torch.promote_types(p.hidden.dtype, torch.float32)
-        dtype = p.weight_dtype if chunks == 1 and p.weight_dtype == p.hidden.dtype else wide
-        low_dtype = p.hidden.dtype if chunks == 1 else wide
+        # One chunk is one product, rounded once by the GEMM; several are summed in fp32, and so is one that the caller
+        # will multiply again. cuBLAS gives products in their factors' dtype or in fp32.
+        wide, one = torch.promote_types(p.hidden.dtype, torch.float32), chunks == 1 and not keep_sums
+        dtype = p.weight_dtype if one and p.weight_dtype == p.hidden.dtype else wide
+        low_dtype = p.hidden.dtype if one else wide
         # Without chunks there is no first product: the sum is 0.
         empty = torch.zeros_like if chunks == 0 else torch.empty_like
         self.hidden = torch.empty_like(p.hidden) if wanted[0] else None
@@ -197,9 +197,11 @@ class Gradients:
 
     def add(self, tokens: slice, words: list[slice], g_of: Callable[[slice], Tensor], upstream: Tensor) -> None:
         """Adds a chunk: `g_of` returns G [n, words] of a slice of words, `upstream` [n] is dL/dlogps of its tokens."""
-        p, first = self.projection, self.left == self.chunks
-        scaled_hidden = scaled_rows(p.hidden[tokens], upstream) if self.weight is not None else None
-        scaled_down = scaled_rows(p.down[tokens], upstream) if self.up is not None and p.down is not None else None
+        p, first, scales = self.projection, self.left == self.chunks, -upstream
+        scaled_hidden, scaled_down = (
+            None if whole is None or rows is None else scaled_rows(rows[tokens], scales, rows.dtype)
+            for whole, rows in ((self.weight, p.hidden), (self.up, p.down))
+        )
         # With one slice dH is one product, rounded once; several are summed in fp32.
         dh, dd = (
             None
@@ -216,21 +218,26 @@ class Gradients:
             if self.up is not None and scaled_down is not None:
                 product(self.up[columns], g.t(), scaled_down, add=not first)
             if self.bias is not None:
-                product(self.bias[columns][None], -upstream[None].to(g.dtype), g, add=True)
+                product(self.bias[columns][None], scales[None].to(g.dtype), g, add=True)
             if dh is not None:
                 product(dh, g, p.weight[columns], add=len(words) > 1)
             if dd is not None and p.up is not None:
                 product(dd, g, p.up[columns], add=len(words) > 1)
         for whole, part in ((self.hidden, dh), (self.down, dd)):
             if whole is not None and part is not None:
-                torch.mul(part, -upstream[:, None], out=whole[tokens])
+                torch.mul(part, scales[:, None], out=whole[tokens])
         self.left -= 1
 
-    def finished(self) -> list[Tensor]:
-        """Hidden [T, D], weight [V, D], bias [V], down [T, r], up [V, r]; [0] where not wanted."""
+    def sums(self) -> list[Tensor]:
+        """Hidden [T, D], weight [V, D], bias [V], down [T, r], up [V, r], in the dtype of sums; [0] if not wanted."""
         assert self.left == 0, "every chunk is added once"
-        p, nothing = self.projection, self.projection.hidden.new_empty(0)
         gradients = (self.hidden, self.weight, self.bias, self.down, self.up)
+        return [self.projection.hidden.new_empty(0) if x is None else x for x in gradients]
+
+    def finished(self) -> list[Tensor]:
+        """The sums, in the dtypes of what they are the gradients of."""
+        p, nothing = self.projection, self.projection.hidden.new_empty(0)
+        gradients = self.sums()
         dtypes = [p.hidden.dtype, p.weight_dtype, *[p.hidden.dtype] * 3]
         return [nothing if x is None else x.to(dtype) for x, dtype in zip(gradients, dtypes, strict=True)]
 
@@ -260,9 +267,9 @@ def _product_on_cpu(out: Tensor, a: Tensor, b: Tensor, add: bool) -> None:
             product(out[:, columns], wide, b[:, columns].to(out.dtype), add=add)
 
 
-def scaled_rows(rows: Tensor, upstream: Tensor) -> Tensor:
-    """Rows [n, d] times minus their upstream [n], multiplied in the wider dtype and rounded once."""
-    return torch.mul(rows, -upstream[:, None], out=torch.empty_like(rows))
+def scaled_rows(rows: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows [n, d] times scales [n], multiplied in the wider dtype and rounded once, to `dtype`."""
+    return torch.mul(rows, scales[:, None], out=torch.empty_like(rows, dtype=dtype))
 
 
 def even(n: int, size: int, multiple: int = 1) -> Iterator[slice]:

@@ -271,6 +271,19 @@ def test_autocast_does_not_round_the_gradient_of_a_float32_weight(mode: str, row
     assert torch.equal(kwargs["weight"].grad.bfloat16(), narrow["weight"].grad)
 
 
+@pytest.mark.parametrize("rows", [9, 1000], ids=["chunks", "one chunk"])
+def test_the_gradient_of_a_head_is_rounded_once(rows: int) -> None:
+    """From the sums in float32, after they are multiplied by what comes from outside."""
+    kwargs, chunk_bytes = problem(), Case(rows=rows).chunk_bytes // 2
+    with torch.autocast("cpu", torch.bfloat16):
+        out = linear_preference_loss(**kwargs, mode="M2", chunk_bytes=chunk_bytes)
+    (wide,) = torch.autograd.grad(out.loss, kwargs["weight"])
+    narrow = kwargs | {name: kwargs[name].detach().bfloat16().requires_grad_() for name in ("hidden", "weight")}
+    out = linear_preference_loss(**narrow, mode="M2", chunk_bytes=chunk_bytes)
+    (ours,) = torch.autograd.grad(out.loss, narrow["weight"], torch.tensor(1 / 3))
+    assert torch.equal(ours, (wide * torch.tensor(1 / 3)).bfloat16())
+
+
 def test_autocast_computes_in_its_dtype() -> None:
     kwargs = problem(rank=2, bias=True)
     with torch.autocast("cpu", torch.bfloat16):
