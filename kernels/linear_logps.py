@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -26,12 +26,12 @@ HeadGradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 def forward(inputs: Inputs, mode: str, statistics: bool) -> Scored:
     """Log-probs [T]; entropy [T] and other statistics [3, T], or [0]; state [T, …]; two tensors for the backward.
 
-    The last two are G weight [T, D] and G up [T, r] in M1, G [T, V] and [0] in M3, and [0] otherwise. F FLOPs, in M1
-    2F; F = 2TDV.
+    The last two are G weight [T, D] and G up [T, r] in M1, G [T, V] and [0] in M3, G of the first tokens and [0] in M4,
+    and [0] otherwise. F FLOPs, in M1 2F; F = 2TDV.
     """
     p = Projection.of(inputs)
     state = p.state(statistics)
-    saved, saved_low = {"M0": _logps_only, "M1": _multiply_g, "M3": _keep_g, "M4": _logps_only}[mode](p, state)
+    saved, saved_low = {"M0": _logps_only, "M1": _multiply_g, "M3": _keep_g, "M4": _keep_some_g}[mode](p, state)
     # Two tensors: outputs of an operator may not be one.
     nothing = (state.new_empty(0), state.new_empty(0))
     entropy, others = statistics_of(state, len(p.weight)) if statistics else nothing
@@ -111,36 +111,79 @@ def _keep_g(p: Projection, state: Tensor) -> tuple[Tensor, Tensor]:
     return g, p.hidden.new_empty(0)
 
 
+def _keep_some_g(p: Projection, state: Tensor) -> tuple[Tensor, Tensor]:
+    kept, working = split_budget(len(p.hidden), p.weight.shape, p.hidden.itemsize, p.chunk_bytes)
+    rest = slice(kept, len(p.hidden))
+    _fold_slices(p.part(rest, working), p.part(p.tokens, working).word_slices(len(p.hidden), True), state[rest])
+    return _keep_g(p.part(slice(0, kept), working), state[:kept])
+
+
+def _fold_slices(p: Projection, slices: list[slice], state: Tensor) -> None:
+    # The products of the backward, so that it gets the same logits to the bit: p - 1 of a likely target needs that.
+    logits = p.buffer(len(p.hidden), slices[0].stop, p.logits_dtype)
+    for words in slices:
+        p.fold(p.tokens, words, logits, state)
+
+
+def split_budget(tokens: Any, weight: Any, itemsize: int, chunk_bytes: Any) -> tuple[Any, Any]:
+    """How many tokens keep their G in M4, and the bytes for the logits of the others; from numbers or symbolic ones.
+
+    A kept token saves its part of a product, but makes slices of words narrower, and sums of dH more. Below an eighth
+    of the tokens that is a loss.
+    """
+    for_g = chunk_bytes // 4 * 3
+    kept = torch.sym_min(tokens, for_g // (aligned(weight[0]) * itemsize))
+    return (kept, chunk_bytes - for_g) if 8 * kept >= tokens else (0, chunk_bytes)
+
+
 def backward(
     inputs: Inputs,
     state: Tensor,  # [T, 3 or 7]
-    g: Tensor,  # [T, at least V] saved by M3, or [0]
+    g: Tensor,  # [T, at least V] saved by M3, of fewer tokens by M4, or of none
     upstream: Tensor,  # [T] dL/dlogps
     upstream_entropy: Tensor | None,  # [T] dL/dentropy; needs a state with statistics, and no g
     wanted: list[bool],
 ) -> HeadGradients:
     """Gradients of hidden, weight, bias, down and up, [0] where not wanted; F FLOPs for each of the first two.
 
-    Without `g` it projects the logits again, for F FLOPs more, in slices of words over all tokens at once.
+    The logits of tokens that are not in `g` are projected again, for F FLOPs more if it is all of them, in slices of
+    words over all tokens at once.
     """
-    p, hidden = Projection.of(inputs), inputs.hidden
-    gradients = Gradients(p, wanted, chunks=1 if len(hidden) else 0)
+    p, tokens = Projection.of(inputs), len(inputs.hidden)
+    gradients = Gradients(p, wanted, chunks=1 if tokens else 0)
     weights = None
     if upstream_entropy is not None:
         # G is then the gradient of the weighted sum: nothing is left to scale.
         weights, upstream = torch.stack([upstream, upstream_entropy], 1), torch.ones_like(upstream)
-    if not len(hidden):
+    if not tokens:
         pass
-    elif g.numel():
+    elif len(g) == tokens:
         gradients.add(p.tokens, [p.words], lambda words: g[:, words], upstream)
     else:
-        slices = p.word_slices(len(hidden), with_gradient=True)
-        logits, buffer = p.buffers(len(hidden), slices[0].stop)
-        gradients.add(
-            p.tokens, slices, lambda words: p.gradient(p.tokens, words, logits, state, buffer, weights), upstream
-        )
+        if len(g):
+            p = p.part(p.tokens, split_budget(tokens, p.weight.shape, g.itemsize, p.chunk_bytes)[1])
+        slices = p.word_slices(tokens, with_gradient=True)
+        gradients.add(p.tokens, slices, _completed(p, g, slices[0].stop, state, weights), upstream)
     dh, dw, db, dd, du = gradients.finished()
     return dh, dw, db, dd, du
+
+
+def _completed(p: Projection, g: Tensor, most: int, state: Tensor, weights: Tensor | None) -> Callable[[slice], Tensor]:
+    """G [T, n] of a slice of at most `most` words: what is in `g` of the first tokens, and the others projected."""
+    buffer = p.buffer(len(p.hidden), most, p.weight.dtype)
+    rest = slice(len(g), len(p.hidden))
+    others = p.part(rest, p.chunk_bytes)
+    logits = p.buffer(len(others.hidden), most, p.logits_dtype) if p.separate else buffer[rest]
+    weights = None if weights is None else weights[rest]
+
+    def of(words: slice) -> Tensor:
+        n = words.stop - words.start
+        if len(g):
+            buffer[: len(g), :n] = g[:, words]
+        others.gradient(others.tokens, words, logits, state[rest], buffer[rest], weights)
+        return buffer[:, :n]
+
+    return of
 
 
 _forward = Operator("mipo::linear_logps", forward)
@@ -156,7 +199,10 @@ def _forward_fake(*values: Any) -> Scored:
     (tokens, width), words = hidden.shape, inputs.weight.shape[0]
     wide = torch.promote_types(inputs.logits_dtype, torch.float32)
     state = hidden.new_empty(tokens, WITH_STATISTICS if statistics else ALONE, dtype=wide)
-    saved = {"M1": (tokens, width), "M3": (tokens, aligned(words))}.get(mode, (0,))
+    kept = tokens
+    if mode == "M4":
+        kept, _ = split_budget(tokens, inputs.weight.shape, hidden.itemsize, inputs.chunk_bytes)
+    saved = {"M1": (tokens, width), "M3": (kept, aligned(words)), "M4": (kept, aligned(words))}.get(mode, (0,))
     return (
         state.new_empty(tokens),
         state.new_empty(tokens if statistics else 0),
@@ -225,7 +271,7 @@ def _differentiate(ctx: Any, *upstreams: Tensor | None) -> tuple[Tensor | None, 
     else:
         if upstream is None:
             upstream = torch.zeros_like(state[:, 0])
-        g = saved if ctx.mode == "M3" and upstream_entropy is None else saved.new_empty(0)
+        g = saved if ctx.mode in ("M3", "M4") and upstream_entropy is None else saved.new_empty(0)
         gradients = _backward(Inputs(*tensors, *ctx.options), state, g, upstream, upstream_entropy, wanted)
     return as_arguments(ctx.arguments, (x if want else None for x, want in zip(gradients, wanted, strict=True)))
 
@@ -244,7 +290,8 @@ def _forward_flops(*shapes: Any, out_shape: Any = None, **_: Any) -> int:
 @register_flop_formula(_backward.op)
 def _backward_flops(*shapes: Any, out_shape: Any = None, **_: Any) -> int:
     inputs, _state, g, *_upstreams, wanted = _backward.records(shapes)
-    return head_flops(inputs) * (len(g) == 1) + gradient_flops(inputs, wanted)
+    again = inputs._replace(hidden=(inputs.hidden[0] - g[0], inputs.hidden[1]))
+    return head_flops(again) + gradient_flops(inputs, wanted)
 
 
 def head_flops(shapes: Inputs) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -62,6 +62,12 @@ class Projection:
             bias=None if inputs.bias is None else inputs.bias.contiguous(),
         )
         return cls(*contiguous, inputs.weight.dtype)
+
+    def part(self, tokens: slice, chunk_bytes: int) -> Projection:
+        """The same for some of the tokens, with another budget."""
+        down = None if self.down is None else self.down[tokens]
+        hidden, targets = self.hidden[tokens], self.targets[tokens]
+        return replace(self, hidden=hidden, targets=targets, down=down, chunk_bytes=chunk_bytes)
 
     @property
     def tokens(self) -> slice:

@@ -182,13 +182,21 @@ def flops(step: Callable[[], object], inside: TorchDispatchMode | nullcontext) -
         ("M2", "weight", 2),
         ("M3", "hidden weight", 3),
         ("M3", "weight", 2),
-        ("M4", "hidden weight", 4),
-        ("M4", "hidden", 3),
     ],
 )
 @pytest.mark.parametrize("inside", [LookInside, nullcontext], ids=["product by product", "as declared"])
 def test_flops_of_a_step(mode: str, wanted: str, expected: int, inside: Callable[[], TorchDispatchMode]) -> None:
     assert flops(plain_step(tuple(wanted.split()), mode), inside()) == expected
+
+
+@pytest.mark.parametrize(("chunk_rows", "kept"), [(1, 0), (6, 4), (11, 8), (15, 11)])
+@pytest.mark.parametrize("inside", [LookInside, nullcontext], ids=["product by product", "as declared"])
+def test_m4_projects_twice_only_what_it_does_not_keep(
+    chunk_rows: int, kept: int, inside: Callable[[], TorchDispatchMode]
+) -> None:
+    """Three quarters of the budget keep G of some of the 11 tokens: 3F, and F for the others."""
+    step = plain_step(("hidden", "weight"), "M4", chunk_rows)
+    assert flops(step, inside()) == pytest.approx(3 + (11 - kept) / 11)
 
 
 def test_only_a_group_longer_than_a_chunk_is_projected_twice() -> None:

@@ -93,7 +93,7 @@ def linear_logps(
     | M0   | nothing                          | F                  | `chunk_bytes`                               |
     | M1   | hidden: the head is frozen       | 2F + 0             | `chunk_bytes`, 2 T D until the backward     |
     | M3   | also the head; 2 T V fit         | F + 2F             | 2 T V until the backward, 2 T D             |
-    | M4   | also the head; 2 T V do not fit  | F + 3F             | `chunk_bytes`, 6 T D in the backward        |
+    | M4   | also the head; 2 T V do not fit  | F + 2F to 3F       | `chunk_bytes`, 6 T D in the backward        |
 
     Args:
         hidden: [..., D], floating: final hidden states, each aligned with the token that it predicts.
@@ -176,7 +176,7 @@ def linear_preference_loss(
     | M1   | the head is frozen                                    | 2F    | `chunk_bytes`, 2 T D                     |
     | M3   | the head is trained, its logits fit                   | 3F    | 2 T V until the backward, 2 T D          |
     | M2   | they do not fit                                       | 3F    | `chunk_bytes`, 4 V D                     |
-    | M4   | they do not fit, and a loss needs the batch, or float16 | 4F  | `chunk_bytes`, 6 T D                     |
+    | M4   | they do not fit, and a loss needs the batch, or float16 | 3F to 4F | `chunk_bytes`, 6 T D                |
 
     Args:
         hidden: [T, D]: final hidden states of the response tokens alone, without padding, each aligned with the token
@@ -195,7 +195,9 @@ def linear_preference_loss(
     Raises:
         InputTypeError, InputError: for other shapes, dtypes or options.
     """
-    head = _head(hidden, weight, targets, bias, lora, Transform(scale, softcap, temperature), chunk_bytes, logits_dtype)
+    inside = mode in (None, "M2") and BATCH_LOSSES.isdisjoint([loss_type] if isinstance(loss_type, str) else loss_type)
+    transform = Transform(scale, softcap, temperature)
+    head = _head(hidden, weight, targets, bias, lora, transform, chunk_bytes, logits_dtype, inside=inside)
     lengths = _checked_lengths(lengths, ref_logps, targets)
     options = {"beta": beta, "label_smoothing": label_smoothing, "discopop_tau": discopop_tau}
     names, weights = check_losses(loss_type, loss_weights, **options, negatives=lengths.shape[1] - 1)
@@ -318,6 +320,7 @@ def _head(
     transform: Transform,
     chunk_bytes: int | None,
     logits_dtype: torch.dtype | None,
+    inside: bool = False,
 ) -> _Head:
     devices = {str(x.device) for x in (hidden, weight, targets, bias, *(lora or ())) if x is not None}
     if len(devices) > 1:
@@ -336,7 +339,8 @@ def _head(
     if chunk_bytes is not None and (chunk_bytes < 1 or not isinstance(chunk_bytes, int | torch.SymInt)):
         raise InputError(f"expected a positive whole chunk_bytes, got {chunk_bytes}; leave it out for the default")
     if chunk_bytes is None:
-        chunk_bytes = _default_budget(hidden, weight, trained=_trained(weight, bias, lora[1] if lora else None))
+        head_trained = _trained(weight, bias, lora[1] if lora else None)
+        chunk_bytes = _default_budget(hidden, weight, head_trained, inside)
     wide = torch.promote_types(hidden.dtype, torch.float32)
     if logits_dtype is None:
         logits_dtype = hidden.dtype if _trained(hidden, weight, bias, *(lora or ())) else wide
@@ -350,16 +354,23 @@ def _head(
     return _Head(Inputs(rows, weight, targets.reshape(-1), bias, down, up, transform, logits_dtype, chunk_bytes))
 
 
-def _default_budget(hidden: Float[Tensor, "*T D"], weight: Float[Tensor, "V D"], trained: bool) -> Any:
-    """Bytes of logits with which the whole head takes no more than TRL's; see kernels/README.md."""
+def _default_budget(hidden: Float[Tensor, "*T D"], weight: Float[Tensor, "V D"], trained: bool, inside: bool) -> Any:
+    """Bytes of logits with which the whole head takes no more than TRL's; see kernels/README.md.
+
+    `inside` says whether the loss of a trained head may be computed by its operator, in mode M2.
+    """
     (words, width), tokens = weight.shape, hidden.numel() // weight.shape[1]
     # Under torch.compile the numbers are symbolic; sym_min decides nothing yet, so one graph serves any of them.
     tile = hidden.itemsize * torch.sym_min(tokens, TILE_TOKENS) * torch.sym_min(words, TILE_WORDS)
     if not trained:
         return tile
     # TRL's dH in float32 and the cast of its dW, which mipo does not have; a chunk's logits, less its scaled hidden.
-    room = (tile + 4 * hidden.numel() + hidden.itemsize * weight.numel()) * words
-    return room // (words + width)
+    room = tile + 4 * hidden.numel() + hidden.itemsize * weight.numel()
+    of_logits = room * words // (words + width)
+    if inside:
+        return of_logits
+    # M3 and M4 have no dW in float32 either, but M4 has dH in it.
+    return torch.sym_max(of_logits, tile + 4 * weight.numel() - hidden.itemsize * hidden.numel())
 
 
 def _trained(*tensors: Float[Tensor, "..."] | None) -> bool:
