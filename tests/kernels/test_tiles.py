@@ -69,3 +69,12 @@ def test_whole_rows_and_tiles_agree_in_float32() -> None:
         runs.append([scored.logps.detach(), scored.entropy.detach(), *gradients])
     for one, other in zip(*runs, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_frozen_head_scores_alike_with_gradients_and_without(dtype: torch.dtype) -> None:
+    """A policy with fresh LoRA is its own reference: every log-ratio is exactly 0."""
+    inputs, targets = make(Case(tokens=30, width=16, vocabulary=501), "cpu", dtype)
+    params, options = leaves(inputs, ("hidden",)), {"chunk_bytes": 4 * 5 * 100, "logits_dtype": dtype}
+    trained = linear_logps(**arguments(params), targets=targets, **options)
+    assert torch.equal(trained.detach(), linear_logps(**arguments(inputs), targets=targets, **options))

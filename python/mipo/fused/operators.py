@@ -22,6 +22,7 @@ from mipo.kernels import linear_preference_loss as loss_kernel  # type: ignore[a
 from mipo.kernels.linear_preference_loss import Objective  # type: ignore[import-not-found, unused-ignore]
 from mipo.kernels.projection import Inputs  # type: ignore[import-not-found, unused-ignore]
 from mipo.kernels.row_state import Transform  # type: ignore[import-not-found, unused-ignore]
+from mipo.kernels.rows import aligned  # type: ignore[import-not-found, unused-ignore]
 from mipo.loss.logps import TokenStatistics, check_head
 from mipo.loss.preference import BATCH_LOSSES, check_losses, preference_loss
 
@@ -114,7 +115,7 @@ def linear_logps(
         logits_dtype: dtype of a chunk's logits until their log-sum-exp, which is always at least float32. `None` means
             float32 without gradients, where accuracy is nearly free, and the dtype of `hidden` with them. bfloat16
             logits cost 0.02 to 0.6 nats on the sum of 200 tokens. Name one dtype for a policy and its reference if
-            they must start equal to the bit.
+            they must start equal: to the bit if the head is frozen or all logits fit, else to the order of sums.
 
     Returns:
         [...], nats, float32 (float64 for float64 inputs). Differentiable once in hidden, weight, bias and lora.
@@ -361,7 +362,7 @@ def _default_budget(hidden: Float[Tensor, "*T D"], weight: Float[Tensor, "V D"],
     """
     (words, width), tokens = weight.shape, hidden.numel() // weight.shape[1]
     # Under torch.compile the numbers are symbolic; sym_min decides nothing yet, so one graph serves any of them.
-    tile = hidden.itemsize * torch.sym_min(tokens, TILE_TOKENS) * torch.sym_min(words, TILE_WORDS)
+    tile = hidden.itemsize * torch.sym_min(tokens, TILE_TOKENS) * aligned(torch.sym_min(words, TILE_WORDS))
     if not trained:
         return tile
     # TRL's dH in float32 and the cast of its dW, which mipo does not have; a chunk's logits, less its scaled hidden.
