@@ -5,7 +5,8 @@
 
 Loss and gradients of every head are compared with fp32 first, on the inputs that are timed after; a wrong head is
 reported and not timed. Each size runs in a process of its own, and a head that takes the process down is named and
-left out of a second try. Exit status: 0, or 1 if a head of ours is wrong, fails or is missing.
+left out of a second try. Exit status: 0, or 1 if a head of ours is wrong, fails or is missing, or if on a GPU a head
+of `NEEDED` was not timed and not left out by --without either.
 """
 
 import argparse
@@ -37,6 +38,9 @@ LOSS_ATOL = {torch.float32: 2e-5, torch.bfloat16: 3.5e-2}
 # A filter for bf16 drops probabilities under 2^-12 and with them as much of the gradient as they weigh.
 FILTER_RTOL = 1e-1
 
+# Without them there is nothing to judge ours by.
+NEEDED = ("trl", "trl+statistics")
+
 COUNTED = Point("counted", 64, 48, 997, torch.float32)
 
 
@@ -56,7 +60,20 @@ def main() -> int:
         print(*map(table.render_point, results[-len(points) :]), sep="\n", flush=True)
         # After every point, so that an interrupted run keeps its results.
         arguments.out.write_text(json.dumps({"fused_head": results}, indent=1) + "\n")
-    return int(any(r["broken"] for r in results))
+    untimed = [] if arguments.tiny or "trl" in arguments.without.split(",") else _untimed(results)
+    print(*(f"NOT TIMED, and was to be: {what}; --without trl allows it" for what in untimed), sep="\n")
+    return int(any(r["broken"] for r in results) or bool(untimed))
+
+
+def _untimed(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Needed heads without a time, by point and setting, with the reason where there is one."""
+    return [
+        f"{name} at {result['point']}, head {setting}: {result['left_out'].get('trl', 'see its row')}"
+        for result in results
+        for setting in heads.BOTH
+        for name in NEEDED
+        if not any((r["name"], r["setting"]) == (name, setting) and "total_ms" in r for r in result["rows"])
+    ]
 
 
 def _parse() -> argparse.Namespace:

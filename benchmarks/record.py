@@ -94,6 +94,7 @@ def _render(record: dict[str, Any]) -> str:
     lines = [f"# {record['machine']['device']}, {record['made']}", ""]
     lines += [f"**{WORTHLESS}**", ""] * record["self_check"]
     lines += [", ".join(f"{k} {v}" for k, v in record["machine"].items() if v is not None), ""]
+    lines += [f"Kernel tests: {record.get('kernel_tests', 'not run')}", ""]
     lines += [table.render_point(point) for point in record.get("fused_head", [])]
     lines += [table.render_steps(record["train_step"])] * ("train_step" in record)
     lines += [f"- not run: {name}" for name in record["missing"]]

@@ -12,6 +12,8 @@ Row = dict[str, Any]
 TRL_TRAINED = 1.35
 TRL_FROZEN = 1.5
 FLOOR_SHARE = 0.85
+# Ours and TRL's, both without statistics and both with those that TRL's DPO trainer logs.
+SIDES = (("", "ours", "trl"), (", statistics", "ours+statistics", "trl+statistics"))
 
 COLUMNS = (
     "head",
@@ -35,13 +37,15 @@ def judge(rows: Sequence[Row], *, measured: bool) -> list[dict[str, str]]:
     verdicts = []
     for setting, least in (("trained", TRL_TRAINED), ("frozen", TRL_FROZEN)):
         mine = {r["name"]: r for r in rows if r["setting"] == setting and r.get("failure") is None}
-        ours, trl, floor = (mine.get(name, {}) for name in ("ours", "trl", "floor"))
-        ratio = _quotient(trl.get("total_ms"), ours.get("total_ms")) if measured else None
-        verdicts.append(_verdict(f"{setting} head: at least {least} times as fast as TRL", ratio, least))
-        spare = _difference(trl.get("extra_bytes"), ours.get("extra_bytes")) if measured else None
-        verdicts.append(_verdict(f"{setting} head: MiB less than TRL, at least 0", spare, 0))
-        share = _quotient(floor.get("total_ms"), ours.get("total_ms")) if measured else None
-        verdicts.append(_verdict(f"{setting} head: at least {FLOOR_SHARE} of the floor's speed", share, FLOOR_SHARE))
+        for what, name, peer in SIDES:
+            ours, trl, floor = (mine.get(one, {}) for one in (name, peer, "floor"))
+            head = f"{setting} head{what}"
+            ratio = _quotient(trl.get("total_ms"), ours.get("total_ms")) if measured else None
+            verdicts.append(_verdict(f"{head}: at least {least} times as fast as TRL", ratio, least))
+            spare = _difference(trl.get("extra_bytes"), ours.get("extra_bytes")) if measured else None
+            verdicts.append(_verdict(f"{head}: MiB less than TRL, at least 0", spare, 0))
+            share = _quotient(floor.get("total_ms"), ours.get("total_ms")) if measured else None
+            verdicts.append(_verdict(f"{head}: at least {FLOOR_SHARE} of the floor's speed", share, FLOOR_SHARE))
     return verdicts
 
 
@@ -81,13 +85,15 @@ def render_summary(record: dict[str, Any]) -> str:
     for point in record.get("fused_head", []):
         for setting in ("trained", "frozen"):
             mine = {r["name"]: r for r in point["rows"] if r["setting"] == setting and r["failure"] is None}
-            ours, trl, floor = (mine.get(name, {}) for name in ("ours", "trl", "floor"))
             red = [r["name"] for r in point["rows"] if r["setting"] == setting and r["failure"]]
-            ratios = [_quotient(of.get("total_ms"), ours.get("total_ms")) for of in (trl, floor)]
-            memory = [_mib(of.get("extra_bytes")) for of in (ours, trl)]
-            # A ratio of times on a CPU would be quoted one day.
-            times = [_ms(ours.get("total_ms")), *map(_number, ratios)] if not record["self_check"] else [""] * 3
-            cells.append([point["title"], setting, *times, *memory, ", ".join(red or point["broken"]) or "-"])
+            for what, name, peer in SIDES:
+                ours, trl, floor = (mine.get(one, {}) for one in (name, peer, "floor"))
+                ratios = [_quotient(of.get("total_ms"), ours.get("total_ms")) for of in (trl, floor)]
+                memory = [_mib(of.get("extra_bytes")) for of in (ours, trl)]
+                # A ratio of times on a CPU would be quoted one day.
+                times = [_ms(ours.get("total_ms")), *map(_number, ratios)] if not record["self_check"] else [""] * 3
+                head = f"{setting}{what}"
+                cells.append([point["title"], head, *times, *memory, ", ".join(red or point["broken"]) or "-"])
     targets = f"Targets: TRL / ours at least {TRL_TRAINED} trained, {TRL_FROZEN} frozen; floor / ours at least "
     return "\n".join(["## Summary", "", *_grid(columns, cells), "", f"{targets}{FLOOR_SHARE}; no more MiB than TRL."])
 

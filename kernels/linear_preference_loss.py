@@ -18,16 +18,10 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from torch.utils.flop_counter import register_flop_formula
 
-from .linear_logps import (
-    gradient_flops,
-    gradients_like,
-    head_flops,
-    refuse_second_order,
-    register,
-    scaled_rows_op,
-)
-from .projection import Gradients, Projection
-from .rows import Transform, logps_of, statistics_of
+from .linear_logps import as_arguments, gradient_flops, gradients_like, head_flops, scaled_rows_op
+from .projection import Gradients, Inputs, Projection
+from .registry import Operator, refuse_second_order
+from .row_state import logps_of, statistics_of
 
 
 class LossInputs(NamedTuple):
@@ -88,7 +82,9 @@ def _sigmoid_norm(inputs: LossInputs) -> Differentiated:
 
 
 def _exo_pair(inputs: LossInputs) -> Differentiated:
-    x, e = _margin(inputs), inputs.label_smoothing
+    # At a log-prob of -inf, 0 log 0 is 0.
+    most = torch.finfo(inputs.chosen.dtype).max
+    x, e = _margin(inputs).clamp(-most, most), inputs.label_smoothing
     # KL((q, 1 - q), (1 - e, e)) with q = sigmoid(x).
     kept, flipped = logsigmoid(x) - math.log1p(-e), logsigmoid(-x) - math.log(e)
     return _of_margin(inputs, torch.sigmoid(x) * kept + torch.sigmoid(-x) * flipped, _bell(x) * (kept - flipped))
@@ -159,57 +155,54 @@ PAIR_LOSSES: dict[str, Callable[[LossInputs], Differentiated]] = {
 
 def softmax_loss(ratios: Tensor, mask: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """Loss [G] and derivative [G, K+1] of -log softmax(beta ratios)_0 over the responses of `mask`; K = 1 is DPO."""
-    deficits = (-(beta * (ratios[:, :1] - ratios[:, 1:]))).masked_fill(~mask[:, 1:], -torch.inf)
-    peak = deficits.amax(1, keepdim=True)
-    shares = (deficits - peak).exp()
-    total = shares.sum(1, keepdim=True)
-    x = -(peak + total.log())
+    chosen, rejected = ratios[:, :1], ratios[:, 1:].masked_fill(~mask[:, 1:], -torch.inf)
+    top = rejected.amax(1, keepdim=True)
+    # A log-prob of -inf gives a loss of +inf, or no share, and no NaN. The total is 1 or more where `top` is finite.
+    shares = (beta * (rejected - top.clamp(min=torch.finfo(top.dtype).min))).exp()
+    total = shares.sum(1, keepdim=True).clamp(min=1)
+    x = beta * (chosen - top) - total.log()
     wrong = beta * torch.sigmoid(-x)
     return -logsigmoid(x).squeeze(1), torch.cat([-wrong, wrong * shares / total], 1)
 
 
-def forward(
-    hidden: Tensor,  # [T, D], packed: a group's responses one after another, the chosen one first
-    weight: Tensor,  # [V, D], of any floating dtype; its gradient has the same
-    targets: Tensor,  # [T]
-    bias: Tensor | None,  # [V]
-    down: Tensor | None,  # [T, r]
-    up: Tensor | None,  # [V, r]
-    scale: float,
-    softcap: float | None,
-    temperature: float,
-    logits_dtype: torch.dtype,
-    chunk_bytes: int,
-    statistics: bool,
-    lengths: Tensor,  # [G, K+1] int64, on the CPU; 0 where there is no such response
-    ref_logps: Tensor,  # [G, K+1]
-    loss_types: str,  # names, with commas
-    loss_weights: list[float],
-    beta: float,
-    label_smoothing: float,
-    discopop_tau: float,
-    wanted: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+class Objective(NamedTuple):
+    """Groups of responses and the loss of each."""
+
+    lengths: Tensor  # [G, K+1] int64, on the CPU; 0 where there is no such response
+    ref_logps: Tensor  # [G, K+1]
+    loss_types: str  # names, with commas
+    loss_weights: list[float]
+    beta: float
+    label_smoothing: float
+    discopop_tau: float
+
+
+Losses = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+# `inputs.hidden` is packed: a group's responses one after another, the chosen one first.
+def forward(inputs: Inputs, objective: Objective, statistics: bool, wanted: list[bool]) -> Losses:
     """Mean loss [], losses [G], log-probs [G, K+1] and [T], entropy [T], other statistics [3, T] (or [0]), gradients.
 
-    The gradients are those of hidden, weight, bias, down and up, [0] where not wanted: F FLOPs for each of the first
-    two and F for the logits, F = 2TDV. A group longer than a chunk is projected twice, in slices of words.
+    The gradients are those of hidden, weight, bias, down and up, [0] where not wanted, the head's still in the dtype of
+    sums: F FLOPs for each of the first two and F for the logits, F = 2TDV. A group longer than a chunk is projected
+    twice, in slices of words.
     """
-    transform = Transform(scale, softcap, temperature)
-    p = Projection.of(hidden, weight, targets, bias, down, up, transform, logits_dtype, chunk_bytes)
-    chunks = list(chunks_of_groups(lengths, p.capacity(True)))
-    sums = _Sums(lengths, ref_logps, loss_types.split(","), loss_weights, beta, label_smoothing, discopop_tau)
-    state = p.state(statistics)
-    gradients = Gradients(p, wanted, len(chunks))
-    fitting = max((t.stop - t.start for _, t in chunks if t.stop - t.start <= p.capacity(True)), default=0)
+    p = Projection.of(inputs)
+    capacity = p.capacity(True)
+    chunks = list(chunks_of_groups(objective.lengths, capacity))
+    sums, state, gradients = _Sums(objective), p.state(statistics), Gradients(p, wanted, len(chunks), keep_sums=True)
+    fitting = max((t.stop - t.start for _, t in chunks if t.stop - t.start <= capacity), default=0)
     for groups, tokens in chunks:
         # Each function allocates its own logits, so that one buffer is freed before the next exists.
         if tokens.stop - tokens.start <= fitting:
             _at_once(p, groups, tokens, state, sums, gradients, fitting)
         else:
             _by_word_slices(p, groups, tokens, state, sums, gradients)
-    entropy, others = statistics_of(state, len(weight)) if statistics else (state.new_empty(0), state.new_empty(0))
-    dh, dw, db, dd, du = gradients.finished()
+    # Two tensors: outputs of an operator may not be one.
+    nothing = (state.new_empty(0), state.new_empty(0))
+    entropy, others = statistics_of(state, len(p.weight)) if statistics else nothing
+    dh, dw, db, dd, du = gradients.sums()
     return sums.losses.mean(), sums.losses, sums.logps, logps_of(state), entropy, others, dh, dw, db, dd, du
 
 
@@ -266,48 +259,39 @@ def chunks_of_groups(lengths: Tensor, capacity: int) -> Iterator[tuple[slice, sl
 class _Sums:
     """Log-probs of responses and losses of groups, summed chunk by chunk."""
 
-    def __init__(
-        self,
-        lengths: Tensor,
-        ref_logps: Tensor,
-        names: list[str],
-        weights: list[float],
-        beta: float,
-        label_smoothing: float,
-        discopop_tau: float,
-    ) -> None:
-        self.lengths, self.ref_logps = lengths.to(ref_logps.device, non_blocking=True), ref_logps
-        self.names, self.weights = names, weights
-        self.options = beta, label_smoothing, discopop_tau, len(lengths) / max(1, int(lengths[:, 0].sum()))
+    def __init__(self, objective: Objective) -> None:
+        lengths, ref_logps = objective.lengths, objective.ref_logps
+        self.objective = objective._replace(lengths=lengths.to(ref_logps.device, non_blocking=True))
+        self.sft_weight = len(lengths) / max(1, int(lengths[:, 0].sum()))
         self.logps = torch.empty_like(ref_logps)
         self.losses = torch.empty_like(ref_logps[:, 0])
 
     def add(self, groups: slice, logps: Tensor) -> Tensor:
         """Adds groups by the log-probs [n] of their tokens; returns dL/dlogps [n], L being the mean over all groups."""
-        lengths = self.lengths[groups]
+        lengths = self.objective.lengths[groups]
         sums = torch.segment_reduce(logps, "sum", lengths=lengths.flatten(), unsafe=True).view_as(lengths)
-        losses, slopes = self._losses(sums, lengths, sums - self.ref_logps[groups])
+        losses, slopes = self._losses(sums, lengths, sums - self.objective.ref_logps[groups])
         self.logps[groups], self.losses[groups] = sums, losses
-        slopes = (slopes / len(self.lengths)).flatten()
+        slopes = (slopes / len(self.losses)).flatten()
         return slopes.repeat_interleave(lengths.flatten(), output_size=len(logps))
 
     def _losses(self, logps: Tensor, lengths: Tensor, ratios: Tensor) -> tuple[Tensor, Tensor]:
-        losses, slopes = torch.zeros_like(ratios[:, 0]), torch.zeros_like(ratios)
-        for name, weight in zip(self.names, self.weights, strict=True):
+        losses, slopes, objective = torch.zeros_like(ratios[:, 0]), torch.zeros_like(ratios), self.objective
+        for name, weight in zip(objective.loss_types.split(","), objective.loss_weights, strict=True):
             if name == "sigmoid":
-                loss, slope = softmax_loss(ratios, lengths > 0, self.options[0])
+                loss, slope = softmax_loss(ratios, lengths > 0, objective.beta)
             else:
                 tokens = lengths.to(ratios.dtype)
                 sides = ratios[:, 0], ratios[:, 1], tokens[:, 0], tokens[:, 1]
-                loss, chosen, rejected = PAIR_LOSSES[name](LossInputs(*sides, logps[:, 0], *self.options))
-                slope = torch.stack([chosen, rejected], 1)
+                loss, *both = PAIR_LOSSES[name](LossInputs(*sides, logps[:, 0], *objective[4:], self.sft_weight))
+                slope = torch.stack(both, 1)
             losses += weight * loss
             slopes += weight * slope
         return losses, slopes
 
 
-_forward = register("mipo::linear_preference_loss", forward)
-checked_lengths_op = register("mipo::checked_lengths", checked_lengths)
+_forward = Operator("mipo::linear_preference_loss", forward)
+checked_lengths_op = Operator("mipo::checked_lengths", checked_lengths)
 
 
 @torch.library.register_fake("mipo::checked_lengths")
@@ -316,21 +300,24 @@ def _checked_lengths_fake(lengths, tokens):  # type: ignore[no-untyped-def]
 
 
 @torch.library.register_fake("mipo::linear_preference_loss")
-def _forward_fake(hidden, weight, targets, bias, down, up, *options):  # type: ignore[no-untyped-def]
-    logits_dtype, _, statistics, _lengths, ref_logps = options[3:8]
-    wide = hidden.new_empty(0, dtype=torch.promote_types(logits_dtype, torch.float32))
+def _forward_fake(*values: Any) -> Losses:
+    inputs, objective, statistics, wanted = _forward.records(values)
+    tokens, ref_logps = inputs.hidden.shape[0], objective.ref_logps
+    wide = inputs.hidden.new_empty(0, dtype=torch.promote_types(inputs.logits_dtype, torch.float32))
     return (
         ref_logps.new_empty(()),
         torch.empty_like(ref_logps[:, 0]),
         torch.empty_like(ref_logps),
-        wide.new_empty(hidden.shape[0]),
-        wide.new_empty(hidden.shape[0] if statistics else 0),
-        wide.new_empty((3, hidden.shape[0]) if statistics else (0,)),
-        *gradients_like(hidden, weight, bias, down, up, options[-1]),
+        wide.new_empty(tokens),
+        wide.new_empty(tokens if statistics else 0),
+        wide.new_empty((3, tokens) if statistics else (0,)),
+        *gradients_like(inputs, wanted, sums=True),
     )
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    head, *_ = _forward.records(inputs)
+    ctx.arguments, ctx.dtypes = len(inputs), [None if x is None else x.dtype for x in head.differentiable]
     ctx.save_for_backward(*output[6:])
     ctx.set_materialize_grads(False)
 
@@ -338,54 +325,38 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _differentiate(ctx: Any, upstream: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     if any(x is not None for x in others):
         refuse_second_order()
-    dh, dw, db, dd, du = (None if upstream is None or not x.numel() else _times(x, upstream) for x in ctx.saved_tensors)
-    return dh, dw, None, db, dd, du, *[None] * 14
+    gradients = (
+        None if upstream is None or not x.numel() else _times(x, upstream, dtype)
+        for x, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+    )
+    return as_arguments(ctx.arguments, gradients)
 
 
-def _times(gradient: Tensor, upstream: Tensor) -> Tensor:
+def _times(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
     """The gradient times upstream, rounded once, in a new tensor: a retained graph may run again."""
     rows = gradient if gradient.ndim == 2 else gradient[:, None]
     # On a GPU, x * upstream would first round the upstream to the dtype of x.
-    product: Tensor = scaled_rows_op(rows, -upstream.expand(rows.shape[0]))
+    product: Tensor = scaled_rows_op(rows, upstream.expand(rows.shape[0]), dtype)
     return product.view_as(gradient)
 
 
 torch.library.register_autograd("mipo::linear_preference_loss", _differentiate, setup_context=_save)
 
 
-@register_flop_formula(_forward)
-def _forward_flops(hidden, weight, targets, bias, down, up, *options, out_shape=None, **_) -> int:  # type: ignore[no-untyped-def]
-    return head_flops(hidden, weight, up) + gradient_flops(hidden, weight, up, options[-1])
+@register_flop_formula(_forward.op)
+def _forward_flops(*shapes: Any, out_shape: Any = None, **_: Any) -> int:
+    inputs, *_rest, wanted = _forward.records(shapes)
+    return head_flops(inputs) + gradient_flops(inputs, wanted)
 
 
 def linear_preference_loss(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    lengths: Tensor,
-    ref_logps: Tensor,
-    bias: Tensor | None,
-    lora: tuple[Tensor, Tensor] | None,
-    transform: Transform,
-    *,
-    loss_types: tuple[str, ...],
-    loss_weights: tuple[float, ...],
-    beta: float,
-    label_smoothing: float,
-    discopop_tau: float,
-    logits_dtype: torch.dtype,
-    chunk_bytes: int,
-    statistics: bool,
+    inputs: Inputs, objective: Objective, *, statistics: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Mean loss [], differentiable once; detached losses [G], log-probs [G, K+1] and [T], entropy [T], others [3, T].
 
     It checks no arguments: `mipo.fused.linear_preference_loss` does.
     """
-    down, up = lora or (None, None)
-    wanted = [x is not None and x.requires_grad for x in (hidden, weight, bias, down, up)]
-    loss, *rest = _forward(
-        hidden, weight, targets, bias, down, up, *transform, logits_dtype, chunk_bytes, statistics, lengths, ref_logps,
-        ",".join(loss_types), list(loss_weights), beta, label_smoothing, discopop_tau, wanted,
-    )  # fmt: skip
+    wanted = [x is not None and x.requires_grad for x in inputs.differentiable]
+    loss, *rest = _forward(inputs, objective, statistics, wanted)
     losses, sums, logps, entropy, others = (x.detach() for x in rest[:5])
     return loss, losses, sums, logps, entropy, others

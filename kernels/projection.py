@@ -6,18 +6,40 @@ has the costs and limits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .rows import SLICE_BYTES, Transform, aligned, fold_rows, gradient_rows, new_state, slices
+from .row_state import Transform, new_state
+from .rows import SLICE_BYTES, aligned, fold_rows, gradient_rows, slices
+
+
+class Inputs(NamedTuple):
+    """What an LM head gets, with its low-rank product, and the room for its logits: arguments of every operator."""
+
+    hidden: Tensor  # [T, D]
+    weight: Tensor  # [V, D], of any floating dtype; its gradient has the same
+    targets: Tensor  # [T]
+    bias: Tensor | None  # [V]
+    down: Tensor | None  # [T, r]
+    up: Tensor | None  # [V, r]
+    transform: Transform
+    logits_dtype: torch.dtype
+    chunk_bytes: int  # that logits may take
+
+    @property
+    def differentiable(self) -> tuple[Tensor | None, ...]:
+        """Hidden, weight, bias, down and up: the order of gradients."""
+        return self.hidden, self.weight, self.bias, self.down, self.up
 
 
 @dataclass(frozen=True)
 class Projection:
-    """Hidden states, an LM head, optionally with a low-rank product, and the bytes that their logits may take."""
+    """The logits of inputs and what follows from them, for some tokens and words at a time."""
 
     hidden: Tensor  # [T, D]
     weight: Tensor  # [V, D]
@@ -32,22 +54,20 @@ class Projection:
     weight_dtype: torch.dtype
 
     @classmethod
-    def of(
-        cls,
-        hidden: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        bias: Tensor | None,
-        down: Tensor | None,
-        up: Tensor | None,
-        transform: Transform,
-        logits_dtype: torch.dtype,
-        chunk_bytes: int,
-    ) -> Projection:
+    def of(cls, inputs: Inputs) -> Projection:
         """Casts the weight to the dtype of hidden where it has another one, as under autocast."""
-        narrow, bias = weight.to(hidden.dtype), None if bias is None else bias.contiguous()
-        targets = targets.contiguous()
-        return cls(hidden, narrow, targets, bias, down, up, transform, logits_dtype, chunk_bytes, weight.dtype)
+        contiguous = inputs._replace(
+            weight=inputs.weight.to(inputs.hidden.dtype),
+            targets=inputs.targets.contiguous(),
+            bias=None if inputs.bias is None else inputs.bias.contiguous(),
+        )
+        return cls(*contiguous, inputs.weight.dtype)
+
+    def part(self, tokens: slice, chunk_bytes: int) -> Projection:
+        """The same for some of the tokens, with another budget."""
+        down = None if self.down is None else self.down[tokens]
+        hidden, targets = self.hidden[tokens], self.targets[tokens]
+        return replace(self, hidden=hidden, targets=targets, down=down, chunk_bytes=chunk_bytes)
 
     @property
     def tokens(self) -> slice:
@@ -73,14 +93,22 @@ class Projection:
         """The number of tokens whose logits fit the budget; at least one."""
         return max(1, self.chunk_bytes // (aligned(len(self.weight)) * self._logit_bytes(with_gradient)))
 
-    def chunks(self, with_gradient: bool) -> Iterator[slice]:
-        """Even runs of tokens, each with its logits within the budget."""
-        return _even(len(self.hidden), self.capacity(with_gradient))
-
     def word_slices(self, tokens: int, with_gradient: bool) -> list[slice]:
         """Even runs of words, with the logits of this many tokens within the budget; at least 16 words each."""
         size = self.chunk_bytes // (max(1, tokens) * self._logit_bytes(with_gradient))
-        return list(_even(len(self.weight), size // 16 * 16 or 16, 16))
+        return list(even(len(self.weight), size // 16 * 16 or 16, 16))
+
+    def tiles(self, with_gradient: bool) -> tuple[list[slice], list[slice]]:
+        """Even runs of tokens and of words, with the logits of a tile within the budget; one tile where all fit.
+
+        With sums [tokens, D], a run of tokens reads the weight twice, 4VD bytes, and a run of words reads and writes
+        the sums twice in fp32, 16TD bytes. Four words for a token make the least of both.
+        """
+        if len(self.hidden) <= self.capacity(with_gradient):
+            return [self.tokens], [self.words]
+        size = self.chunk_bytes // self._logit_bytes(with_gradient)
+        tokens = list(even(len(self.hidden), max(1, math.isqrt(size) // 2)))
+        return tokens, self.word_slices(tokens[0].stop, with_gradient)
 
     def buffer(self, tokens: int, words: int, dtype: torch.dtype) -> Tensor:
         """Uninitialised [tokens, words], with wider rows for alignment."""
@@ -95,8 +123,18 @@ class Projection:
         """An uninitialised state of the softmax of every token."""
         return new_state(self.targets, self.wide, statistics)
 
-    def fold(self, tokens: slice, words: slice, logits: Tensor, state: Tensor, g: Tensor | None = None) -> None:
+    def fold(
+        self,
+        tokens: slice,
+        words: slice,
+        logits: Tensor,
+        state: Tensor,
+        g: Tensor | None = None,
+        shares: bool = False,
+    ) -> None:
         """Projects tokens on words into the buffer `logits` and folds these into `state` [T, …]; fills `g`, if any."""
+        if tokens.start == tokens.stop:
+            return
         logits = self._project(tokens, words, logits)
         fold_rows(
             logits,
@@ -107,6 +145,7 @@ class Projection:
             words=words.stop - words.start,
             first=words.start,
             g=None if g is None else g[: logits.shape[0], : logits.shape[1]],
+            shares=shares,
         )
 
     def gradient(
@@ -146,14 +185,14 @@ class Projection:
 class Gradients:
     """Gradients of hidden, weight, bias, down and up, summed over chunks of tokens; None where not wanted."""
 
-    def __init__(self, projection: Projection, wanted: list[bool], chunks: int) -> None:
+    def __init__(self, projection: Projection, wanted: list[bool], chunks: int, keep_sums: bool = False) -> None:
         p = self.projection = projection
         self.chunks = self.left = chunks
-        # One chunk is one product, rounded once by the GEMM; several are summed in fp32.
-        # cuBLAS gives products in their factors' dtype or in fp32.
-        wide = torch.promote_types(p.hidden.dtype, torch.float32)
-        dtype = p.weight_dtype if chunks == 1 and p.weight_dtype == p.hidden.dtype else wide
-        low_dtype = p.hidden.dtype if chunks == 1 else wide
+        # One chunk is one product, rounded once by the GEMM; several are summed in fp32, and so is one that the caller
+        # will multiply again. cuBLAS gives products in their factors' dtype or in fp32.
+        wide, one = torch.promote_types(p.hidden.dtype, torch.float32), chunks == 1 and not keep_sums
+        dtype = p.weight_dtype if one and p.weight_dtype == p.hidden.dtype else wide
+        low_dtype = p.hidden.dtype if one else wide
         # Without chunks there is no first product: the sum is 0.
         empty = torch.zeros_like if chunks == 0 else torch.empty_like
         self.hidden = torch.empty_like(p.hidden) if wanted[0] else None
@@ -164,9 +203,11 @@ class Gradients:
 
     def add(self, tokens: slice, words: list[slice], g_of: Callable[[slice], Tensor], upstream: Tensor) -> None:
         """Adds a chunk: `g_of` returns G [n, words] of a slice of words, `upstream` [n] is dL/dlogps of its tokens."""
-        p, first = self.projection, self.left == self.chunks
-        scaled_hidden = scaled_rows(p.hidden[tokens], upstream) if self.weight is not None else None
-        scaled_down = scaled_rows(p.down[tokens], upstream) if self.up is not None and p.down is not None else None
+        p, first, scales = self.projection, self.left == self.chunks, -upstream
+        scaled_hidden, scaled_down = (
+            None if whole is None or rows is None else scaled_rows(rows[tokens], scales, rows.dtype)
+            for whole, rows in ((self.weight, p.hidden), (self.up, p.down))
+        )
         # With one slice dH is one product, rounded once; several are summed in fp32.
         dh, dd = (
             None
@@ -183,21 +224,26 @@ class Gradients:
             if self.up is not None and scaled_down is not None:
                 product(self.up[columns], g.t(), scaled_down, add=not first)
             if self.bias is not None:
-                product(self.bias[columns][None], -upstream[None].to(g.dtype), g, add=True)
+                product(self.bias[columns][None], scales[None].to(g.dtype), g, add=True)
             if dh is not None:
                 product(dh, g, p.weight[columns], add=len(words) > 1)
             if dd is not None and p.up is not None:
                 product(dd, g, p.up[columns], add=len(words) > 1)
         for whole, part in ((self.hidden, dh), (self.down, dd)):
             if whole is not None and part is not None:
-                torch.mul(part, -upstream[:, None], out=whole[tokens])
+                torch.mul(part, scales[:, None], out=whole[tokens])
         self.left -= 1
 
-    def finished(self) -> list[Tensor]:
-        """Hidden [T, D], weight [V, D], bias [V], down [T, r], up [V, r]; [0] where not wanted."""
+    def sums(self) -> list[Tensor]:
+        """Hidden [T, D], weight [V, D], bias [V], down [T, r], up [V, r], in the dtype of sums; [0] if not wanted."""
         assert self.left == 0, "every chunk is added once"
-        p, nothing = self.projection, self.projection.hidden.new_empty(0)
         gradients = (self.hidden, self.weight, self.bias, self.down, self.up)
+        return [self.projection.hidden.new_empty(0) if x is None else x for x in gradients]
+
+    def finished(self) -> list[Tensor]:
+        """The sums, in the dtypes of what they are the gradients of."""
+        p, nothing = self.projection, self.projection.hidden.new_empty(0)
+        gradients = self.sums()
         dtypes = [p.hidden.dtype, p.weight_dtype, *[p.hidden.dtype] * 3]
         return [nothing if x is None else x.to(dtype) for x, dtype in zip(gradients, dtypes, strict=True)]
 
@@ -227,12 +273,12 @@ def _product_on_cpu(out: Tensor, a: Tensor, b: Tensor, add: bool) -> None:
             product(out[:, columns], wide, b[:, columns].to(out.dtype), add=add)
 
 
-def scaled_rows(rows: Tensor, upstream: Tensor) -> Tensor:
-    """Rows [n, d] times minus their upstream [n], multiplied in the wider dtype and rounded once."""
-    return torch.mul(rows, -upstream[:, None], out=torch.empty_like(rows))
+def scaled_rows(rows: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows [n, d] times scales [n], multiplied in the wider dtype and rounded once, to `dtype`."""
+    return torch.mul(rows, scales[:, None], out=torch.empty_like(rows, dtype=dtype))
 
 
-def _even(n: int, size: int, multiple: int = 1) -> Iterator[slice]:
+def even(n: int, size: int, multiple: int = 1) -> Iterator[slice]:
     """The fewest runs of at most `size`, of about one length, which is a multiple of `multiple`."""
     count = -(-n // size)
     length = -(-n // max(1, count))

@@ -102,6 +102,7 @@ def test_inputs_are_as_peaked_as_claimed(run):
 def test_the_record_has_what_the_tables_need(run):
     record = run[1]
     assert record["missing"] == []
+    assert record["kernel_tests"] == "not run on a CPU"
     assert {"device", "torch", "triton", "python", "commit"} <= set(record["machine"])
     needed = {"name", "label", "setting", "flops", "forward_ms", "backward_ms", "total_ms", "rounds", "extra_bytes"}
     assert all(needed <= set(row) for row in rows_of(record))
@@ -153,6 +154,8 @@ def test_a_target_is_met_from_its_limit_on(rooms):
 
     def verdicts(trl: float, floor: float, spare: int) -> list[str]:
         seen = {"ours": (100.0, 10 << 20), "trl": (trl, (10 << 20) + spare), "floor": (floor, 0)}
+        # With statistics both are twice as slow, and only ours is far from the floor.
+        seen |= {f"{name}+statistics": (2 * seen[name][0], seen[name][1]) for name in ("ours", "trl")}
         rows = [
             {"name": name, "setting": setting, "failure": None, "total_ms": ms, "extra_bytes": size}
             for setting in ("trained", "frozen")
@@ -160,10 +163,28 @@ def test_a_target_is_met_from_its_limit_on(rooms):
         ]
         return [t["verdict"].split(" (")[0] for t in table.judge(rows, measured=True)]
 
-    assert verdicts(150.0, 85.0, 0) == ["met"] * 6
-    assert verdicts(134.0, 84.0, -1) == ["NOT met"] * 6
-    assert verdicts(140.0, 90.0, 1) == ["met", "met", "met", "NOT met", "met", "met"]
+    statistics = ["met", "met", "NOT met"]
+    assert verdicts(150.0, 85.0, 0) == (["met"] * 3 + statistics) * 2
+    assert verdicts(134.0, 84.0, -1) == ["NOT met"] * 12
+    assert verdicts(140.0, 90.0, 1) == ["met"] * 3 + statistics + ["NOT met", "met", "met", "NOT met", "met", "NOT met"]
     assert {t["verdict"] for t in table.judge([], measured=True)} == {"not measured"}
+
+
+def test_trl_must_be_timed(rooms):
+    fused_head = rooms("fused_head")
+    rows = [
+        {"name": name, "setting": setting, "total_ms": 1.0}
+        for name in ("trl", "trl+statistics", "ours")
+        for setting in ("trained", "frozen")
+    ]
+    whole = {"point": "large", "rows": rows, "left_out": {}}
+    assert fused_head._untimed([whole]) == []
+    failed = [row for row in rows if row != rows[2]] + [{"name": "trl+statistics", "setting": "trained"}]
+    assert fused_head._untimed([whole | {"rows": failed}]) == ["trl+statistics at large, head trained: see its row"]
+    absent = {"point": "short", "rows": rows[4:], "left_out": {"trl": "ModuleNotFoundError: trl"}}
+    untimed = fused_head._untimed([whole, absent])
+    assert len(untimed) == 4
+    assert all("at short" in line and "ModuleNotFoundError" in line for line in untimed)
 
 
 def test_a_batch_is_a_function_of_its_seed(rooms):

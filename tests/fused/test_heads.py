@@ -25,6 +25,8 @@ SIZES = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "
          "eos_token_id": 2}  # fmt: skip
 EYES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
         "image_size": 16, "patch_size": 4}  # fmt: skip
+DECODER = {"vocab_size": VOCABULARY, "d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4,
+           "decoder_ffn_dim": 48, "max_position_embeddings": 32}  # fmt: skip
 CONFIGS = {
     "llama": lambda: hf.LlamaConfig(**SIZES),
     "llama with tied embeddings": lambda: hf.LlamaConfig(**SIZES, tie_word_embeddings=True),
@@ -43,6 +45,12 @@ CONFIGS = {
     ),
     "gpt2": lambda: hf.GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=32),
     "phi, bias": lambda: hf.PhiConfig(**{**SIZES, "num_key_value_heads": 4}),
+    "opt, a backbone inside a backbone": lambda: hf.OPTConfig(
+        vocab_size=VOCABULARY, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=32, word_embed_proj_dim=16, pad_token_id=1,
+    ),
+    "bart, a decoder alone": lambda: hf.BartConfig(**DECODER),
+    "trocr, a head of another name": lambda: hf.TrOCRConfig(**DECODER),
     "paligemma, softcap of its text model": lambda: hf.PaliGemmaConfig(
         text_config={**SIZES, "model_type": "gemma2", "final_logit_softcapping": 1.5}, vision_config=EYES,
         projection_dim=32, image_token_index=60,
@@ -138,6 +146,29 @@ def test_verify_sees_what_no_layer_shows() -> None:
     config.text_config.final_logit_softcapping = 1.5
     model = model_of(config)
     with pytest.raises(ValueError, match="Gemma3ForConditionalGeneration"):
+        Head.of(model).verify(model)
+
+
+class Detour(hf.LlamaForCausalLM):
+    """Calls its backbone's layers, and the backbone never."""
+
+    def forward(self, input_ids: Tensor, use_cache: bool = False) -> Any:
+        logits = self.lm_head(self.model.norm(self.model.embed_tokens(input_ids)))
+        return hf.modeling_outputs.CausalLMOutput(logits=logits)
+
+
+def test_verify_refuses_a_model_that_bypasses_its_backbone() -> None:
+    model = Detour(hf.LlamaConfig(**SIZES))
+    with pytest.raises(NotImplementedError, match="Detour, whose forward runs without its LlamaModel"):
+        Head.of(model).verify(model)
+
+
+def test_verify_sees_another_stream_of_states() -> None:
+    """ProphetNet's head reads the states that predict, and not those that its decoder returns first."""
+    config = hf.ProphetNetConfig(vocab_size=VOCABULARY, hidden_size=32, decoder_ffn_dim=48, num_decoder_layers=2,
+                                 num_decoder_attention_heads=4, max_position_embeddings=32)  # fmt: skip
+    model = model_of(config)
+    with pytest.raises(ValueError, match="ProphetNetForCausalLM"):
         Head.of(model).verify(model)
 
 

@@ -139,6 +139,26 @@ def test_the_kernels_slopes_are_finite_where_mathematics_is(name: str) -> None:
         assert torch.allclose(ours[fits].double(), truth[fits], rtol=DISCOPOP_RTOL, atol=1e-6)
 
 
+@pytest.mark.parametrize("side", [0, 1], ids=["chosen", "rejected"])
+@pytest.mark.parametrize("name", sorted(set(LOSS_TYPES) - BATCH_LOSSES - {"ipo", "sppo_hard", "discopop"}))
+def test_an_impossible_response_is_what_the_definition_makes_of_it(name: str, side: int) -> None:
+    """A log-prob of -inf, in each loss that has a limit there."""
+    logps = torch.tensor([[-3.0, -4.0], [-2.0, -1.0]])
+    logps[0, side] = -torch.inf
+    logps.requires_grad_()
+    lengths = torch.tensor([[3, 2], [1, 4]])
+    options = options_of(name) | {"beta": 0.5}
+    defined = preference_loss(logps, torch.zeros(2, 2), lengths=lengths, **options)
+    (slopes,) = torch.autograd.grad(defined.sum(), logps)
+    objective = loss_kernel.Objective(
+        lengths, torch.zeros(2, 2), name, [1.0], 0.5, options["label_smoothing"], discopop_tau=0.05
+    )
+    sums = loss_kernel._Sums(objective)
+    ours, our_slopes = sums._losses(logps.detach(), lengths, logps.detach())
+    torch.testing.assert_close(ours, defined.detach())
+    torch.testing.assert_close(our_slopes, slopes)
+
+
 # The modes
 
 
@@ -207,16 +227,6 @@ def test_float16_has_its_gradients_made_after_the_loss_is_scaled() -> None:
     assert float((ours.double() - truth).norm() / truth.norm()) < 4e-3
 
 
-def test_by_default_the_logits_take_what_trl_s_head_takes() -> None:
-    """A tile of 256 MiB, dH in float32, and for a trained head its gradient in the weight's own dtype."""
-    hidden, weight = torch.empty(8192, 2048, dtype=torch.bfloat16), torch.empty(1000, 2048, dtype=torch.bfloat16)
-    targets = torch.zeros(8192, dtype=torch.int64)
-    head = (targets, None, None, operators.Transform(1.0, None, 1.0), None, None)
-    assert operators._head(hidden, weight, *head).budget == (256 << 20) + 4 * 8192 * 2048
-    trained = weight.requires_grad_()
-    assert operators._head(hidden, trained, *head).budget == (256 << 20) + 4 * 8192 * 2048 + 2 * 1000 * 2048
-
-
 @pytest.mark.parametrize("mode", ["M0", "M1", "M2", "M3", "M4"])
 def test_statistics_come_with_the_loss_in_every_mode(mode: str) -> None:
     wanted = {"M0": (), "M1": ("hidden",)}.get(mode, ("hidden", "weight"))
@@ -259,6 +269,19 @@ def test_autocast_does_not_round_the_gradient_of_a_float32_weight(mode: str, row
     again.loss.backward()
     assert torch.equal(out.loss, again.loss)
     assert torch.equal(kwargs["weight"].grad.bfloat16(), narrow["weight"].grad)
+
+
+@pytest.mark.parametrize("rows", [9, 1000], ids=["chunks", "one chunk"])
+def test_the_gradient_of_a_head_is_rounded_once(rows: int) -> None:
+    """From the sums in float32, after they are multiplied by what comes from outside."""
+    kwargs, chunk_bytes = problem(), Case(rows=rows).chunk_bytes // 2
+    with torch.autocast("cpu", torch.bfloat16):
+        out = linear_preference_loss(**kwargs, mode="M2", chunk_bytes=chunk_bytes)
+    (wide,) = torch.autograd.grad(out.loss, kwargs["weight"])
+    narrow = kwargs | {name: kwargs[name].detach().bfloat16().requires_grad_() for name in ("hidden", "weight")}
+    out = linear_preference_loss(**narrow, mode="M2", chunk_bytes=chunk_bytes)
+    (ours,) = torch.autograd.grad(out.loss, narrow["weight"], torch.tensor(1 / 3))
+    assert torch.equal(ours, (wide * torch.tensor(1 / 3)).bfloat16())
 
 
 def test_autocast_computes_in_its_dtype() -> None:

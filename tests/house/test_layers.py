@@ -88,7 +88,7 @@ def test_kernels_know_torch_triton_and_each_other_alone():
     for path in (ROOT / "kernels").glob("*.py"):
         tops = {name.split(".")[0] for name in imported(path, relative=True)}
         assert tops <= {"torch", "triton", "math", "collections", "dataclasses", "typing", "contextlib", "functools",
-                        "itertools", "__future__", "os", ""}, path  # fmt: skip
+                        "itertools", "__future__", "os", "inspect", ""}, path  # fmt: skip
     assert not (ROOT / "kernels" / "__init__.py").exists(), "it would shadow Hugging Face's package `kernels`"
 
 

@@ -6,12 +6,10 @@ autocast, torch.compile, the Triton compiler.
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 
 import kernel_checks
 import pytest
@@ -39,15 +37,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from mipo.fused.operators import linear_logps, linear_preference_loss
 from mipo.kernels import linear_logps as logps_kernel
 from mipo.kernels import linear_preference_loss as loss_kernel
-from mipo.kernels import rows
+from mipo.kernels import row_kernels, rows
 from mipo.loss import preference_loss, token_logps
-
-
-@pytest.fixture(autouse=True)
-def pytorch_rows_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    # In this process the interpreter stays away, also where somebody has exported TRITON_INTERPRET.
-    runs_triton = rows.runs_triton
-    monkeypatch.setattr(rows, "runs_triton", lambda logits: logits.is_cuda and runs_triton(logits))
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +57,7 @@ def test_pytorch_rows(name: str) -> None:
 
 
 # The interpreter of Triton 3.6 fails with numpy 2.4; its compiler is tested below all the same.
-INTERPRETS = rows.triton is not None and not rows.triton.__version__.startswith("3.6.")
+INTERPRETS = row_kernels.triton is not None and not row_kernels.triton.__version__.startswith("3.6.")
 
 
 @pytest.mark.skipif(not INTERPRETS, reason="needs the interpreter of Triton 3.7 or newer")
@@ -151,56 +142,6 @@ def test_staging_the_logits_is_a_choice(staging: torch.dtype, mode: str) -> None
     assert gradient.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("mode", ["M1", "M3", "M4"])
-def test_gradcheck_of_the_log_probs(mode: str) -> None:
-    case = Case(tokens=4, width=3, vocabulary=7, bias=True, rank=1, softcap=5.0, scale=1.7, temperature=1.3)
-    inputs, targets = make(case, "cpu", torch.float64)
-    params = leaves(inputs, ("hidden", "down") if mode == "M1" else case.inputs)
-
-    def function(*tensors: Tensor) -> Tensor:
-        named = dict(zip(case.inputs, tensors, strict=True))
-        return linear_logps(**arguments(named), targets=targets, **case.options, mode=mode, chunk_bytes=128)
-
-    assert torch.autograd.gradcheck(function, tuple(params.values()))
-
-
-@pytest.mark.parametrize("lengths", [[[2, 1], [1, 2]], [[1, 1, 2], [1, 0, 1]]])
-def test_gradcheck_of_the_loss(lengths: list[list[int]]) -> None:
-    case = Case(tokens=6, width=3, vocabulary=7, bias=True, rank=1, softcap=5.0, scale=1.7, temperature=1.3)
-    inputs, targets = make(case, "cpu", torch.float64)
-    counted = torch.tensor(lengths)
-    ref_logps = -counted.double() * 2
-
-    def function(*tensors: Tensor) -> Tensor:
-        named = dict(zip(case.inputs, tensors, strict=True))
-        return linear_preference_loss(
-            **arguments(named), targets=targets, lengths=counted, ref_logps=ref_logps, **case.options, chunk_bytes=512,
-            mode="M2",
-        ).loss  # fmt: skip
-
-    assert torch.autograd.gradcheck(function, tuple(leaves(inputs, case.inputs).values()))
-
-
-@pytest.mark.parametrize("mode", ["M1", "M2", "M3", "M4"])
-def test_second_derivatives_are_refused(mode: str) -> None:
-    inputs, targets = make(CASES["plain"], "cpu")
-    params = leaves(inputs, ("hidden",) if mode == "M1" else ("hidden", "weight"))
-    if mode == "M2":
-        lengths, ref_logps = torch.tensor([[5, 6]]), torch.full((1, 2), -20.0)
-        value = linear_preference_loss(
-            **arguments(params), targets=targets, lengths=lengths, ref_logps=ref_logps, mode=mode
-        ).loss
-    else:
-        value = linear_logps(**arguments(params), targets=targets, mode=mode).sum()
-
-    def twice() -> None:
-        (gradient,) = torch.autograd.grad(value, params["hidden"], create_graph=True)
-        gradient.sum().backward()
-
-    with pytest.raises(RuntimeError, match="first derivatives only"):
-        twice()
-
-
 # FLOPs
 
 
@@ -241,13 +182,21 @@ def flops(step: Callable[[], object], inside: TorchDispatchMode | nullcontext) -
         ("M2", "weight", 2),
         ("M3", "hidden weight", 3),
         ("M3", "weight", 2),
-        ("M4", "hidden weight", 4),
-        ("M4", "hidden", 3),
     ],
 )
 @pytest.mark.parametrize("inside", [LookInside, nullcontext], ids=["product by product", "as declared"])
 def test_flops_of_a_step(mode: str, wanted: str, expected: int, inside: Callable[[], TorchDispatchMode]) -> None:
     assert flops(plain_step(tuple(wanted.split()), mode), inside()) == expected
+
+
+@pytest.mark.parametrize(("chunk_rows", "kept"), [(1, 0), (6, 4), (11, 8), (15, 11)])
+@pytest.mark.parametrize("inside", [LookInside, nullcontext], ids=["product by product", "as declared"])
+def test_m4_projects_twice_only_what_it_does_not_keep(
+    chunk_rows: int, kept: int, inside: Callable[[], TorchDispatchMode]
+) -> None:
+    """Three quarters of the budget keep G of some of the 11 tokens: 3F, and F for the others."""
+    step = plain_step(("hidden", "weight"), "M4", chunk_rows)
+    assert flops(step, inside()) == pytest.approx(3 + (11 - kept) / 11)
 
 
 def test_only_a_group_longer_than_a_chunk_is_projected_twice() -> None:
@@ -450,7 +399,7 @@ def test_the_operators_of_the_log_probs_are_what_they_declare(mode: str, dtype: 
     forward, backward = torch.ops.mipo.linear_logps.default, torch.ops.mipo.linear_logps_backward.default
     torch.library.opcheck(forward, (h, w, targets, b, down, up, *options, mode, True), test_utils=checks)
     h, w, b, down, up = inputs.values()
-    state, saved = logps_kernel.forward(h, w, targets, b, down, up, *options, mode, True)[3:5]
+    state, saved = logps_kernel._forward.flat(h, w, targets, b, down, up, *options, mode, True)[3:5]
     if mode in ("M3", "M4"):
         rest = (state, saved, torch.ones(len(h)), None, [True] * 5)
         torch.library.opcheck(backward, (h, w, targets, b, down, up, *options, *rest), test_utils=checks[::2])
@@ -463,71 +412,10 @@ def test_the_operator_of_the_loss_is_what_it_declares(name: str, dtype: torch.dt
     case = Case(tokens=int(lengths.sum()), bias=True, rank=2)
     inputs, targets = make(case, "cpu", dtype)
     h, w, b, down, up = leaves(inputs, case.inputs).values()
-    options = (1.0, None, 1.0, torch.float32, 9 * ROW, True, lengths, torch.full(lengths.shape, -9.0))
-    loss = ("sigmoid", [1.0], 0.1, 0.0, 0.05, [True] * 5)
+    options = (1.0, None, 1.0, torch.float32, 9 * ROW)
+    loss = (lengths, torch.full(lengths.shape, -9.0), "sigmoid", [1.0], 0.1, 0.0, 0.05, True, [True] * 5)
     torch.library.opcheck(
         torch.ops.mipo.linear_preference_loss.default,
         (h, w, targets, b, down, up, *options, *loss),
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )
-
-
-# The widest use of registers has everything on; the narrowest type makes the widest vectors.
-FLAGS = ("HAS_BIAS", "HAS_SOFTCAP", "FOLD", "RESUME", "STATISTICS", "WRITE_G", "ENTROPY")
-COMPILED = [
-    ("bf16", "bf16", {"HAS_BIAS", "HAS_SOFTCAP", "FOLD", "STATISTICS", "WRITE_G"}),  # M1 to M3
-    ("bf16", "bf16", {"FOLD", "WRITE_G"}),
-    ("fp32", "bf16", {"HAS_BIAS", "HAS_SOFTCAP", "FOLD", "STATISTICS", "WRITE_G"}),
-    ("fp32", "fp32", {"FOLD"}),  # M0
-    ("bf16", "bf16", {"HAS_BIAS", "HAS_SOFTCAP", "FOLD", "RESUME", "STATISTICS"}),  # M4, forward and backward
-    ("bf16", "bf16", {"HAS_BIAS", "HAS_SOFTCAP", "RESUME", "WRITE_G"}),
-    ("bf16", "bf16", {"HAS_BIAS", "HAS_SOFTCAP", "RESUME", "STATISTICS", "WRITE_G", "ENTROPY"}),
-]
-
-
-@pytest.mark.skipif(
-    rows.triton is None or os.environ.get("TRITON_INTERPRET") == "1", reason="needs the Triton compiler"
-)
-@pytest.mark.parametrize("capability", [80, 90, 100])
-def test_the_row_kernel_compiles_without_spills(
-    capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    # Triton 3.9 warns that this default will change.
-    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
-    for z, g, on in COMPILED:
-        registers, spills = compile_row_kernel(capability, z, g, on, tmp_path)
-        assert spills == 0, on
-        # Two programs share the 65,536 registers of a multiprocessor.
-        assert 2 * registers * 32 * rows.NUM_WARPS <= 65536, on
-
-
-def compile_row_kernel(capability: int, z: str, g: str, on: set[str], folder: Path) -> tuple[int, int]:
-    """Registers per thread and bytes spilled, from the ptxas that Triton brings."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.backends.nvidia.compiler import get_ptxas
-    from triton.compiler import ASTSource
-
-    signature = {"z_ptr": f"*{z}", "g_ptr": f"*{g}", "targets_ptr": "*i64", "bias_ptr": "*bf16"}
-    signature |= dict.fromkeys(("state_ptr", "weights_ptr"), "*fp32")
-    signature |= dict.fromkeys(("z_stride", "g_stride", "first", "n_cols", "width"), "i32")
-    signature |= dict.fromkeys(("scale", "softcap", "inv_t"), "fp32")
-    signature |= dict.fromkeys((*FLAGS, "STATE", "BLOCK"), "constexpr")
-    # As the launcher would find them: aligned pointers, but for targets, state and weights; strides and words, in
-    # multiples of 16.
-    aligned = {(i,): [["tt.divisibility", 16]] for i in range(11) if i not in (2, 4, 5)}
-    constants = {flag: flag in on for flag in FLAGS}
-    state = rows.new_state(torch.empty(1), torch.float32, "STATISTICS" in on)
-    constants |= {"STATE": state.shape[1], "BLOCK": rows.block_of(state)}
-    source = ASTSource(rows._row_kernel, signature, constants, aligned)
-    target = GPUTarget("cuda", capability, 32)
-    compiled = triton.compile(source, target=target, options={"num_warps": rows.NUM_WARPS})
-    ptx = folder / f"{capability}-{z}-{g}.ptx"
-    ptx.write_text(compiled.asm["ptx"])
-    architecture = re.search(r"\.target (\w+)", compiled.asm["ptx"])[1]
-    command = [get_ptxas(capability).path, "-v", f"--gpu-name={architecture}", ptx, "-o", os.devnull]
-    report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    registers = int(re.search(r"Used (\d+) registers", report)[1])
-    spills = sum(map(int, re.findall(r"(\d+) bytes spill", report)))
-    return registers, spills

@@ -460,6 +460,39 @@ def test_every_type_is_right_at_ten_thousand_nats(name: str, size: float) -> Non
     close(gradient, true_gradient, TRL_RTOL)
 
 
+# The gradients of the first two grow without bound, and the third is a product of 0 and infinity.
+WITHOUT_LIMIT = {"ipo", "sppo_hard", "discopop"}
+
+
+@pytest.mark.parametrize("side", [0, 1], ids=["chosen", "rejected"])
+@pytest.mark.parametrize("name", [name for name in LOSS_TYPES if name not in WITHOUT_LIMIT])
+def test_an_impossible_response_has_the_limit(name: str, side: int) -> None:
+    """At a log-prob of -inf: the gradient of -1e6 nats, and its loss, or infinity where that grows with the nats."""
+    case = options(name) | {"beta": 1.0, "lengths": torch.ones(2, 2, dtype=torch.int64)}
+    results = []
+    for nats in (-math.inf, -1e6):
+        logps = fp64([[-3, -4], [-2, -1]])
+        logps[0, side] = nats
+        logps.requires_grad_()
+        loss = preference_loss(logps, torch.zeros_like(logps), **case)
+        results.append((loss.detach(), torch.autograd.grad(loss.sum(), logps)[0]))
+    (limit, gradient), (near, near_gradient) = results
+    assert torch.equal(limit, torch.where(near.abs() > 1e4, near.sign() * math.inf, near))
+    close(gradient, near_gradient)
+
+
+@pytest.mark.parametrize("negatives", [1, 3])
+def test_beside_an_impossible_chosen_response_the_rejected_have_their_shares(negatives: int) -> None:
+    logps, ref_logps = random_groups(1, 1 + negatives)
+    logps[0, 0] = -math.inf
+    logps.requires_grad_()
+    loss = preference_loss(logps, ref_logps, beta=0.1)
+    (gradient,) = torch.autograd.grad(loss.sum(), logps)
+    assert loss.item() == math.inf
+    shares = (0.1 * (logps - ref_logps).detach()[0, 1:]).softmax(0)
+    close(gradient[0], 0.1 * torch.cat([fp64([-1]), shares]))
+
+
 @pytest.mark.parametrize("name", ["apo_zero", "apo_down", "exo_pair", "discopop"])
 def test_a_saturated_gradient_keeps_its_digits(name: str) -> None:
     # Beside sigmoids of 25 and 20: 1 - sigmoid(25) is 1e-11, nothing that y (1 - y) of a rounded y could know.

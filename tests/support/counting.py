@@ -3,7 +3,6 @@
 import weakref
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -16,11 +15,8 @@ class LookInside(TorchDispatchMode):
     """Runs the Python function below each of mipo's operators, so that other modes see what it is made of."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        inside = {
-            torch.ops.mipo.linear_logps: logps_kernel.forward,
-            torch.ops.mipo.linear_logps_backward: logps_kernel.backward,
-            torch.ops.mipo.linear_preference_loss: loss_kernel.forward,
-        }
+        operators = (logps_kernel._forward, logps_kernel._backward, loss_kernel._forward)
+        inside = {operator.op: operator.flat for operator in operators}
         return inside.get(func.overloadpacket, func)(*args, **(kwargs or {}))
 
 

@@ -104,15 +104,22 @@ class Head:
         """
         if input_ids is None:
             input_ids = torch.arange(4, device=self.weight.device)[None]
-        states: list[Tensor] = []
-        hook = _backbone(_unwrapped(model)).register_forward_hook(lambda *call: states.append(call[-1][0]))
+        outputs: list[Any] = []
+        backbone = _backbone(_unwrapped(model))
+        # OPT and the decoders of BART call the model inside their backbone, which then never runs itself. The last of
+        # them to end has the states that the head reads.
+        parts = [part for part in backbone.modules() if part is backbone or isinstance(part, PreTrainedModel)]
+        hooks = [part.register_forward_hook(lambda *call: outputs.append(call[-1])) for part in parts]
         training = {module for module in model.modules() if module.training}
         try:
             logits = model.eval()(input_ids=input_ids, use_cache=False).logits
-            hidden = states[0].to(self.weight)
+            if not outputs:
+                _refuse(f"{type(_unwrapped(model)).__name__}, whose forward runs without its {type(backbone).__name__}")
+            hidden = outputs[-1][0].to(self.weight)
             ours = token_logps(hidden, targets=input_ids, **self(hidden))
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
             for module in training:
                 module.training = True
         theirs = logits.float().log_softmax(-1).gather(-1, input_ids[..., None])[..., 0]

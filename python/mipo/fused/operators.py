@@ -19,7 +19,10 @@ from torch import Tensor, nn
 from mipo.errors import InputError, InputTypeError
 from mipo.kernels import linear_logps as logps_kernel  # type: ignore[attr-defined, unused-ignore]
 from mipo.kernels import linear_preference_loss as loss_kernel  # type: ignore[attr-defined, unused-ignore]
-from mipo.kernels.rows import Transform  # type: ignore[import-not-found, unused-ignore]
+from mipo.kernels.linear_preference_loss import Objective  # type: ignore[import-not-found, unused-ignore]
+from mipo.kernels.projection import Inputs  # type: ignore[import-not-found, unused-ignore]
+from mipo.kernels.row_state import Transform  # type: ignore[import-not-found, unused-ignore]
+from mipo.kernels.rows import aligned  # type: ignore[import-not-found, unused-ignore]
 from mipo.loss.logps import TokenStatistics, check_head
 from mipo.loss.preference import BATCH_LOSSES, check_losses, preference_loss
 
@@ -28,7 +31,8 @@ if TYPE_CHECKING:
 
     Lora = tuple[Float[Tensor, "*T r"], Float[Tensor, "V r"]]
 
-TILE_BYTES = 256 << 20
+# The tile of logits in TRL 1.16's head.
+TILE_TOKENS, TILE_WORDS = 4096, 32768
 Mode = Literal["M0", "M1", "M2", "M3", "M4"]
 
 
@@ -90,7 +94,7 @@ def linear_logps(
     | M0   | nothing                          | F                  | `chunk_bytes`                               |
     | M1   | hidden: the head is frozen       | 2F + 0             | `chunk_bytes`, 2 T D until the backward     |
     | M3   | also the head; 2 T V fit         | F + 2F             | 2 T V until the backward, 2 T D             |
-    | M4   | also the head; 2 T V do not fit  | F + 3F             | `chunk_bytes`, 6 T D in the backward        |
+    | M4   | also the head; 2 T V do not fit  | F + 2F to 3F       | `chunk_bytes`, 6 T D in the backward        |
 
     Args:
         hidden: [..., D], floating: final hidden states, each aligned with the token that it predicts.
@@ -106,12 +110,12 @@ def linear_logps(
             projects once more: 4F in all.
         mode: one of the table; `None` chooses it as the table says. M1 needs a frozen head.
         chunk_bytes: budget for the logits held at a time; a larger one means fewer, larger products. `None` means
-            256 MiB and 4 T D, and with a trained head (or bias, or LoRA) also 2 V D: the tile of TRL 1.16's head and
-            its casts.
+            what makes the whole head take no more than TRL 1.16's: its tile of 4,096 tokens by 32,768 words, and with
+            a trained head (or bias, or LoRA) also its 4 T D + 2 V D for sums and casts.
         logits_dtype: dtype of a chunk's logits until their log-sum-exp, which is always at least float32. `None` means
             float32 without gradients, where accuracy is nearly free, and the dtype of `hidden` with them. bfloat16
             logits cost 0.02 to 0.6 nats on the sum of 200 tokens. Name one dtype for a policy and its reference if
-            they must start equal to the bit.
+            they must start equal: to the bit if the head is frozen or all logits fit, else to the order of sums.
 
     Returns:
         [...], nats, float32 (float64 for float64 inputs). Differentiable once in hidden, weight, bias and lora.
@@ -173,7 +177,7 @@ def linear_preference_loss(
     | M1   | the head is frozen                                    | 2F    | `chunk_bytes`, 2 T D                     |
     | M3   | the head is trained, its logits fit                   | 3F    | 2 T V until the backward, 2 T D          |
     | M2   | they do not fit                                       | 3F    | `chunk_bytes`, 4 V D                     |
-    | M4   | they do not fit, and a loss needs the batch, or float16 | 4F  | `chunk_bytes`, 6 T D                     |
+    | M4   | they do not fit, and a loss needs the batch, or float16 | 3F to 4F | `chunk_bytes`, 6 T D                |
 
     Args:
         hidden: [T, D]: final hidden states of the response tokens alone, without padding, each aligned with the token
@@ -192,19 +196,20 @@ def linear_preference_loss(
     Raises:
         InputTypeError, InputError: for other shapes, dtypes or options.
     """
-    head = _head(hidden, weight, targets, bias, lora, Transform(scale, softcap, temperature), chunk_bytes, logits_dtype)
+    inside = mode in (None, "M2") and BATCH_LOSSES.isdisjoint([loss_type] if isinstance(loss_type, str) else loss_type)
+    transform = Transform(scale, softcap, temperature)
+    head = _head(hidden, weight, targets, bias, lora, transform, chunk_bytes, logits_dtype, inside=inside)
     lengths = _checked_lengths(lengths, ref_logps, targets)
     options = {"beta": beta, "label_smoothing": label_smoothing, "discopop_tau": discopop_tau}
     names, weights = check_losses(loss_type, loss_weights, **options, negatives=lengths.shape[1] - 1)
-    ref_logps = ref_logps.to(torch.promote_types(head.logits_dtype, torch.float32))
+    ref_logps = ref_logps.to(torch.promote_types(head.inputs.logits_dtype, torch.float32))
     if mode == "M2" and not torch.is_grad_enabled():
         mode = None  # a trainer passes its mode in evaluation too
     if _is_m2(mode, names, head):
+        objective = Objective(lengths, ref_logps, ",".join(names), list(weights), **options)
         loss, losses, sums, logps, entropy, others = loss_kernel.linear_preference_loss(
-            head.hidden, head.weight, targets, lengths, ref_logps, head.bias, head.lora, head.transform, **options,
-            loss_types=names, loss_weights=weights, logits_dtype=head.logits_dtype, chunk_bytes=head.budget,
-            statistics=statistics,
-        )  # fmt: skip
+            head.inputs, objective, statistics=statistics
+        )
     else:
         logps, entropy, others = head.score(mode, statistics)
         on_device = lengths.to(logps.device, non_blocking=True)
@@ -269,35 +274,27 @@ class FusedPreferenceLoss(nn.Module):
 class _Head:
     """Checked arguments of the kernels, which compute in the dtype of hidden."""
 
-    hidden: Float[Tensor, "T D"]
-    weight: Float[Tensor, "V D"]
-    targets: Int64[Tensor, " T"]
-    bias: Float[Tensor, " V"] | None
-    lora: Lora | None
-    transform: Transform
-    logits_dtype: torch.dtype
-    budget: int  # bytes of logits
+    inputs: Inputs
 
     @property
     def trained(self) -> bool:
         """Whether the head itself requires a gradient, not only its inputs."""
-        return _trained(self.weight, self.bias, self.lora[1] if self.lora else None)
+        return _trained(self.inputs.weight, self.inputs.bias, self.inputs.up)
 
     @property
     def fits(self) -> bool:
         """Whether G of all tokens, and their logits if in another buffer, fits the budget."""
-        separate = self.logits_dtype != self.hidden.dtype
-        logit_bytes = self.logits_dtype.itemsize + separate * self.hidden.itemsize
-        return self.hidden.shape[0] * self.weight.shape[0] * logit_bytes <= self.budget
+        hidden, logits_dtype = self.inputs.hidden, self.inputs.logits_dtype
+        logit_bytes = logits_dtype.itemsize + (logits_dtype != hidden.dtype) * hidden.itemsize
+        return bool(hidden.shape[0] * self.inputs.weight.shape[0] * logit_bytes <= self.inputs.chunk_bytes)
 
     def score(
         self, mode: Mode | None, statistics: bool
     ) -> tuple[Float[Tensor, " T"], Float[Tensor, "..."], Float[Tensor, "..."]]:
         """Log-probs [T], and with `statistics` entropy [T] and other statistics [3, T]."""
         scored: tuple[Tensor, Tensor, Tensor] = logps_kernel.linear_logps(
-            self.hidden, self.weight, self.targets, self.bias, self.lora, self.transform,
-            logits_dtype=self.logits_dtype, chunk_bytes=self.budget, mode=self._mode(mode), statistics=statistics,
-        )  # fmt: skip
+            self.inputs, mode=self._mode(mode), statistics=statistics
+        )
         return scored
 
     def _mode(self, mode: Mode | None) -> Mode:
@@ -305,7 +302,7 @@ class _Head:
         modes: tuple[Mode, ...]
         if self.trained:
             modes, reason = ("M3", "M4") if self.fits else ("M4", "M3"), "the head requires"
-        elif _trained(self.hidden, self.lora[0] if self.lora else None):
+        elif _trained(self.inputs.hidden, self.inputs.down):
             modes, reason = ("M1", "M3", "M4"), "hidden requires"
         else:
             modes, reason = ("M0", "M1", "M3", "M4"), "nothing requires"
@@ -324,6 +321,7 @@ def _head(
     transform: Transform,
     chunk_bytes: int | None,
     logits_dtype: torch.dtype | None,
+    inside: bool = False,
 ) -> _Head:
     devices = {str(x.device) for x in (hidden, weight, targets, bias, *(lora or ())) if x is not None}
     if len(devices) > 1:
@@ -343,7 +341,7 @@ def _head(
         raise InputError(f"expected a positive whole chunk_bytes, got {chunk_bytes}; leave it out for the default")
     if chunk_bytes is None:
         head_trained = _trained(weight, bias, lora[1] if lora else None)
-        chunk_bytes = TILE_BYTES + 4 * hidden.numel() + head_trained * weight.numel() * hidden.itemsize
+        chunk_bytes = _default_budget(hidden, weight, head_trained, inside)
     wide = torch.promote_types(hidden.dtype, torch.float32)
     if logits_dtype is None:
         logits_dtype = hidden.dtype if _trained(hidden, weight, bias, *(lora or ())) else wide
@@ -352,9 +350,28 @@ def _head(
             f"expected logits_dtype to be {hidden.dtype}, the dtype of hidden, or float32, got {logits_dtype}; "
             "leave it out for the default"
         )
-    flat = None if lora is None else (lora[0].reshape(-1, lora[0].shape[-1]), lora[1])
+    down, up = (None, None) if lora is None else (lora[0].reshape(-1, lora[0].shape[-1]), lora[1])
     rows = hidden.reshape(-1, hidden.shape[-1])
-    return _Head(rows, weight, targets.reshape(-1), bias, flat, transform, logits_dtype, chunk_bytes)
+    return _Head(Inputs(rows, weight, targets.reshape(-1), bias, down, up, transform, logits_dtype, chunk_bytes))
+
+
+def _default_budget(hidden: Float[Tensor, "*T D"], weight: Float[Tensor, "V D"], trained: bool, inside: bool) -> Any:
+    """Bytes of logits with which the whole head takes no more than TRL's; see kernels/README.md.
+
+    `inside` says whether the loss of a trained head may be computed by its operator, in mode M2.
+    """
+    (words, width), tokens = weight.shape, hidden.numel() // weight.shape[1]
+    # Under torch.compile the numbers are symbolic; sym_min decides nothing yet, so one graph serves any of them.
+    tile = hidden.itemsize * torch.sym_min(tokens, TILE_TOKENS) * aligned(torch.sym_min(words, TILE_WORDS))
+    if not trained:
+        return tile
+    # TRL's dH in float32 and the cast of its dW, which mipo does not have; a chunk's logits, less its scaled hidden.
+    room = tile + 4 * hidden.numel() + hidden.itemsize * weight.numel()
+    of_logits = room * words // (words + width)
+    if inside:
+        return of_logits
+    # M3 and M4 have no dW in float32 either, but M4 has dH in it.
+    return torch.sym_max(of_logits, tile + 4 * weight.numel() - hidden.itemsize * hidden.numel())
 
 
 def _trained(*tensors: Float[Tensor, "..."] | None) -> bool:
@@ -369,7 +386,7 @@ def _is_m2(mode: Mode | None, names: Sequence[str], head: _Head) -> bool:
         raise InputError(f"expected another mode than M2, or None for the default: {why}")
     # Where G of all tokens fits, M3 takes no more FLOPs, and no second copy of the gradients in the backward. float16
     # needs its gradients computed after the loss is scaled.
-    default = head.trained and not batch_losses and not head.fits and head.hidden.dtype != torch.float16
+    default = head.trained and not batch_losses and not head.fits and head.inputs.hidden.dtype != torch.float16
     return mode == "M2" or (mode is None and default)
 
 

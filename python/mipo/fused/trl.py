@@ -123,8 +123,9 @@ def patch_trl(*, chunk_bytes: int | None = None, logits_dtype: torch.dtype | Non
 
     Losses, metrics and gradients stay TRL's. With F = 2 T D V, the FLOPs of one product with the head, a frozen head
     (LoRA) takes 2F per step instead of 3F, and a trained one 3F instead of 4F as long as the T V logits fit
-    `chunk_bytes`. Several patches may be active: the newest counts, and they may be undone in any order. Under
-    DeepSpeed ZeRO-3, where TRL's own function gathers the weights, that function is called, with one warning.
+    `chunk_bytes`; beyond that, F more for the share of tokens that do not. Several patches may be active: the newest
+    counts, and they may be undone in any order. Under DeepSpeed ZeRO-3, where TRL's own function gathers the weights,
+    that function is called, with one warning.
 
     Args:
         chunk_bytes: budget for the logits held at a time; `None` means about that of TRL's own head.

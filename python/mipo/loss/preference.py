@@ -76,7 +76,9 @@ def preference_loss(
 
     The sorts are over the batch, so row i of `aot` and `aot_unpaired` belongs to the i-th smallest, not to group i. In
     float32 every loss and gradient is finite for s and m up to 1e4, except discopop's with tau > 1, which grows as
-    exp(-m (1 - 1 / tau)). TRL computes exp(-m) alone, so its discopop is infinite or NaN from m = -89 on.
+    exp(-m (1 - 1 / tau)). TRL computes exp(-m) alone, so its discopop is infinite or NaN from m = -89 on. Where one of
+    the two log-probs is -inf, a loss has its limit, which may be +inf, with finite gradients; but the gradients of ipo
+    and sppo_hard grow without bound, and are infinite or NaN there, as is all of discopop.
 
     Args:
         logps: [G, R], float32 or float64, nats: log-probs of whole responses (sums over response tokens) under the
@@ -180,11 +182,17 @@ def _softmax_loss(
     logps: Float[Tensor, "G R"], ref_logps: Float[Tensor, "G R"], beta: float, mask: Bool[Tensor, "G R"] | None
 ) -> Float[Tensor, " G"]:
     ratios = logps - ref_logps
-    # Rejected minus chosen, scaled after the subtraction: DPO's order, so that K = 1 equals it to the bit.
-    deficits = -(beta * (ratios[:, :1] - ratios[:, 1:]))
+    chosen, rejected = ratios[:, :1], ratios[:, 1:]
     if mask is not None:
-        deficits = deficits.masked_fill(~mask[:, 1:], -math.inf)
-    return _logistic(-_logsumexp(deficits))
+        rejected = rejected.masked_fill(~mask[:, 1:], -math.inf)
+    # -log softmax = logistic(beta (chosen - top) - log sum exp(beta (rejected - top))), for any top. With the largest
+    # rejected, a group of one is DPO to the bit: its logarithm is that of 1. A chosen response of log-prob -inf then
+    # has a loss of +inf with finite gradients, and rejected ones of -inf have no share.
+    top = rejected.detach().amax(1, keepdim=True)
+    finite = top.clamp(min=torch.finfo(top.dtype).min)
+    total = (beta * (rejected - finite)).exp().sum(1)
+    total = total + (total == 0)
+    return _logistic((beta * (chosen - top)).squeeze(1) - total.log())
 
 
 def _pair_loss(
@@ -209,6 +217,7 @@ def _pair_loss(
         case "robust":
             return ((1 - flipped) * _logistic(margin) - flipped * _logistic(-margin)) / (1 - 2 * flipped)
         case "exo_pair":
+            margin = _finite(margin)  # 0 log 0 is 0
             kept = _sigmoid(margin) * (functional.logsigmoid(margin) - math.log1p(-flipped))
             return kept + _sigmoid(-margin) * (functional.logsigmoid(-margin) - math.log(flipped))
         case "nca_pair":
@@ -249,6 +258,11 @@ def _mean_difference(ratios: Float[Tensor, "G 2"], lengths: Int[Tensor, "G 2"] |
     return chosen - rejected
 
 
+def _finite(x: Float[Tensor, " G"]) -> Float[Tensor, " G"]:
+    most = torch.finfo(x.dtype).max
+    return x.clamp(-most, most)
+
+
 def _logistic(x: Float[Tensor, " G"]) -> Float[Tensor, " G"]:
     return -functional.logsigmoid(x)
 
@@ -256,13 +270,6 @@ def _logistic(x: Float[Tensor, " G"]) -> Float[Tensor, " G"]:
 def _sigmoid(x: Float[Tensor, " G"]) -> Float[Tensor, " G"]:
     # The backward of torch.sigmoid is y (1 - y): the gradient is 0 where y rounds to 1, from x = 17 on.
     return functional.logsigmoid(x).exp()
-
-
-def _logsumexp(rows: Float[Tensor, "G K"]) -> Float[Tensor, " G"]:
-    # torch.logsumexp takes its gradient as exp(x - result): at a result of 1e4 in fp32 its rounding alone is an error
-    # of 5e-4. Here x - peak is small where it matters, and a single column still returns itself to the bit.
-    peak = rows.detach().amax(1, keepdim=True)
-    return peak.squeeze(1) + (rows - peak).exp().sum(1).log()
 
 
 def _check_logps(logps: Float[Tensor, "*R"], ref_logps: Float[Tensor, "*R"], beta: float) -> None:
