@@ -113,6 +113,9 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
         if getattr(self.args, "fused_loss", False) is False:
             self._obstacle = "fused_loss=False" if wanted else self._obstacle
             wanted = wanted or False
+        streamed = isinstance(self.train_dataset, datasets.IterableDataset)
+        if streamed and self.accelerator.num_processes > 1:
+            self._obstacle = "the batches of an iterable data set are cut up for the processes"
         if wanted is not False and self._obstacle is None:
             self._obstacle = obstacle_in_model(self.model, has_weights=not self.is_fsdp_enabled)
         self._sharing = wanted is not False
