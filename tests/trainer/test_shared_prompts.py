@@ -402,11 +402,14 @@ def test_a_head_that_fails_on_a_device_is_left_for_trl_s(
     assert logs[0] == logs[1]
 
 
+@pytest.mark.filterwarnings("ignore:.*keep_end:FutureWarning")
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"ld_alpha": 0.5}, "the loss lacks ld_alpha=0.5"),
         ({"f_divergence_type": "js_divergence"}, "the loss lacks f_divergence_type='js_divergence'"),
+        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha scales its noise"),
+        ({"max_length": 9, "truncation_mode": "keep_end", "loss_type": "ipo"}, "truncation_mode='keep_end' may leave"),
         ({"fused_loss": False}, "fused_loss=False"),
     ],
 )
