@@ -39,8 +39,8 @@ from mipo.trainer.trainer import MIPOTrainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DEMO = str(Path(mipo.demo.__file__).parent / "model")
-# Float64, in another order of the sums; the softmax of eager attention is in float32.
-ATOL = {"sdpa": 1e-12, "eager": 1e-6}
+# Float64, in another order of the sums; the softmax of eager attention is in float32, and gradients are sums of some.
+ATOL = {"sdpa": 1e-12, "eager": 1e-5}
 # Models in float64, whose norms compute in float32, or in float32, as experts and eager masks need; gradients up to 10.
 MODEL_ATOL = {torch.float64: 1e-5, torch.float32: 1e-4}
 # Losses of about 1 in float32; the rounding of a step goes into the weights of the next.
@@ -414,11 +414,14 @@ def test_a_head_that_fails_on_a_device_is_left_for_trl_s(
     assert logs[0] == logs[1]
 
 
+@pytest.mark.filterwarnings("ignore:.*keep_end:FutureWarning")
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"ld_alpha": 0.5}, "the loss lacks ld_alpha=0.5"),
         ({"f_divergence_type": "js_divergence"}, "the loss lacks f_divergence_type='js_divergence'"),
+        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha scales its noise"),
+        ({"max_length": 9, "truncation_mode": "keep_end", "loss_type": "ipo"}, "truncation_mode='keep_end' may leave"),
         ({"fused_loss": False}, "fused_loss=False"),
     ],
 )

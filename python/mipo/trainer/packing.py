@@ -17,6 +17,8 @@ from mipo.errors import InputError
 from mipo.trainer.shared_prompts import Layout, share
 
 REF = ("ref_chosen_logps", "ref_rejected_logps")
+# What a batch has beside the arguments of a model.
+NOT_OF_MODELS = ("completion_mask", "group_mask", "ref_logps", *REF)
 
 
 class PackedGroups:
@@ -135,6 +137,21 @@ class PackingCollator:
                                                         is_response[order])  # fmt: skip
             batch["shared_groups"] = groups.in_row(places[order.argsort()], layout)
         return batch
+
+
+def ordinary(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch as its collator made it, before it was packed."""
+    return {name: value for name, value in inputs.items() if name not in ("groups", "shared_ids", "shared_groups")}
+
+
+def ordinary_rows(inputs: dict[str, Any]) -> tuple[dict[str, Any], PackedGroups]:
+    """The arguments of a model, and the groups in its rows."""
+    return {name: value for name, value in ordinary(inputs).items() if name not in NOT_OF_MODELS}, inputs["groups"]
+
+
+def shared_row(inputs: dict[str, Any]) -> tuple[dict[str, Any], PackedGroups]:
+    """The same for the batch as one row, which holds each prompt once."""
+    return {"input_ids": inputs["shared_ids"]}, inputs["shared_groups"]
 
 
 def _reference(batch: Mapping[str, Any]) -> Tensor | None:

@@ -1,16 +1,17 @@
-"""Reference: log-probs of a store's responses under the reference model, kept beside the store by what they depend on.
+"""Reference: log-probs under the reference model as columns of a data set, and kept beside the store of its ids.
 
-Knows stores and tables. Knows no model: the trainer scores.
+Knows data sets, stores and tables. Knows no model: the trainer scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
 import polars as pl
+import pyarrow.compute as pc
 
 from mipo.errors import InputError
 from mipo.io import checksum, tables
@@ -45,3 +46,33 @@ def write(dataset: datasets.Dataset, path: Path) -> None:
         tables.write([tables.from_arrow(table)], path)
     except (InputError, OSError) as error:
         print(f"train: the reference's log-probs are not kept for another training ({error})")
+
+
+def can_precompute(args: MIPOConfig, row: Mapping[str, Any] | None, train: Any, held_out: Any) -> bool:
+    """Whether TRL takes reference log-probs from before training with these settings and data sets."""
+    pictures = row is not None and not {"image", "images"}.isdisjoint(row)
+    return not (is_streamed(train) or is_streamed(held_out) or pictures or args.sync_ref_model)
+
+
+def is_streamed(data: Any) -> bool:
+    """Whether a data set, or one of several by name, is a stream."""
+    each = data.values() if isinstance(data, Mapping) else [data]
+    return any(isinstance(dataset, datasets.IterableDataset) for dataset in each)
+
+
+def with_columns(dataset: datasets.Dataset, columns: Mapping[str, list[Any]]) -> datasets.Dataset:
+    """The data set with new columns and its format, which `add_column` forgets: a lazy one needs it to show ids."""
+    form = dataset.format
+    wider = dataset.with_format("arrow")  # without the transform: `add_column` may copy rows, as row numbers
+    for name, values in columns.items():
+        wider = wider.add_column(name, values)
+    shown = None if set(form["columns"]) == set(dataset.column_names) else [*form["columns"], *columns]
+    options = {"columns": shown, "output_all_columns": form["output_all_columns"], **form["format_kwargs"]}
+    return wider.with_format(form["type"], **options)
+
+
+def group_sizes(dataset: datasets.Dataset) -> list[int]:
+    """The number of rejected responses of each group, without making Python lists of token ids."""
+    table = dataset.select_columns("rejected_ids").with_format("arrow")[:]
+    lengths: list[int] = pc.list_value_length(table["rejected_ids"]).to_pylist()
+    return lengths

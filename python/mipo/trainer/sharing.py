@@ -22,6 +22,7 @@ from mipo.trainer.shared_prompts import Layout
 
 # Kinds of layers whose state at a token is a function of what they may attend to, and of nothing else.
 ATTENDING = {"full_attention", "sliding_attention"}
+AVERAGING = {"ipo", "sigmoid_norm"}  # losses that divide by the tokens of a response
 # Nats a token by which the two kinds of rows may differ: at most, or in half precision on average. Rounding gives much
 # less; a layer that does not see its prompt, or sees a neighbour, gives much more.
 ATOL, HALF_ATOL = 1e-3, 0.1
@@ -38,7 +39,15 @@ def obstacle_in_settings(
         check_settings(args, arguments, row, negatives)
     except ValueError as error:
         return str(error).partition(";")[0].replace("fused_loss=True does not support", "the loss lacks")
-    return "torch_compile=True" if args.torch_compile else None
+    cut = args.max_length is not None and args.truncation_mode == "keep_end"
+    lacking = {
+        "torch_compile=True": args.torch_compile,
+        "neftune_noise_alpha scales its noise by the length of a row": bool(args.neftune_noise_alpha),
+        # TRL divides by all tokens of a response, mipo's loss by those that it scores: not by one that begins a row.
+        "truncation_mode='keep_end' may leave rows without a prompt, whose first token loss_type counts for TRL alone":
+            cut and not AVERAGING.isdisjoint(args.loss_type),
+    }  # fmt: skip
+    return next((obstacle for obstacle, holds in lacking.items() if holds), None)
 
 
 def obstacle_in_model(model: Any, *, has_weights: bool = True) -> str | None:

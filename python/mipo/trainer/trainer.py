@@ -8,12 +8,11 @@ the model computes either loss in its forward (`mipo.trainer.preference_head`).
 import copy
 import logging
 from collections import defaultdict
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import datasets
-import pyarrow.compute as pc
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor
@@ -29,7 +28,8 @@ from mipo.loss.preference import implicit_rewards, preference_loss
 from mipo.trainer.checks import check_grouped
 from mipo.trainer.collators import GroupCollator
 from mipo.trainer.config import MIPOConfig
-from mipo.trainer.packing import REF, PackedGroups, PackingCollator
+from mipo.trainer.initial_model import load_again
+from mipo.trainer.packing import REF, PackedGroups, PackingCollator, ordinary, ordinary_rows, shared_row
 from mipo.trainer.preference_head import (
     Figures,
     ResponseLogps,
@@ -37,6 +37,7 @@ from mipo.trainer.preference_head import (
     add_preference_head,
     check_settings,
 )
+from mipo.trainer.reference import can_precompute, group_sizes, is_streamed, with_columns
 from mipo.trainer.shared_attention import read_layouts
 from mipo.trainer.sharing import (
     at_rest,
@@ -47,9 +48,6 @@ from mipo.trainer.sharing import (
 )
 
 logger = logging.getLogger(__name__)
-
-# What a batch has beside the arguments of a model.
-NOT_OF_MODELS = ("completion_mask", "group_mask", "ref_logps", *REF)
 
 
 class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
@@ -71,8 +69,10 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
 
     Where `args.precompute_ref_log_probs` is None, its default, the reference is scored before training unless TRL
     refuses that: for an iterable or a vision data set, and with `sync_ref_model`. There it is scored in each step.
+    `evaluate` does so for a stream, and after all weights were trained: then it loads the initial model again.
     """
 
+    ref_model: Any
     _precompute_engine: Any
 
     def __init__(self, model: Any, *, args: MIPOConfig | None = None, train_dataset: Any = None, **kwargs: Any) -> None:
@@ -81,9 +81,10 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
         if train_dataset is not None and first is None:
             raise InputError("train_dataset: expected at least one group, got no row")
         first = first if isinstance(first, Mapping) else None  # TRL says what is wrong with other data sets
-        if getattr(args, "precompute_ref_log_probs", False) is None:
+        self._precomputes_by_default = getattr(args, "precompute_ref_log_probs", False) is None
+        if self._precomputes_by_default:
             args = copy.copy(args)  # the caller's stay as they are, for the next data set
-            args.precompute_ref_log_probs = _can_precompute(args, first, train_dataset, kwargs.get("eval_dataset"))
+            args.precompute_ref_log_probs = can_precompute(args, first, train_dataset, kwargs.get("eval_dataset"))
         self._grouped = first is not None and _grouped(first)
         self._fused: bool = bool(getattr(args, "fused_loss", False))
         self._sharing: bool | None = None  # None: not decided
@@ -129,10 +130,13 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
         for model in (
             [self.model] if self.ref_model is None else [self.model, self.accelerator.unwrap_model(self.ref_model)]
         ):
-            add_preference_head(model, self.args)
-            if self._sharing:
-                read_layouts(model)
+            self._add_head(model)
         self.data_collator: Any = PackingCollator(self.data_collator, sharing=self._sharing)
+
+    def _add_head(self, model: Any) -> None:
+        add_preference_head(model, self.args)
+        if self._sharing:
+            read_layouts(model)
 
     def _share_no_more(self, obstacle: str) -> None:
         """Falls back to ordinary rows, or raises InputError where shared ones are insisted on."""
@@ -155,9 +159,9 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
         if self.args.fused_loss is None:
             obstacle = obstacle_of_kernels(self.accelerator.device, dtype, config.vocab_size)
         if obstacle is None:
-            shared, ordinary = _shared_row(inputs), _ordinary_rows(inputs)
+            shared, apart = shared_row(inputs), ordinary_rows(inputs)
             obstacle = obstacle_at_first_use(
-                lambda: self._score(model, *shared).tokens, lambda: self._score(model, *ordinary).tokens,
+                lambda: self._score(model, *shared).tokens, lambda: self._score(model, *apart).tokens,
                 shared[1].layout, config, dtype,
             )  # fmt: skip
         differing = torch.tensor(float(obstacle is not None), device=self.accelerator.device)
@@ -167,22 +171,22 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         first: Mapping[str, Any] = next(iter(dataset), {})
         if "prompt_ids" not in first:
-            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        if _grouped(first) != self._grouped:
+            kept = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        elif _grouped(first) != self._grouped:
             raise InputError(
                 f"the {dataset_name} data set has {'several' if _grouped(first) else 'one'} rejected response(s) per "
                 "group, the training data set has not; make both with the same number of negatives"
             )
-        if args.max_length is not None and args.truncation_mode == "keep_start":
-            # As in TRL: the collator would truncate the whole response of such a row.
+        elif args.max_length is None or args.truncation_mode != "keep_start":
+            return dataset
+        else:  # as in TRL: the collator would truncate the whole response of such a row
             kept = dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length)
-            if next(iter(kept), None) is None:
-                raise InputError(
-                    f"max_length: expected a group whose prompt is shorter, got {args.max_length}; leave it out, or "
-                    "raise it"
-                )
-            return kept
-        return dataset
+        if args.max_length is not None and first and next(iter(kept), None) is None:
+            raise InputError(
+                f"max_length: expected a shorter prompt in one group at least, got {args.max_length}; raise it, or "
+                "leave it out"
+            )
+        return kept
 
     def _precompute_ref_logps(self, dataset: datasets.Dataset, name: str, batch_size: int) -> datasets.Dataset:
         """Adds the reference's log-probs as columns, unless the rows have them.
@@ -199,7 +203,7 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
         model = self.ref_model or self.model
         if self.ref_model is None and self.is_deepspeed_enabled:
             model = self._precompute_engine = self._precompute_engine or prepare_deepspeed(self.model, self.accelerator)
-        sizes = _sizes(dataset) if self._grouped else []
+        sizes = group_sizes(dataset) if self._grouped else []
         scored: list[tuple[Tensor, Tensor]] = []
         quiet = not self.accelerator.is_main_process
         for batch in tqdm(loader, desc=f"reference log-probs, {name}", unit="batch", delay=0.5, disable=quiet):
@@ -212,6 +216,33 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
             columns[1] = [row[:size] for row, size in zip(columns[1], sizes, strict=True)]
         return with_columns(dataset, dict(zip(REF, columns, strict=True)))
 
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
+        """TRL's. By default it also takes streams, and new data after all weights were trained."""
+        is_new = eval_dataset is not None and not isinstance(eval_dataset, str)
+        is_policy = self.ref_model is None and not is_peft_model(self.model)
+        too_late = is_streamed(eval_dataset) or (is_policy and self.state.global_step > 0)
+        chosen = self._precomputes_by_default and self.precompute_ref_logps
+        with self._scored_in_each_step() if chosen and is_new and too_late else nullcontext():
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    @contextmanager
+    def _scored_in_each_step(self) -> Iterator[None]:
+        """The reference is scored with each batch, unless it is not at hand: then TRL's error says what to do."""
+        own, checksum = self.ref_model, self._precompute_model_hash
+        if own is None and not is_peft_model(self.model):
+            sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+            self.ref_model = None if sharded else load_again(self.model, self.args, checksum)
+            if self.ref_model is None:
+                yield
+                return
+            if self._fused:
+                self._add_head(self.ref_model)
+        self.precompute_ref_logps = False
+        try:
+            yield
+        finally:
+            self.precompute_ref_logps, self.ref_model = True, own
+
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The reference's log-probs of a batch: chosen [G], and rejected [G] or, for several per group, [G, K]."""
         self._check(model, inputs)
@@ -223,13 +254,13 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
             rows = {name: inputs[name] for name in ("input_ids", "attention_mask", "completion_mask")}
             logps = _by_group(torch.cat(super().compute_ref_log_probs(model, rows)), inputs["group_mask"])
         else:
-            return super().compute_ref_log_probs(model, _ordinary(inputs))  # type: ignore[no-any-return]
+            return super().compute_ref_log_probs(model, ordinary(inputs))  # type: ignore[no-any-return]
         return logps[:, 0], logps[:, 1:] if self._grouped else logps[:, 1]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         self._check(model, inputs)
         if not self._grouped and (return_outputs or not self._fused):
-            return super()._compute_loss(model, _ordinary(inputs), return_outputs)
+            return super()._compute_loss(model, ordinary(inputs), return_outputs)
         if return_outputs:
             raise InputError("several rejected responses per group have no outputs for compute_metrics; leave it out")
         routed = {"output_router_logits": True} if self.aux_loss_enabled else {}
@@ -237,7 +268,7 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
         return loss + self.router_aux_loss_coef * aux_loss if routed else loss
 
     def _rows(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], PackedGroups]:
-        return _shared_row(inputs) if self._sharing else _ordinary_rows(inputs)
+        return shared_row(inputs) if self._sharing else ordinary_rows(inputs)
 
     def _score(self, model: Any, rows: dict[str, Any], groups: PackedGroups) -> ResponseLogps:
         """Log-probs under `model`, or under what the policy was before training where it is the policy."""
@@ -332,51 +363,10 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
         super().log(logs, start_time)
 
 
-def _ordinary(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch as its collator made it, before it was packed."""
-    return {name: value for name, value in inputs.items() if name not in ("groups", "shared_ids", "shared_groups")}
-
-
-def _ordinary_rows(inputs: dict[str, Any]) -> tuple[dict[str, Any], PackedGroups]:
-    """The arguments of a model, and the groups in its rows."""
-    return {name: value for name, value in _ordinary(inputs).items() if name not in NOT_OF_MODELS}, inputs["groups"]
-
-
-def _shared_row(inputs: dict[str, Any]) -> tuple[dict[str, Any], PackedGroups]:
-    """The same for the batch as one row, which holds each prompt once."""
-    return {"input_ids": inputs["shared_ids"]}, inputs["shared_groups"]
-
-
 def _by_group(sums: Tensor, mask: Tensor) -> Tensor:
     """The values [N] at the places [G, K+1] where `mask` is true, and 0 elsewhere."""
     return sums.new_zeros(mask.shape).masked_scatter(mask, sums)
 
 
-def _can_precompute(args: MIPOConfig, row: Mapping[str, Any] | None, train: Any, held_out: Any) -> bool:
-    """Whether TRL takes reference log-probs from before training with these settings and data sets."""
-    others = held_out.values() if isinstance(held_out, Mapping) else [held_out]
-    streamed = any(isinstance(dataset, datasets.IterableDataset) for dataset in [train, *others])
-    pictures = row is not None and not {"image", "images"}.isdisjoint(row)
-    return not (streamed or pictures or args.sync_ref_model)
-
-
 def _grouped(row: Mapping[str, Any]) -> bool:
     return isinstance(next(iter(row.get("rejected_ids", [])), None), (list, tuple))
-
-
-def with_columns(dataset: datasets.Dataset, columns: Mapping[str, list[Any]]) -> datasets.Dataset:
-    """The data set with new columns and its format, which `add_column` forgets: a lazy one needs it to show ids."""
-    form = dataset.format
-    wider = dataset.with_format("arrow")  # without the transform: `add_column` may copy rows, as row numbers
-    for name, values in columns.items():
-        wider = wider.add_column(name, values)
-    shown = None if set(form["columns"]) == set(dataset.column_names) else [*form["columns"], *columns]
-    options = {"columns": shown, "output_all_columns": form["output_all_columns"], **form["format_kwargs"]}
-    return wider.with_format(form["type"], **options)
-
-
-def _sizes(dataset: datasets.Dataset) -> list[int]:
-    """The number of rejected responses of each group, without making Python lists of token ids."""
-    table = dataset.select_columns("rejected_ids").with_format("arrow")[:]
-    sizes: list[int] = pc.list_value_length(table["rejected_ids"]).to_pylist()
-    return sizes

@@ -21,7 +21,7 @@ from mipo.tokens.store import PairStore
 from mipo.trainer import reference
 from mipo.trainer.checkpoints import Recorder, last_checkpoint
 from mipo.trainer.config import MIPOConfig, lora_config
-from mipo.trainer.trainer import MIPOTrainer, with_columns
+from mipo.trainer.trainer import MIPOTrainer
 
 # Settings, by the beginnings of their names, that do not change what is trained: where it goes, what is told of it.
 ELSEWHERE = ("output_dir", "logging_", "log_", "report_to", "run_name", "project", "trackio_", "disable_tqdm", "save_",
@@ -68,7 +68,7 @@ def train(
         adapter = None if lora is None else lora_config(lora)
         name = reference.file_name(store, start.identity, args)
         kept = _kept_reference(args, [folder for folder in (store.folder, reuse) if folder], name)
-        groups = store.to_trl() if kept is None else with_columns(store.to_trl(), kept)
+        groups = store.to_trl() if kept is None else reference.with_columns(store.to_trl(), kept)
         trainer = MIPOTrainer(model, args=args, train_dataset=groups, processing_class=tokenizer, peft_config=adapter)
         if main and store.folder and trainer.precompute_ref_logps and kept is None:
             reference.write(trainer.train_dataset, store.folder / name)
