@@ -107,6 +107,16 @@ def test_other_weights_or_settings_have_a_reference_of_their_own(
     assert len(references(folder)) == 3
 
 
+@pytest.mark.parametrize("folder", [(1,)], indirect=True)
+def test_rows_that_trl_cuts_have_no_reference_that_is_kept(folder: Path, tokenizer: Any, scored: list[int]) -> None:
+    lengths = PairStore.open(folder).lengths()
+    trained(folder, tokenizer)
+    assert sum(scored) == 12
+    trained(folder, tokenizer, max_length=int(lengths["prompt"].max()))
+    assert 0 < sum(scored) - 12 < 12
+    assert len(references(folder)) == 1
+
+
 def test_the_folder_stays_mipo_s(folder: Path, tokenizer: Any) -> None:
     trained(folder, tokenizer)
     store = PairStore.open(folder)

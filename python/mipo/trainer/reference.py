@@ -19,14 +19,22 @@ from mipo.tokens.store import PairStore
 from mipo.trainer.config import MIPOConfig
 from mipo.trainer.packing import REF
 
-# Settings that decide how log-probs are rounded; weights and ids decide the rest.
-ROUNDED_BY = ("bf16", "fp16", "tf32", "model_init_kwargs", "shared_prompts", "fused_loss")
+# Settings that log-probs depend on, most by rounding, beside weights and ids.
+SETTINGS = ("bf16", "fp16", "tf32", "model_init_kwargs", "use_liger_kernel", "shared_prompts", "fused_loss", "ld_alpha")
 
 
 def file_name(store: PairStore, content: dict[str, Any], args: MIPOConfig) -> str:
     """The name of the file for a model's `content`, as in `mipo.models.model.Model`."""
-    settings = {name: getattr(args, name) for name in ROUNDED_BY}
+    settings = {name: getattr(args, name) for name in SETTINGS}
     return f"reference-{checksum.of_value([store.content, content, settings])[:16]}.parquet"
+
+
+def is_kept(args: MIPOConfig) -> bool:
+    """Whether the reference of a training is kept: one that is scored before, and of whole rows.
+
+    TRL's `max_length` drops rows and cuts others.
+    """
+    return args.precompute_ref_log_probs is not False and not args.sync_ref_model and args.max_length is None
 
 
 def read(folders: Iterable[Path], name: str) -> dict[str, list[Any]] | None:

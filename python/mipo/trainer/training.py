@@ -70,7 +70,7 @@ def train(
         kept = _kept_reference(args, [folder for folder in (store.folder, reuse) if folder], name)
         groups = store.to_trl() if kept is None else reference.with_columns(store.to_trl(), kept)
         trainer = MIPOTrainer(model, args=args, train_dataset=groups, processing_class=tokenizer, peft_config=adapter)
-        if main and store.folder and trainer.precompute_ref_logps and kept is None:
+        if main and store.folder and reference.is_kept(args) and kept is None:
             reference.write(trainer.train_dataset, store.folder / name)
         trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
         if not args.disable_tqdm:
@@ -91,13 +91,12 @@ def train(
 
 def _kept_reference(args: MIPOConfig, folders: list[Path], name: str) -> dict[str, list[Any]] | None:
     """The reference's log-probs of an earlier training, if the main process has them."""
-    wanted = args.precompute_ref_log_probs is not False and not args.sync_ref_model
-    kept = reference.read(folders, name) if wanted else None
-    is_kept = [kept is not None]
-    broadcast_object_list(is_kept)
-    if is_kept[0] and kept is None:
+    kept = reference.read(folders, name) if reference.is_kept(args) else None
+    for_main = [kept is not None]
+    broadcast_object_list(for_main)
+    if for_main[0] and kept is None:
         raise InputError(f"expected {name} in {folders[0]} for every process, got it for the main one alone")
-    return kept if is_kept[0] else None
+    return kept if for_main[0] else None
 
 
 def _origin(store: PairStore, model: Model, args: MIPOConfig, lora: Mapping[str, Any] | None) -> dict[str, Any]:
