@@ -52,6 +52,7 @@ MODELS = {
     "small": LlamaConfig(vocab_size=499, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
                          num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True),
 }  # fmt: skip
+CONTENDERS = ("TRL, online", "TRL, precomputed", "mipo, online", "mipo, precomputed")
 POINTS = ("128,64", "512,64", "1024,128", "2048,128")
 
 
@@ -171,18 +172,17 @@ def contest(config: Any, folder: Path, arguments: Any, prompt: int, response: in
             MIPOTrainer, folder, groups, arguments, precompute_ref_log_probs=True, shared_prompts=True
         ),
     }
-    contenders = {name: make() for name, make in makers.items()}
-    for contender in contenders.values():
-        contender.step()
+    contenders = {name: make() for name, make in makers.items() if name in arguments.contenders}
+    counted = {name: (contender.flops(), contender.peak_bytes()) for name, contender in contenders.items()}  # warm-ups
     for turn in range(arguments.rounds):
         for contender in list(contenders.values())[:: 1 if turn % 2 == 0 else -1]:
             contender.timed()
-    spent = contenders["TRL, online"].flops()
+    spent, _ = counted[CONTENDERS[0]]
     rows = []
     for name, contender in contenders.items():
-        flops = contender.flops()
+        flops, peak_bytes = counted[name]
         row = {"name": name, "seconds": contender.seconds, "core_seconds": contender.core_seconds, "flops": flops,
-               "peak_bytes": contender.peak_bytes()}  # fmt: skip
+               "peak_bytes": peak_bytes}  # fmt: skip
         if name.startswith("mipo"):
             ideal = ideal_flops(config, groups, 3 if "precomputed" in name else 4)
             row |= {"allowed": spent / ideal, "flops_over_ideal": flops / ideal}
@@ -220,6 +220,9 @@ def main() -> int:
     parser.add_argument("--negatives", nargs="+", type=int, default=[1, 4])
     parser.add_argument("--groups", type=int, default=4, help="groups in a batch")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="the first always"
+    )
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--into", type=Path, help="folder for <date>-trainer.json")
@@ -228,6 +231,7 @@ def main() -> int:
     if arguments.small:
         arguments.model, arguments.points, arguments.rounds, arguments.groups = "small", ["24,6"], 1, 2
     torch.set_num_threads(arguments.threads)
+    arguments.contenders = {CONTENDERS[0], *arguments.contenders}
     config = MODELS[arguments.model]
     results = []
     print("| point | K | trainer | s a step | TRL / this | FLOPs allow | share | FLOPs / ideal | MiB | by a core's s |")

@@ -96,7 +96,7 @@ def test_what_the_processes_refuse_is_one_line(prepared: Path, tmp_path: Path) -
     assert "the training diverged: weights are NaN or infinite" in done.stderr.splitlines()[-1]
 
 
-def test_configurations_are_files_or_trl_s(tmp_path: Path) -> None:
+def test_configurations_are_files_or_trl_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert configuration_file("fsdp2").name == "fsdp2.yaml"
     own = tmp_path / "mine.yaml"
     own.write_text("num_processes: 2")
@@ -108,6 +108,16 @@ def test_configurations_are_files_or_trl_s(tmp_path: Path) -> None:
     assert started[1:3] == ["-m", "accelerate.commands.launch"]
     assert started[3].endswith("zero2.yaml")
     assert started[4:] == ["--num_processes=2"]
+    assert command(Launch(config=str(own)))[3:] == [f"--config_file={own}"]
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.accelerator.device_count", lambda: 4)
+        assert command(Launch(config="fsdp2"))[4:] == ["--num_processes=4"]
+        assert command(Launch())[-1] == "--nproc-per-node=4"
+        check_launch(Launch(processes=4))
+        with pytest.raises(InputError, match=r"launch\.processes: expected at most 4, .* got 5"):
+            check_launch(Launch(processes=5))
+    with pytest.raises(InputError, match="expected a number on a machine without GPUs"):
+        check_launch(Launch())
 
 
 def test_a_configuration_beside_the_recipe_is_found_from_anywhere(tmp_path: Path) -> None:

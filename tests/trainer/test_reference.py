@@ -40,11 +40,17 @@ def folder(request: pytest.FixtureRequest, tokenizer: Any, tmp_path: Path) -> Pa
 
 
 def trained(
-    folder: Path, tokenizer: Any, *, model: str = DEMO, reuse: Path | None = None, **fields: Any
+    folder: Path,
+    tokenizer: Any,
+    *,
+    model: str = DEMO,
+    reuse: Path | None = None,
+    lora: dict[str, Any] | None = None,
+    **fields: Any,
 ) -> list[float]:
     args = arguments(folder.parent / "checkpoints", **fields)
     output = folder.parent / "model"
-    log = train(PairStore.open(folder), model, tokenizer, output, args=args, reuse=reuse)
+    log = train(PairStore.open(folder), model, tokenizer, output, args=args, reuse=reuse, lora=lora)
     outputs.remove(output)
     return losses(log)
 
@@ -114,6 +120,18 @@ def test_rows_that_trl_cuts_have_no_reference_that_is_kept(folder: Path, tokeniz
     assert sum(scored) == 12
     trained(folder, tokenizer, max_length=int(lengths["prompt"].max()))
     assert 0 < sum(scored) - 12 < 12
+    assert len(references(folder)) == 1
+
+
+def test_an_adapter_that_begins_by_changing_weights_leaves_no_reference(
+    folder: Path, tokenizer: Any, scored: list[int]
+) -> None:
+    adapter = {"r": 4, "target_modules": "all-linear"}
+    trained(folder, tokenizer, lora={**adapter, "init_lora_weights": "pissa"})
+    assert not references(folder)
+    trained(folder, tokenizer, lora=adapter)
+    trained(folder, tokenizer)
+    assert sum(scored) == 24
     assert len(references(folder)) == 1
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data._utils.pin_memory import pin_memory
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.llama.modeling_llama import LlamaAttention
 from trl import DPOTrainer
@@ -317,8 +318,16 @@ def test_fsdp_in_bfloat16_keeps_reference_and_figures_in_float32(shared: bool, t
     assert float((gradient.full_tensor() - wanted).norm() / wanted.norm()) < BF16_RTOL
 
 
-def test_batches_are_pinned_and_moved_whole() -> None:
+def test_batches_are_pinned_and_moved_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = collated(PAIRS)
+    pinned: list[Tensor] = []
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor, *_: pinned.append(tensor) or tensor.clone())
+    copied = pin_memory({"groups": batch["groups"], "shared_groups": batch["shared_groups"]})
+    assert len(pinned) == 4 + 5 + 4  # all tensors but the lengths, in both; and those of the layout
+    for name in ("groups", "shared_groups"):
+        assert copied[name] is not batch[name]
+        assert torch.equal(copied[name].states, batch[name].states)
+    assert torch.equal(copied["shared_groups"].layout.positions, batch["shared_groups"].layout.positions)
     moved = batch["shared_groups"].to("meta")
     assert moved.states.is_meta
     assert moved.repeats.is_meta

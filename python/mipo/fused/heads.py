@@ -81,7 +81,7 @@ class Head:
         words = getattr(config, "unpadded_vocab_size", None)
         if words is not None and words < weight.shape[0]:
             _refuse(f"a vocabulary of {words} that {type(inner).__name__} cuts out of {weight.shape[0]} logits")
-        return cls(weight, bias, _first(config, SOFTCAPS), _scale(config), adapters)
+        return cls(weight, bias, softcap_of(config), _scale(config), adapters)
 
     def __call__(self, hidden: Float[Tensor, "*T D"]) -> dict[str, Any]:
         """The head as keyword arguments, with lora = (down [..., r], up [V, r]) in the dtype of the weight, or None."""
@@ -132,6 +132,11 @@ class Head:
                 f"{tolerance:.1g} nats, got them {error:.2g} off; the model changes logits in a way unknown here, so "
                 "score with its own forward"
             )
+
+
+def softcap_of(config: Any) -> float | None:
+    """The softcap of the logits, by a model's configuration."""
+    return _first(config, SOFTCAPS)
 
 
 def response_states(

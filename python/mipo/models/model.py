@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -117,6 +118,13 @@ class Model:
     def tokenizer_fingerprint(self) -> str:
         """Equal for tokenizers that give equal ids and render chats alike."""
         return fingerprint(self.tokenizer)
+
+    def let_go(self) -> None:
+        """Gives back the memory of weights that can be loaded again, also on an accelerator."""
+        if not self.in_memory and self.__dict__.pop("weights", None) is not None:
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
     @property
     def saved_dtype(self) -> str:

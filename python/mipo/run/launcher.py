@@ -14,13 +14,19 @@ from mipo.run.recipe import Launch
 
 
 def command(settings: Launch) -> list[str]:
-    """The launcher: torchrun, or accelerate with a configuration."""
+    """The launcher: torchrun, or accelerate with a configuration.
+
+    TRL's configurations are for 8 processes, so the number is always given; a user's own may have it.
+    """
+    import torch
+
+    processes = settings.processes or torch.accelerator.device_count()
     if settings.config is None:
-        processes = settings.processes or "gpu"
         return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
-    launcher.append(f"--config_file={configuration_file(settings.config)}")
-    return launcher + ([f"--num_processes={settings.processes}"] if settings.processes else [])
+    configuration = configuration_file(settings.config)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", f"--config_file={configuration}"]
+    own = Path(settings.config).is_file() and settings.processes is None  # then it has the number, too
+    return launcher if own else [*launcher, f"--num_processes={processes}"]
 
 
 def check_launch(settings: Launch) -> None:

@@ -195,6 +195,7 @@ class _Pipeline:
     def train(self) -> None:
         """Trains the model on the store, in this process or in several."""
         if self.recipe.launch:
+            self.model.let_go()
             launch(self.folder, self.recipe.launch, self.reuse)
         else:
             train_run(self.folder, self.recipe, self.model, self.reuse)

@@ -125,7 +125,8 @@ class Launch(Record, frozen=True, kw_only=True):
     """In how many processes the model is trained, and how they share it."""
 
     processes: Annotated[
-        Count | None, Meta(description="processes on this machine; null for one on each GPU", examples=[8])
+        Count | None,
+        Meta(description="processes on this machine; null for one on each GPU, or those of your config", examples=[8]),
     ] = None
     config: Annotated[
         Text | None,

@@ -11,7 +11,10 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
 
 from mipo.errors import InputError, MipoError, StoppedError
 from mipo.io import files
@@ -21,8 +24,8 @@ from mipo.run.recipe import Launch, Recipe, load
 from mipo.run.training_settings import build
 from mipo.tokens.store import PairStore
 
-# Set for the processes of a launcher: the process of the run, with which they end, and where the main one says why it
-# could not train.
+# Set for the processes of a launcher: the process of the run, with which they end, and where the first one that cannot
+# train says why.
 PARENT, ERROR = "MIPO_RUN_PROCESS", "MIPO_RUN_ERROR"
 
 
@@ -42,7 +45,7 @@ def train_run(folder: Path, recipe: Recipe, model: Model, reuse: Path | None = N
 def launch(folder: Path, settings: Launch, reuse: Path | None = None) -> None:
     """Does `train_run` in the processes of `settings`, whose output is this process's.
 
-    Raises InputError for what the main one refused, and StoppedError where the launcher ended otherwise: what is
+    Raises InputError for what one of them refused, and StoppedError where the launcher ended otherwise: what is
     trained stays, as after a kill, and the next call goes on from the last checkpoint.
     """
     with tempfile.TemporaryDirectory() as temporary:
@@ -58,6 +61,7 @@ def launch(folder: Path, settings: Launch, reuse: Path | None = None) -> None:
                 process.wait(timeout=30)
             except subprocess.TimeoutExpired:
                 process.kill()
+                process.wait()
         if error.exists():
             raise InputError(error.read_text(encoding="utf-8"))
     if code:
@@ -68,17 +72,26 @@ def launch(folder: Path, settings: Launch, reuse: Path | None = None) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process when the run's has ended, however that did: two trainings in one folder destroy each other."""
+    """Ends this process when the run's, or its own launcher, has ended, however that did.
+
+    Two trainings in one folder destroy each other.
+    """
+    launcher = os.getppid()
 
     def watch() -> None:
-        while True:
+        while os.getppid() == launcher and _runs(parent):
             time.sleep(1)
-            try:
-                os.kill(parent, 0)
-            except OSError:
-                os._exit(1)
+        os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _runs(process: int) -> bool:
+    """False also for one that has ended and that nobody has waited for."""
+    try:
+        return bool(psutil.Process(process).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def main(arguments: list[str]) -> int:
@@ -90,8 +103,8 @@ def main(arguments: list[str]) -> int:
         model = Model(recipe.model, trust_remote_code=recipe.trust_remote_code)
         train_run(folder, recipe, model, reuse[0] if reuse else None)
     except MipoError as error:
-        if int(os.environ.get("RANK", "0")) == 0:
-            files.write_text(Path(os.environ[ERROR]), str(error))
+        with suppress(FileExistsError), Path(os.environ[ERROR]).open("x", encoding="utf-8") as file:
+            file.write(str(error))
         return 2
     return 0
 

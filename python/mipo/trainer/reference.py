@@ -5,6 +5,7 @@ Knows data sets, stores and tables. Knows no model: the trainer scores.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,18 @@ SETTINGS = ("bf16", "fp16", "tf32", "model_init_kwargs", "use_liger_kernel", "sh
 def file_name(store: PairStore, content: dict[str, Any], args: MIPOConfig) -> str:
     """The name of the file for a model's `content`, as in `mipo.models.model.Model`."""
     settings = {name: getattr(args, name) for name in SETTINGS}
-    return f"reference-{checksum.of_value([store.content, content, settings])[:16]}.parquet"
+    plain = json.loads(json.dumps(settings, default=str))
+    return f"reference-{checksum.of_value([store.content, content, plain])[:16]}.parquet"
 
 
-def is_kept(args: MIPOConfig) -> bool:
-    """Whether the reference of a training is kept: one that is scored before, and of whole rows.
+def is_kept(args: MIPOConfig, lora: Mapping[str, Any] | None) -> bool:
+    """Whether the reference of a training is kept: one that is scored before, of whole rows, under the model's weights.
 
-    TRL's `max_length` drops rows and cuts others.
+    TRL's `max_length` drops rows and cuts others; PiSSA and its like initialize an adapter by a change of the weights.
     """
-    return args.precompute_ref_log_probs is not False and not args.sync_ref_model and args.max_length is None
+    scored = args.precompute_ref_log_probs is not False and not args.sync_ref_model
+    plain = lora is None or lora.get("init_lora_weights", True) in (True, False, "gaussian")
+    return scored and plain and args.max_length is None
 
 
 def read(folders: Iterable[Path], name: str) -> dict[str, list[Any]] | None:

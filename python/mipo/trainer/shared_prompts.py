@@ -8,7 +8,7 @@ Letters: T tokens of the row, n trees of a block, P and R the longest prompt and
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -112,11 +112,18 @@ class Layout:
         self._masks: dict[tuple[object, ...], Tensor] = {}
 
     def to(self, device: Any, **options: Any) -> Layout:
-        """This layout with its tensors on `device`."""
+        """A copy with its tensors on `device`."""
+        return self._with_each(lambda tensor: tensor.to(device, **options))
+
+    def pin_memory(self) -> Layout:
+        """A copy with its tensors in pinned memory."""
+        return self._with_each(lambda tensor: tensor.pin_memory())
+
+    def _with_each(self, move: Callable[[Tensor], Tensor]) -> Layout:
         layout = copy.copy(self)
         for name in ("positions", "copies", "order", "padded"):
             if (tensor := getattr(self, name)) is not None:
-                setattr(layout, name, tensor.to(device, **options))
+                setattr(layout, name, move(tensor))
         layout.windows, layout._masks = [], {}
         return layout
 

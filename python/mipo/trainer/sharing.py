@@ -73,12 +73,12 @@ def obstacle_in_model(model: Any, *, has_weights: bool = True) -> str | None:
     return None
 
 
-def obstacle_of_kernels(device: torch.device, dtype: torch.dtype, vocabulary: int) -> str | None:
+def obstacle_of_kernels(device: torch.device, dtype: torch.dtype, vocabulary: int, softcap: float | None) -> str | None:
     """What is wrong with mipo's LM head on an accelerator: figures that differ, or what Triton or the driver raises."""
     if device.type == "cpu":  # the path that the tests run everywhere
         return None
     try:
-        verify(device, dtype, vocabulary)
+        verify(device, dtype, vocabulary, softcap)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of any of these libraries: the trainer has TRL's head to go on with

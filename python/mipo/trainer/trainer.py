@@ -6,6 +6,7 @@ the model computes either loss in its forward (`mipo.trainer.preference_head`).
 """
 
 import copy
+import gc
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,7 @@ from trl.models import prepare_deepspeed
 from trl.trainer.utils import use_adapter
 
 from mipo.errors import InputError
-from mipo.fused.heads import Head
+from mipo.fused.heads import Head, softcap_of
 from mipo.loss.preference import implicit_rewards, preference_loss
 from mipo.trainer.checks import check_grouped
 from mipo.trainer.collators import GroupCollator
@@ -89,7 +90,8 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
         self._fused: bool = bool(getattr(args, "fused_loss", False))
         self._sharing: bool | None = None  # None: not decided
         self._is_checked = False
-        self._sums: dict[str, list[dict[str, Tensor]]] = defaultdict(list)
+        self._sums: dict[str, list[Tensor]] = defaultdict(list)  # of each batch, a sum and a weight for each metric
+        self._logged: tuple[str, ...] = ()
         negatives = 2 if self._grouped else 1
         if self._fused and first is not None:
             check_settings(args, kwargs, first, negatives)
@@ -114,9 +116,13 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
         if getattr(self.args, "fused_loss", False) is False:
             self._obstacle = "fused_loss=False" if wanted else self._obstacle
             wanted = wanted or False
-        streamed = isinstance(self.train_dataset, datasets.IterableDataset)
-        if streamed and self.accelerator.num_processes > 1:
-            self._obstacle = "the batches of an iterable data set are cut up for the processes"
+        if self._cuts_batches():
+            self._obstacle = "accelerate cuts batches up for the processes, as those of a stream"
+            if self._fused:
+                raise InputError(
+                    f"fused_loss: expected None or False, since {self._obstacle}; got True. Leave it out, or set "
+                    "accelerator_config: {dispatch_batches: false}"
+                )
         if wanted is not False and self._obstacle is None:
             self._obstacle = obstacle_in_model(self.model, has_weights=not self.is_fsdp_enabled)
         self._sharing = wanted is not False
@@ -133,6 +139,12 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
             self._add_head(model)
         self.data_collator: Any = PackingCollator(self.data_collator, sharing=self._sharing)
 
+    def _cuts_batches(self) -> bool:
+        """Whether one process makes the batches of all, by accelerate's rule."""
+        chosen = self.accelerator.dispatch_batches
+        streamed = is_streamed(self.train_dataset) or is_streamed(self.eval_dataset)
+        return self.accelerator.num_processes > 1 and (streamed if chosen is None else bool(chosen))
+
     def _add_head(self, model: Any) -> None:
         add_preference_head(model, self.args)
         if self._sharing:
@@ -145,6 +157,8 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
         if self.accelerator.is_main_process:
             logger.warning("prompts are not shared between their responses: %s", obstacle)
         self._sharing = False
+        if isinstance(self.data_collator, PackingCollator):
+            self.data_collator.sharing = False
         if self._is_checked and self.args.fused_loss is None:
             self._fused = False
 
@@ -155,15 +169,20 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
         self._is_checked = True
         config = self.accelerator.unwrap_model(model).config.get_text_config()
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision, self.model.dtype)
-        obstacle = None
         if self.args.fused_loss is None:
-            obstacle = obstacle_of_kernels(self.accelerator.device, dtype, config.vocab_size)
-        if obstacle is None:
-            shared, apart = shared_row(inputs), ordinary_rows(inputs)
-            obstacle = obstacle_at_first_use(
-                lambda: self._score(model, *shared).tokens, lambda: self._score(model, *apart).tokens,
-                shared[1].layout, config, dtype,
-            )  # fmt: skip
+            device, softcap = self.accelerator.device, softcap_of(config)
+            self._agree(obstacle_of_kernels(device, dtype, config.vocab_size, softcap))
+        if not self._sharing:
+            return
+        shared, apart = shared_row(inputs), ordinary_rows(inputs)
+        obstacle = obstacle_at_first_use(
+            lambda: self._score(model, *shared).tokens, lambda: self._score(model, *apart).tokens,
+            shared[1].layout, config, dtype,
+        )  # fmt: skip
+        self._agree(obstacle)
+
+    def _agree(self, obstacle: str | None) -> None:
+        """Falls back in all processes if one of them has an obstacle."""
         differing = torch.tensor(float(obstacle is not None), device=self.accelerator.device)
         if self.accelerator.reduce(differing, reduction="sum").item():
             self._share_no_more(obstacle or "another process can't")
@@ -225,6 +244,18 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
         with self._scored_in_each_step() if chosen and is_new and too_late else nullcontext():
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
+    def predict(self, test_dataset: Any, ignore_keys: Any = None, metric_key_prefix: str = "test") -> Any:
+        """Trainer's. By default the reference is scored with each batch, unless the rows bring its log-probs."""
+        ready = REF[0] in (getattr(test_dataset, "column_names", None) or ())
+        chosen = self._precomputes_by_default and self.precompute_ref_logps and not ready
+        with self._scored_in_each_step() if chosen else nullcontext():
+            if chosen and self.precompute_ref_logps:
+                raise InputError(
+                    "predict: the initial model is not at hand as the reference; train with precompute_ref_log_probs: "
+                    "false, or pass ref_model"
+                )
+            return super().predict(test_dataset, ignore_keys, metric_key_prefix)
+
     @contextmanager
     def _scored_in_each_step(self) -> Iterator[None]:
         """The reference is scored with each batch, unless it is not at hand: then TRL's error says what to do."""
@@ -242,6 +273,7 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
             yield
         finally:
             self.precompute_ref_logps, self.ref_model = True, own
+            gc.collect()  # TRL's patched forward refers back to a model that was loaded
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The reference's log-probs of a batch: chosen [G], and rejected [G] or, for several per group, [G, K]."""
@@ -342,19 +374,16 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
         }
         if aux_loss is not None:
             values["aux_loss"] = (aux_loss, groups.new_ones(()))
-        sums = {
-            name: torch.stack([(value * weight).sum(), weight.sum()]).float().detach()
-            for name, (value, weight) in values.items()
-        }
-        self._sums["train" if self.model.training else "eval"].append(sums)
+        pairs = [torch.stack([(value * weight).sum(), weight.sum()]).float() for value, weight in values.values()]
+        self._logged = tuple(values)
+        self._sums["train" if self.model.training else "eval"].append(torch.stack(pairs).detach())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds TRL's metrics to `logs`: means over all processes, with one reduction and one wait for the device."""
         mode = "train" if self.model.training else "eval"
         if batches := self._sums.pop(mode, None):
-            totals = torch.stack([torch.stack(list(sums.values())) for sums in batches])
-            for batch in self.accelerator.reduce(totals, reduction="sum").tolist():
-                for name, (total, weight) in zip(batches[0], batch, strict=True):
+            for batch in self.accelerator.reduce(torch.stack(batches), reduction="sum").tolist():
+                for name, (total, weight) in zip(self._logged, batch, strict=True):
                     if name != "num_tokens":
                         self._metrics[mode][name].append(total / weight if weight else 0.0)
                     elif mode == "train":

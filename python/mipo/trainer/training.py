@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from mipo.errors import InputError
@@ -67,10 +67,11 @@ def train(
             outputs.check_folder(_temporary(output), "unfinished model", "model")
         adapter = None if lora is None else lora_config(lora)
         name = reference.file_name(store, start.identity, args)
-        kept = _kept_reference(args, [folder for folder in (store.folder, reuse) if folder], name)
+        is_kept = reference.is_kept(args, lora)
+        kept = _kept_reference([folder for folder in (store.folder, reuse) if folder], name) if is_kept else None
         groups = store.to_trl() if kept is None else reference.with_columns(store.to_trl(), kept)
         trainer = MIPOTrainer(model, args=args, train_dataset=groups, processing_class=tokenizer, peft_config=adapter)
-        if main and store.folder and reference.is_kept(args) and kept is None:
+        if main and store.folder and is_kept and kept is None:
             reference.write(trainer.train_dataset, store.folder / name)
         trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
         if not args.disable_tqdm:
@@ -89,14 +90,10 @@ def train(
     return log
 
 
-def _kept_reference(args: MIPOConfig, folders: list[Path], name: str) -> dict[str, list[Any]] | None:
-    """The reference's log-probs of an earlier training, if the main process has them."""
-    kept = reference.read(folders, name) if reference.is_kept(args) else None
-    for_main = [kept is not None]
-    broadcast_object_list(for_main)
-    if for_main[0] and kept is None:
-        raise InputError(f"expected {name} in {folders[0]} for every process, got it for the main one alone")
-    return kept if for_main[0] else None
+def _kept_reference(folders: list[Path], name: str) -> dict[str, list[Any]] | None:
+    """The reference's log-probs of an earlier training, if every process has them; else all score together."""
+    kept = reference.read(folders, name)
+    return kept if all(gather_object([kept is not None])) else None
 
 
 def _origin(store: PairStore, model: Model, args: MIPOConfig, lora: Mapping[str, Any] | None) -> dict[str, Any]:
