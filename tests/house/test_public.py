@@ -106,8 +106,8 @@ def test_trl_methods_that_we_override():
 
     ours = {name for name in vars(MIPOTrainer) if callable(getattr(MIPOTrainer, name)) and hasattr(DPOTrainer, name)}
     assert ours == {
-        "__init__", "_prepare_dataset", "_precompute_ref_logps", "compute_ref_log_probs", "_compute_loss", "evaluate", "predict",
-        "log",
+        "__init__", "_prepare_dataset", "_precompute_ref_logps", "compute_ref_log_probs", "_compute_loss", "evaluate",
+        "predict", "log",
     }  # fmt: skip
     for name in ours - {"__init__"}:
         theirs = list(inspect.signature(getattr(DPOTrainer, name)).parameters)
