@@ -1,44 +1,66 @@
-"""Pairs written by the demo's world, and settings of short trainings on them: nothing here is sampled."""
+"""Preference pairs for tests, the ids that a store holds of them, and those that TRL makes."""
 
-import random
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
+from hypothesis import strategies as st
 
-import mipo.demo
-from mipo.demo import world
-from mipo.trainer.config import MIPOConfig
+from mipo.tokens.groups import tokenize
+from mipo.tokens.store import PairStore
 
-DEMO = str(Path(mipo.demo.__file__).parent / "model")
+# What breaks tokenizers: characters of several tokens, white space at the border, and texts that look like markup.
+HARD = [
+    "🎌 emoji 👩‍👩‍👧‍👦 family 🏳️‍🌈",
+    "日本語のテキスト。質問です",
+    "def f(x):\n\treturn {k: v for k, v in x}  # tail ",
+    "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant",
+    "literal </s> and <|endoftext|> and [INST] look-alikes",
+    "ends in a blank ",
+    "\n\nstarts with new lines",
+    "e\u0301 decomposed, \u00e9 composed, \ufb01 ligature, \u200b zero width",
+    "1234567890 3.14159 1e-9",
+    "\u0000 and \u0007 controls",
+]
+WORDS = ["what", "should", "i", "eat", "tonight", "?", "pizza", "soup", "because", "it", "suits", "you", "."]
+worded = st.lists(st.sampled_from(WORDS), min_size=1, max_size=8).map(" ".join)
 
 
-def preferences(rows: int, negatives: tuple[int, ...]) -> pl.DataFrame:
-    """Pairs: the user's own value is chosen, other values are rejected; row i has negatives[i mod …] of them."""
-    rng = random.Random(0)
-    people = [user for user in world.users() if not world.held_out(user)]
-    table = []
-    for row, user in enumerate(rng.sample(people, rows)):
-        topic = rng.choice(sorted(user))
-        prompt = [("system", world.context(user, rng)), ("user", world.question(topic, rng))]
-        others = rng.sample(
-            [v for v in world.TOPICS[topic].values if v != user[topic]], negatives[row % len(negatives)]
+def trl_ids(rows: Any, tokenizer: Any) -> list[tuple[list[int], list[int], list[int]]]:
+    """What TRL's own `_prepare_dataset` makes of rows, a list or a dataset, called on a stand-in for the trainer."""
+    from datasets import Dataset
+    from trl import DPOTrainer
+
+    args: Any = SimpleNamespace(dataset_num_proc=None, max_length=None, truncation_mode="keep_start")
+    stand_in: Any = SimpleNamespace(_tokenizer=tokenizer)
+    dataset = Dataset.from_list(rows) if isinstance(rows, list) else rows
+    dataset = DPOTrainer._prepare_dataset(stand_in, dataset, tokenizer, args, "train")
+    return list(zip(dataset["prompt_ids"], dataset["chosen_ids"], dataset["rejected_ids"], strict=True))
+
+
+def mipo_ids(store: PairStore) -> list[tuple[list[int], ...]]:
+    return [
+        (
+            store.prompts[row["prompt"]].tolist(),
+            store.responses[row["chosen"]].tolist(),
+            *(store.responses[rejected].tolist() for rejected in row["rejected"]),
         )
-        chosen = world.answer(topic, user[topic], rng)
-        for other in others:
-            table.append((row, prompt, [("assistant", chosen)], [("assistant", world.answer(topic, other, rng))]))
-    messages = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
-    as_messages = [
-        (row, *([{"role": role, "content": text} for role, text in side] for side in sides)) for row, *sides in table
+        for row in store.pairs.iter_rows(named=True)
     ]
-    schema = {"prompt_id": pl.UInt64, "prompt": messages, "chosen": messages, "rejected": messages}
-    return pl.DataFrame(as_messages, schema=schema, orient="row")
 
 
-def arguments(folder: Path, **fields: Any) -> MIPOConfig:
-    plain = {"learning_rate": 2e-4, "per_device_train_batch_size": 4, "logging_steps": 1, "max_steps": 3}
-    return MIPOConfig(output_dir=str(folder), **{**plain, "save_strategy": "no", "disable_tqdm": True, **fields})
+def chat(prompt: str, chosen: str, rejected: str, system: str | None = None) -> dict[str, Any]:
+    before = [{"role": "system", "content": system}] if system is not None else []
+    return {
+        "prompt": [*before, {"role": "user", "content": prompt}],
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+    }
 
 
-def losses(log: list[dict[str, Any]]) -> list[float]:
-    return [row["loss"] for row in log if "loss" in row]
+def text(prompt: str, chosen: str, rejected: str) -> dict[str, Any]:
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def store_of(rows: list[dict[str, Any]], tokenizer: Any, **options: Any) -> PairStore:
+    return tokenize(pl.DataFrame(rows, infer_schema_length=None), tokenizer, **options)[0]

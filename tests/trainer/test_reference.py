@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from preferences import DEMO, arguments, losses, preferences
+from demo_pairs import DEMO, arguments, losses, preferences
 
 from mipo.io import outputs
 from mipo.models.loading import load_model

@@ -22,8 +22,8 @@ import polars as pl
 import pytest
 import torch
 from counting import LookInside
+from demo_pairs import DEMO, arguments, losses, preferences
 from peft import LoraConfig, get_peft_model
-from preferences import DEMO, arguments, losses, preferences
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
@@ -560,6 +560,7 @@ def test_the_fused_loss_reads_a_ready_reference_alone(store: PairStore, tokenize
     assert_same_figures(*(trainer.state.log_history[0] for trainer in (fused, plain)))
 
 
+@pytest.mark.filterwarnings("ignore:.return_outputs=True.:FutureWarning")  # TRL's, of any prediction
 def test_predictions_need_no_reference_beforehand(store: PairStore, tokenizer: Any, tmp_path: Path) -> None:
     table = store.to_trl()
     ours, theirs = (
@@ -738,6 +739,28 @@ def test_training_goes_on_from_its_checkpoint(
     resumed, undisturbed = (load_model(str(tmp_path / name)) for name in ("model", "whole"))
     for one, other in zip(resumed.parameters(), undisturbed.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+
+
+def test_a_training_that_ended_before_it_was_saved_trains_no_further(
+    ragged: PairStore, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three steps of the six of an epoch, and a kill between the last checkpoint and the model."""
+    fields = {"max_steps": 3, "save_strategy": "steps", "save_steps": 2}
+    whole = train(ragged, DEMO, tokenizer, tmp_path / "whole", args=arguments(tmp_path / "a", **fields))
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    args = arguments(tmp_path / "b", **fields)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(ragged, DEMO, tokenizer, tmp_path / "model", args=args)
+    assert [path.name for path in (tmp_path / "b").glob("checkpoint-*")] == ["checkpoint-3"]
+    log = train(ragged, DEMO, tokenizer, tmp_path / "model", args=args)
+    assert losses(log) == losses(whole)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("model", "whole")]
+    assert weights[0] == weights[1]
 
 
 def test_a_checkpoint_is_checked_before_a_training_goes_on_from_it(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
 from mipo.errors import InputError
 from mipo.io import outputs
@@ -79,7 +79,7 @@ def train(
         trainer.add_callback(_Divergence(trainer))
         trainer.add_callback(Recorder(trainer.args.save_total_limit))
         trainer.args.save_total_limit = None
-        trainer.train(resume_from_checkpoint=_checkpoint(trainer))
+        _train(trainer)
         _check_finite(trainer)
         _save(trainer, output)
     log: list[dict[str, Any]] = trainer.state.log_history
@@ -133,6 +133,19 @@ def _check_finite(trainer: MIPOTrainer) -> None:
             f"{f' ({name})' if name else ''}, and are not saved; lower learning_rate or max_grad_norm, or look at the "
             "longest pairs"
         )
+
+
+def _train(trainer: MIPOTrainer) -> None:
+    """Trains, from the last checkpoint on. From one that has all steps, transformers would train one more."""
+    checkpoint = _checkpoint(trainer)
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    if checkpoint and trainer.args.max_steps > 0 and not sharded:
+        state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        if state.global_step >= trainer.args.max_steps:
+            trainer._load_from_checkpoint(checkpoint)
+            trainer.state = state
+            return
+    trainer.train(resume_from_checkpoint=checkpoint)
 
 
 def _checkpoint(trainer: MIPOTrainer) -> str | None:
