@@ -173,6 +173,8 @@ def contest(config: Any, folder: Path, arguments: Any, prompt: int, response: in
         ),
     }
     contenders = {name: make() for name, make in makers.items() if name in arguments.contenders}
+    for name in contenders.keys() - CONTENDERS[:2]:
+        contenders[name].step()  # checks its first batch
     counted = {name: (contender.flops(), contender.peak_bytes()) for name, contender in contenders.items()}  # warm-ups
     for turn in range(arguments.rounds):
         for contender in list(contenders.values())[:: 1 if turn % 2 == 0 else -1]:
