@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 
 from mipo.errors import InputError, MipoError, StoppedError
-from mipo.io import files
+from mipo.io import files, processes
 from mipo.models.model import Model
 from mipo.run.launcher import command
 from mipo.run.recipe import Launch, Recipe, load
@@ -56,12 +56,7 @@ def launch(folder: Path, settings: Launch, reuse: Path | None = None) -> None:
         try:
             code = process.wait()
         finally:
-            process.terminate()
-            try:
-                process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            processes.end(process)
         if error.exists():
             raise InputError(error.read_text(encoding="utf-8"))
     if code:

@@ -84,8 +84,8 @@ def add_preference_head(model: Any, args: DPOConfig) -> None:
     inner.forward = types.MethodType(forward, inner)
 
 
-def check_settings(args: DPOConfig, arguments: Mapping[str, Any], row: Mapping[str, Any], negatives: int) -> None:
-    """Raises InputError, with their names, for settings and arguments of a DPOTrainer that the fused loss lacks."""
+def lacking(args: DPOConfig, arguments: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
+    """The settings and arguments of a DPOTrainer, and the columns of its rows, that the fused loss lacks."""
     parallel = getattr(args, "parallelism_config", None)
     flags = {
         "ld_alpha": args.ld_alpha is not None,
@@ -93,14 +93,18 @@ def check_settings(args: DPOConfig, arguments: Mapping[str, Any], row: Mapping[s
         "f_divergence_type": args.f_divergence_type != "reverse_kl",
         "padding_free": args.padding_free,
     }
-    lacking = [f"{name}={getattr(args, name)!r}" for name, is_set in flags.items() if is_set]
-    lacking += ["compute_metrics"] if arguments.get("compute_metrics") is not None else []
-    lacking += [f"{name!r} in the rows" for name in ("image", "images") if name in row]
+    named = [f"{name}={getattr(args, name)!r}" for name, is_set in flags.items() if is_set]
+    named += ["compute_metrics"] if arguments.get("compute_metrics") is not None else []
+    named += [f"{name!r} in the rows" for name in ("image", "images") if name in row]
     sizes = ("cp_size", "sp_size")
-    lacking += [f"{name}={getattr(parallel, name)}" for name in sizes if getattr(parallel, name, 1) > 1]
-    if lacking:
+    return named + [f"{name}={getattr(parallel, name)}" for name in sizes if getattr(parallel, name, 1) > 1]
+
+
+def check_settings(args: DPOConfig, arguments: Mapping[str, Any], row: Mapping[str, Any], negatives: int) -> None:
+    """Raises InputError for what the fused loss lacks, by name, and for its own options where they do not agree."""
+    if unsupported := lacking(args, arguments, row):
         raise InputError(
-            f"fused_loss=True does not support {', '.join(lacking)}; leave it out, or score with TRL's head, "
+            f"fused_loss=True does not support {', '.join(unsupported)}; leave it out, or score with TRL's head, "
             "fused_loss=False"
         )
     check_losses(**_loss_options(args), negatives=negatives)

@@ -1,14 +1,13 @@
 """Trainer: TRL's DPOTrainer on pre-tokenized groups, with one rejected response or several, and the paper's settings.
 
-Knows TRL. Knows nothing of the source of the pairs. Groups with one rejected response take TRL's own path, unchanged;
-for several the loss is one softmax over the group's implicit rewards (`mipo.loss.preference_loss`). With `fused_loss`
-the model computes either loss in its forward (`mipo.trainer.preference_head`).
+Knows TRL. Knows nothing of the source of the pairs. For several rejected responses the loss is one softmax over the
+group's implicit rewards (`mipo.loss.preference_loss`). With `fused_loss`, on where prompts are shared, the model
+computes the loss in its forward (`mipo.trainer.preference_head`); without it, one rejected response takes TRL's path.
 """
 
 import copy
 import gc
 import logging
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -25,11 +24,12 @@ from trl.trainer.utils import use_adapter
 
 from mipo.errors import InputError
 from mipo.fused.heads import Head, softcap_of
-from mipo.loss.preference import implicit_rewards, preference_loss
+from mipo.loss.preference import preference_loss
 from mipo.trainer.checks import check_grouped
 from mipo.trainer.collators import GroupCollator
 from mipo.trainer.config import MIPOConfig
 from mipo.trainer.initial_model import load_again
+from mipo.trainer.metrics import TOKENS, Metrics
 from mipo.trainer.packing import REF, PackedGroups, PackingCollator, ordinary, ordinary_rows, shared_row
 from mipo.trainer.preference_head import (
     Figures,
@@ -90,8 +90,7 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
         self._fused: bool = bool(getattr(args, "fused_loss", False))
         self._sharing: bool | None = None  # None: not decided
         self._is_checked = False
-        self._sums: dict[str, list[Tensor]] = defaultdict(list)  # of each batch, a sum and a weight for each metric
-        self._logged: tuple[str, ...] = ()
+        self._kept = Metrics(args.beta)
         negatives = 2 if self._grouped else 1
         if self._fused and first is not None:
             check_settings(args, kwargs, first, negatives)
@@ -112,10 +111,10 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
         """Whether prompts are shared; adds the preference head, and packs the batches, where the loss is fused."""
         if self._sharing is not None:
             return
-        wanted = getattr(self.args, "shared_prompts", False)
-        if getattr(self.args, "fused_loss", False) is False:
-            self._obstacle = "fused_loss=False" if wanted else self._obstacle
-            wanted = wanted or False
+        shared, fused = (getattr(self.args, name, False) for name in ("shared_prompts", "fused_loss"))
+        self._sharing = bool(shared) or (shared is None and fused is not False)
+        if fused is False:
+            self._obstacle = "fused_loss=False"
         if self._cuts_batches():
             self._obstacle = "accelerate cuts batches up for the processes, as those of a stream"
             if self._fused:
@@ -123,20 +122,18 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
                     f"fused_loss: expected None or False, since {self._obstacle}; got True. Leave it out, or set "
                     "accelerator_config: {dispatch_batches: false}"
                 )
-        if wanted is not False and self._obstacle is None:
-            self._obstacle = obstacle_in_model(self.model, has_weights=not self.is_fsdp_enabled)
-        self._sharing = wanted is not False
-        if self._sharing and self._obstacle:
-            self._share_no_more(self._obstacle)
+        if self._sharing:
+            has_weights = not self.is_fsdp_enabled
+            if obstacle := self._obstacle or obstacle_in_model(self.model, has_weights=has_weights):
+                self._share_no_more(obstacle)
         self._fused |= self._sharing
         if not self._fused:
             return
         if not self.is_fsdp_enabled:  # where only the main process may have weights at first, the first step raises
             Head.of(self.model)
-        for model in (
-            [self.model] if self.ref_model is None else [self.model, self.accelerator.unwrap_model(self.ref_model)]
-        ):
-            self._add_head(model)
+        self._add_head(self.model)
+        if self.ref_model is not None:
+            self._add_head(self.accelerator.unwrap_model(self.ref_model))
         self.data_collator: Any = PackingCollator(self.data_collator, sharing=self._sharing)
 
     def _cuts_batches(self) -> bool:
@@ -348,48 +345,24 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
         chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
         return torch.cat([chosen[:, None], rejected.view(len(chosen), -1)], dim=1)
 
-    def _log_groups(
-        self, figures: Figures, aux_loss: Any, ref: Tensor, mask: Tensor, responses: Tensor, chosen: Tensor,
-        attention: Tensor,
-    ) -> None:  # fmt: skip
-        """Keeps TRL's metrics until `log`: the sum and the weight of each, without waiting for the device.
-
-        `responses`, `chosen` and `attention` are 1 at the tokens that count, else 0.
-        """
-        rewards = implicit_rewards(figures.logps, ref, beta=self.beta)
-        margins = rewards[:, :1] - rewards[:, 1:]
-        rejected, groups = mask[:, 1:], torch.ones_like(rewards[:, 0])
-        values = {
-            "rewards/chosen": (rewards[:, 0], groups),
-            "rewards/rejected": (rewards[:, 1:], rejected),
-            "rewards/accuracies": (margins > 0, rejected),
-            "rewards/margins": (margins, rejected),
-            "logps/chosen": (figures.logps[:, 0], groups),
-            "logps/rejected": (figures.logps[:, 1:], rejected),
-            "logits/chosen": (figures.mean_logits, chosen),
-            "logits/rejected": (figures.mean_logits, responses - chosen),
-            "entropy": (figures.entropy, responses),
-            "mean_token_accuracy": (figures.is_top1, chosen),
-            "num_tokens": (attention, groups.new_ones(())),
-        }
-        if aux_loss is not None:
-            values["aux_loss"] = (aux_loss, groups.new_ones(()))
-        pairs = [torch.stack([(value * weight).sum(), weight.sum()]).float() for value, weight in values.values()]
-        self._logged = tuple(values)
-        self._sums["train" if self.model.training else "eval"].append(torch.stack(pairs).detach())
+    def _log_groups(self, figures: Figures, aux_loss: Any, *batch: Tensor) -> None:
+        self._kept.add(self._mode, figures, aux_loss, *batch)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds TRL's metrics to `logs`: means over all processes, with one reduction and one wait for the device."""
-        mode = "train" if self.model.training else "eval"
-        if batches := self._sums.pop(mode, None):
-            for batch in self.accelerator.reduce(torch.stack(batches), reduction="sum").tolist():
-                for name, (total, weight) in zip(self._logged, batch, strict=True):
-                    if name != "num_tokens":
-                        self._metrics[mode][name].append(total / weight if weight else 0.0)
-                    elif mode == "train":
-                        self._total_train_tokens += int(total) // self._tp_size
-            self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+        """Adds TRL's metrics to `logs`, which are read from the device here."""
+        if batches := self._kept.read(self._mode, self.accelerator):
+            for metrics in batches:
+                tokens = int(metrics.pop(TOKENS))
+                for name, value in metrics.items():
+                    self._metrics[self._mode][name].append(value)
+                if self._mode == "train":
+                    self._total_train_tokens += tokens // self._tp_size
+            self._metrics[self._mode][TOKENS] = [self._total_train_tokens]
         super().log(logs, start_time)
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
 
 
 def _by_group(sums: Tensor, mask: Tensor) -> Tensor:

@@ -3,12 +3,13 @@
 import gc
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
@@ -22,6 +23,8 @@ from mipo.trainer import reference
 from mipo.trainer.checkpoints import Recorder, last_checkpoint
 from mipo.trainer.config import MIPOConfig, lora_config
 from mipo.trainer.trainer import MIPOTrainer
+
+T = TypeVar("T")
 
 # Settings, by the beginnings of their names, that do not change what is trained: where it goes, what is told of it.
 ELSEWHERE = ("output_dir", "logging_", "log_", "report_to", "run_name", "project", "trackio_", "disable_tqdm", "save_",
@@ -66,12 +69,14 @@ def train(
             outputs.check_origin(checkpoints, _origin(store, start, args, lora))
             outputs.check_folder(_temporary(output), "unfinished model", "model")
         adapter = None if lora is None else lora_config(lora)
-        name = reference.file_name(store, start.identity, args)
-        is_kept = reference.is_kept(args, lora)
-        kept = _kept_reference([folder for folder in (store.folder, reuse) if folder], name) if is_kept else None
-        groups = store.to_trl() if kept is None else reference.with_columns(store.to_trl(), kept)
+        groups, name, kept = store.to_trl(), None, None
+        if reference.is_kept(args, lora):
+            name = _from_main(lambda: reference.file_name(store, start.identity, args))
+            kept = _kept_reference([folder for folder in (store.folder, reuse) if folder], name)
+        if kept is not None:
+            groups = reference.with_columns(groups, kept)
         trainer = MIPOTrainer(model, args=args, train_dataset=groups, processing_class=tokenizer, peft_config=adapter)
-        if main and store.folder and is_kept and kept is None:
+        if main and store.folder and name and kept is None:
             reference.write(trainer.train_dataset, store.folder / name)
         trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
         if not args.disable_tqdm:
@@ -150,12 +155,15 @@ def _train(trainer: MIPOTrainer) -> None:
 
 def _checkpoint(trainer: MIPOTrainer) -> str | None:
     """The checkpoint that all processes resume from; the main one looks for it, since that removes files."""
-    result: list[str | None] = [None]
-    if trainer.is_world_process_zero():
-        last = last_checkpoint(Path(trainer.args.output_dir))
-        result = [str(last)] if last else result
+    last = _from_main(lambda: last_checkpoint(Path(trainer.args.output_dir)))
+    return str(last) if last else None
+
+
+def _from_main(find: Callable[[], T]) -> T:
+    """What the main process finds; in all of them."""
+    result: list[Any] = [find() if PartialState().is_main_process else None]
     broadcast_object_list(result)
-    return result[0]
+    return result[0]  # type: ignore[no-any-return]
 
 
 def _save(trainer: MIPOTrainer, output: Path) -> None:

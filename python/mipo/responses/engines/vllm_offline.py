@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from mipo import reasons
 from mipo.errors import InputError, StoppedError
+from mipo.io import processes
 from mipo.responses.engines.contract import Answer, Block, Scoring, Work
 
 if TYPE_CHECKING:
@@ -149,11 +150,7 @@ class Vllm:
                     cause = killed if process.returncode == -9 else _cause(log)
                     raise StoppedError(f"vLLM ended with {process.returncode} before {what}: {cause}")
             finally:
-                process.terminate()
-                try:
-                    process.wait(timeout=30)
-                except subprocess.TimeoutExpired:
-                    process.kill()
+                processes.end(process)
                 process.stdout.close()
 
     def _model_options(self, model: Model) -> dict[str, Any]:
