@@ -5,7 +5,7 @@
 #   benchmarks/gpu.sh --self-check    everything tiny on the CPU; the default without a GPU; times mean nothing
 #
 # Needs the checkout, Python, torch, triton and, on a GPU, TRL. Other missing peers are named and left out; Liger is
-# missing on Hopper without nvidia-cutlass-dsl, of 92 MB. WITHOUT leaves heads out, comma-separated: WITHOUT=trl allows
+# missing on Hopper without nvidia-cutlass-dsl, (92 MB). WITHOUT leaves heads out, comma-separated: WITHOUT=trl allows
 # TRL to be absent. PYTHON picks the interpreter, MIPO_COMMIT names the commit if there is no .git, and result files are
 # copied to OUT if it is set. Heads that agree with fp32 are timed even if a kernel test is red.
 # Exit status: 0; 1 when a kernel test is red, a head of ours is wrong, fails or is absent, or TRL's was not timed.

@@ -108,9 +108,10 @@ class Contender:
 
     def peak_bytes(self) -> int:
         if torch.cuda.is_available():
+            before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
             self.step()
-            return torch.cuda.max_memory_allocated()
+            return torch.cuda.max_memory_allocated() - before
         with PeakMemory() as memory:
             self.step()
         return memory.peak

@@ -196,19 +196,19 @@ def _forward_fake(*values: Any) -> Scored:
     inputs, mode, statistics = _forward.records(values)
     hidden, down = inputs.hidden, inputs.down
     # Not len(): it turns a symbolic size of torch.compile into a number.
-    (tokens, width), words = hidden.shape, inputs.weight.shape[0]
+    tokens, words = hidden.shape[0], inputs.weight.shape[0]
     wide = torch.promote_types(inputs.logits_dtype, torch.float32)
     state = hidden.new_empty(tokens, WITH_STATISTICS if statistics else ALONE, dtype=wide)
     kept = tokens
     if mode == "M4":
         kept, _ = split_budget(tokens, inputs.weight.shape, hidden.itemsize, inputs.chunk_bytes)
-    saved = {"M1": (tokens, width), "M3": (kept, aligned(words)), "M4": (kept, aligned(words))}.get(mode, (0,))
+    saved = (kept, aligned(words)) if mode in ("M3", "M4") else (0,)
     return (
         state.new_empty(tokens),
         state.new_empty(tokens if statistics else 0),
         state.new_empty((3, tokens) if statistics else (0,)),
         state,
-        hidden.new_empty(saved),
+        torch.empty_like(hidden) if mode == "M1" else hidden.new_empty(saved),
         hidden.new_empty(0) if down is None or mode != "M1" else torch.empty_like(down),
     )
 

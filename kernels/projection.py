@@ -112,7 +112,11 @@ class Projection:
 
     def buffer(self, tokens: int, words: int, dtype: torch.dtype) -> Tensor:
         """Uninitialised [tokens, words], with wider rows for alignment."""
-        return self.hidden.new_empty(tokens, aligned(words), dtype=dtype)
+        rows = self.hidden.new_empty(tokens, aligned(words), dtype=dtype)
+        if not rows.is_cuda:
+            # oneDNN's bf16 product with AMX multiplies the word after an odd number of them by 0: it must not be NaN.
+            rows[:, words:].zero_()
+        return rows
 
     def buffers(self, tokens: int, words: int) -> tuple[Tensor, Tensor]:
         """Buffers for logits and their G: the same buffer where the dtypes allow it."""

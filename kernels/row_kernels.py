@@ -26,10 +26,11 @@ NUM_WARPS = 32
 # Two programs share the 65,536 registers of a multiprocessor. Without this limit ptxas takes up to 44 for statistics on
 # some GPUs; with it nothing is spilled.
 REGISTERS = 65536 // (2 * 32 * NUM_WARPS)
-# What a lane, which is a thread where there are enough words, reads at a time and folds without asking another lane.
+# Threads of a warp: ROCm's on its GPUs for data centres, else CUDA's.
+WARP = 64 if torch.version.hip else 32
+# Bytes that a lane reads at a time. Lanes fold their words without a message to another. A lane is a thread, unless a
+# row has fewer words than that takes.
 LANE_BYTES = 16
-# Words of a program at a time, in the narrowest dtype.
-BLOCK = 32 * NUM_WARPS * LANE_BYTES // 2
 
 if triton is not None:
     # A kernel reads globals only as constexpr.
@@ -331,7 +332,7 @@ def _launch(
             STATE=state.shape[1],
             LANES=lanes,
             PER_LANE=per_lane,
-            num_warps=max(1, lanes // 32),
+            num_warps=max(1, lanes // WARP),
             **limit,
             **steps,
         )

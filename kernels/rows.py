@@ -1,7 +1,7 @@
 """Rows of logits to the state of their softmax and, in the same memory, their gradient.
 
-Knows torch and triton. Knows nothing of the source of the logits. It takes a row's whole vocabulary at once, or one
-slice after another. README.md in this folder has the derivation and the limits.
+In PyTorch here, or in Triton (`row_kernels.py`). Knows nothing of the source of the logits. It takes a row's whole
+vocabulary at once, or one slice after another. README.md in this folder has the derivation and the limits.
 """
 
 from __future__ import annotations

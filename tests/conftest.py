@@ -61,6 +61,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def uninitialised_memory_is_nan() -> Iterator[None]:
+    """What reads memory that nobody has written gives NaN. On a GPU, cuBLAS refuses torch's deterministic mode."""
+    import torch
+
+    torch.use_deterministic_algorithms(not torch.cuda.is_available())
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with real data, tokenizers and models; tests that need it are skipped if it is missing."""

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from mipo.fused import arguments as checked
 from mipo.fused import operators
 from mipo.fused.operators import FusedPreferenceLoss, linear_logps, linear_preference_loss
 from mipo.kernels import linear_preference_loss as loss_kernel
@@ -181,9 +182,9 @@ def test_the_mode_follows_from_what_is_trained_and_what_fits(
     kwargs = problem(tuple(wanted.split()), bias=True, rank=2)
     del kwargs["lengths"], kwargs["ref_logps"]
     modes: list[str] = []
-    kernel = operators.logps_kernel.linear_logps
+    kernel = checked.logps_kernel.linear_logps
     monkeypatch.setattr(
-        operators.logps_kernel, "linear_logps", lambda *a, mode, **o: modes.append(mode) or kernel(*a, mode=mode, **o)
+        checked.logps_kernel, "linear_logps", lambda *a, mode, **o: modes.append(mode) or kernel(*a, mode=mode, **o)
     )
     linear_logps(**kwargs, chunk_bytes=chunk_bytes)
     with torch.no_grad():

@@ -397,7 +397,8 @@ def test_the_operators_of_the_log_probs_are_what_they_declare(mode: str, dtype: 
     options = (1.0, None, 1.0, torch.float32, 4096)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     forward, backward = torch.ops.mipo.linear_logps.default, torch.ops.mipo.linear_logps_backward.default
-    torch.library.opcheck(forward, (h, w, targets, b, down, up, *options, mode, True), test_utils=checks)
+    for hidden in (h, h.detach().t().contiguous().t().requires_grad_(h.requires_grad)):  # one column beside the other
+        torch.library.opcheck(forward, (hidden, w, targets, b, down, up, *options, mode, True), test_utils=checks)
     h, w, b, down, up = inputs.values()
     state, saved = logps_kernel._forward.flat(h, w, targets, b, down, up, *options, mode, True)[3:5]
     if mode in ("M3", "M4"):

@@ -71,13 +71,21 @@ def test_a_run_that_is_killed_in_training_takes_its_processes_along_and_goes_on(
     call = [sys.executable, "-m", "mipo", "run", prepared / "two.yaml", "--output", output]
     process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ONE_THREAD)
     end = time.monotonic() + 120
-    while not list(output.glob("checkpoints/checkpoint-*/mipo.json")) and time.monotonic() < end:
+    children: list[psutil.Process] = []
+    while len(children) < 3 and time.monotonic() < end:  # the launcher and two that train
+        time.sleep(0.1)
+        children = psutil.Process(process.pid).children(recursive=True)
+    while not (output / "checkpoints" / "checkpoint-2" / "mipo.json").exists() and time.monotonic() < end:
         assert process.poll() is None
-        time.sleep(0.02)
-    children = psutil.Process(process.pid).children(recursive=True)
-    assert len(children) >= 3  # the launcher and two that train
+        time.sleep(0.005)
+    # They look for their parent once a second, in which a training as short as this one could end: they wait it out.
+    for child in children:
+        child.suspend()
     process.send_signal(signal.SIGKILL)
     process.wait()
+    time.sleep(1)
+    for child in children:
+        child.resume()
     _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive
     assert not (output / "evaluation.json").exists()

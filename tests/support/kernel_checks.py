@@ -28,6 +28,8 @@ FP32_RTOL = 4e-6  # 2e-6 on most CPUs; 3.0e-6 was measured on an AMD EPYC, whose
 # dH is rounded to bf16 as a product and again when it is scaled, and dW is a product of two rounded factors, G and
 # g * H, where eager rounds g * G once. So one more rounding is allowed, half an ulp of bf16, root mean square.
 BF16_EXTRA_ROUNDING = 2.0**-9
+# Words that a program reads at a time in the narrowest dtype.
+BLOCK = 32 * row_kernels.NUM_WARPS * row_kernels.LANE_BYTES // 2
 INPUTS = ("hidden", "weight", "bias", "down", "up")
 HEAD = ("weight", "bias", "up")
 
@@ -220,9 +222,9 @@ def check_preference(
 def check_several_blocks(device: str) -> None:
     """The row kernel alone on rows of three blocks: BLAS errors on 16,389 terms would hide its own."""
     random = torch.Generator().manual_seed(0)
-    logits = torch.randn(5, 2 * row_kernels.BLOCK + 5, generator=random).to(device) * 4
+    logits = torch.randn(5, 2 * BLOCK + 5, generator=random).to(device) * 4
     bias = torch.randn(logits.shape[1], generator=random).to(device)
-    targets = torch.tensor([0, 1, row_kernels.BLOCK, 2 * row_kernels.BLOCK, 2 * row_kernels.BLOCK + 4], device=device)
+    targets = torch.tensor([0, 1, BLOCK, 2 * BLOCK, 2 * BLOCK + 4], device=device)
     transform = row_state.Transform(0.5, 30.0, 0.7)
     logits[2, targets[2]] = 100  # one target is the top
     truth = logits.double().requires_grad_()
@@ -298,14 +300,14 @@ def check_retained_graph(device: str) -> None:
 
 def check_forbidden_words(device: str) -> None:
     """A bias of -inf over a whole block forbids its words and leaves the rest as if they did not exist."""
-    inputs, targets = make(Case(tokens=3, width=3, vocabulary=row_kernels.BLOCK + 50, bias=True), device)
-    targets = row_kernels.BLOCK + targets % 50
-    inputs["bias"].zero_()[: row_kernels.BLOCK] = -torch.inf
-    rest = {"hidden": inputs["hidden"], "weight": inputs["weight"][row_kernels.BLOCK :]}
+    inputs, targets = make(Case(tokens=3, width=3, vocabulary=BLOCK + 50, bias=True), device)
+    targets = BLOCK + targets % 50
+    inputs["bias"].zero_()[:BLOCK] = -torch.inf
+    rest = {"hidden": inputs["hidden"], "weight": inputs["weight"][BLOCK:]}
     for mode, chunk_bytes in (("M1", 1 << 20), ("M4", 1 << 16)):
         ours, true = leaves(inputs, ("hidden",)), leaves(rest, ("hidden",), torch.float64)
         mine = linear_logps(**ours, targets=targets, mode=mode, chunk_bytes=chunk_bytes, statistics=True)
-        truth = token_statistics(**true, targets=targets - row_kernels.BLOCK)
+        truth = token_statistics(**true, targets=targets - BLOCK)
         assert_close(mine.logps, truth.logps, "logps")
         assert_close(mine.entropy, truth.entropy, "entropy")
         for a, b in ((mine.logps, truth.logps), (mine.entropy, truth.entropy)):

@@ -1,7 +1,7 @@
 """Operators: log-probs and losses from hidden states and an LM head, piece by piece, in the FLOPs of stored logits.
 
-Knows the arguments and the choice of a mode; `kernels/` computes, and `mipo.loss` defines the results. Knows nothing of
-models or trainers: callers select the hidden states of the response tokens.
+`arguments.py` checks what is given, `kernels/` computes, and `mipo.loss` defines the results. Knows nothing of models
+or trainers: callers select the hidden states of the response tokens.
 
 Letters in types: T tokens, D the width of a hidden state, V words, r the rank of an adapter, G groups of R = K + 1
 responses.
@@ -10,30 +10,23 @@ responses.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
 
 from mipo.errors import InputError, InputTypeError
-from mipo.kernels import linear_logps as logps_kernel  # type: ignore[attr-defined, unused-ignore]
+from mipo.fused.arguments import CheckedHead, Mode, check_arguments
 from mipo.kernels import linear_preference_loss as loss_kernel  # type: ignore[attr-defined, unused-ignore]
 from mipo.kernels.linear_preference_loss import Objective  # type: ignore[import-not-found, unused-ignore]
-from mipo.kernels.projection import Inputs  # type: ignore[import-not-found, unused-ignore]
 from mipo.kernels.row_state import Transform  # type: ignore[import-not-found, unused-ignore]
-from mipo.kernels.rows import aligned  # type: ignore[import-not-found, unused-ignore]
-from mipo.loss.logps import TokenStatistics, check_head
+from mipo.loss.logps import TokenStatistics
 from mipo.loss.preference import BATCH_LOSSES, check_losses, preference_loss
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64
 
-    Lora = tuple[Float[Tensor, "*T r"], Float[Tensor, "V r"]]
-
-# The tile of logits in TRL 1.16's head.
-TILE_TOKENS, TILE_WORDS = 4096, 32768
-Mode = Literal["M0", "M1", "M2", "M3", "M4"]
+    from mipo.fused.arguments import Lora
 
 
 @overload
@@ -115,7 +108,8 @@ def linear_logps(
         logits_dtype: dtype of a chunk's logits until their log-sum-exp, which is always at least float32. `None` means
             float32 without gradients, where accuracy is nearly free, and the dtype of `hidden` with them. bfloat16
             logits cost 0.02 to 0.6 nats on the sum of 200 tokens. Name one dtype for a policy and its reference if
-            they must start equal: to the bit if the head is frozen or all logits fit, else to the order of sums.
+            they must start equal: to the bit if all logits fit, or if the head is frozen and the logits have the dtype
+            of `hidden`; else to the order of sums.
 
     Returns:
         [...], nats, float32 (float64 for float64 inputs). Differentiable once in hidden, weight, bias and lora.
@@ -123,7 +117,9 @@ def linear_logps(
     Raises:
         InputTypeError, InputError: for other shapes, dtypes or options.
     """
-    head = _head(hidden, weight, targets, bias, lora, Transform(scale, softcap, temperature), chunk_bytes, logits_dtype)
+    head = check_arguments(
+        hidden, weight, targets, bias, lora, Transform(scale, softcap, temperature), chunk_bytes, logits_dtype
+    )
     logps, entropy, others = head.score(mode, statistics)
     if not statistics:
         return logps.reshape(targets.shape)
@@ -196,12 +192,13 @@ def linear_preference_loss(
     Raises:
         InputTypeError, InputError: for other shapes, dtypes or options.
     """
-    inside = mode in (None, "M2") and BATCH_LOSSES.isdisjoint([loss_type] if isinstance(loss_type, str) else loss_type)
+    options: dict[str, Any] = {"beta": beta, "label_smoothing": label_smoothing, "discopop_tau": discopop_tau}
+    names, weights = check_losses(loss_type, loss_weights, **options)
+    inside = mode in (None, "M2") and BATCH_LOSSES.isdisjoint(names)
     transform = Transform(scale, softcap, temperature)
-    head = _head(hidden, weight, targets, bias, lora, transform, chunk_bytes, logits_dtype, inside=inside)
+    head = check_arguments(hidden, weight, targets, bias, lora, transform, chunk_bytes, logits_dtype, inside=inside)
     lengths = _checked_lengths(lengths, ref_logps, targets)
-    options = {"beta": beta, "label_smoothing": label_smoothing, "discopop_tau": discopop_tau}
-    names, weights = check_losses(loss_type, loss_weights, **options, negatives=lengths.shape[1] - 1)
+    check_losses(names, weights, **options, negatives=lengths.shape[1] - 1)
     ref_logps = ref_logps.to(torch.promote_types(head.inputs.logits_dtype, torch.float32))
     if mode == "M2" and not torch.is_grad_enabled():
         mode = None  # a trainer passes its mode in evaluation too
@@ -270,115 +267,7 @@ class FusedPreferenceLoss(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items() if value is not None)
 
 
-@dataclass(frozen=True)
-class _Head:
-    """Checked arguments of the kernels, which compute in the dtype of hidden."""
-
-    inputs: Inputs
-
-    @property
-    def trained(self) -> bool:
-        """Whether the head itself requires a gradient, not only its inputs."""
-        return _trained(self.inputs.weight, self.inputs.bias, self.inputs.up)
-
-    @property
-    def fits(self) -> bool:
-        """Whether G of all tokens, and their logits if in another buffer, fits the budget."""
-        hidden, logits_dtype = self.inputs.hidden, self.inputs.logits_dtype
-        logit_bytes = logits_dtype.itemsize + (logits_dtype != hidden.dtype) * hidden.itemsize
-        return bool(hidden.shape[0] * self.inputs.weight.shape[0] * logit_bytes <= self.inputs.chunk_bytes)
-
-    def score(
-        self, mode: Mode | None, statistics: bool
-    ) -> tuple[Float[Tensor, " T"], Float[Tensor, "..."], Float[Tensor, "..."]]:
-        """Log-probs [T], and with `statistics` entropy [T] and other statistics [3, T]."""
-        scored: tuple[Tensor, Tensor, Tensor] = logps_kernel.linear_logps(
-            self.inputs, mode=self._mode(mode), statistics=statistics
-        )
-        return scored
-
-    def _mode(self, mode: Mode | None) -> Mode:
-        """The requested mode, or the cheapest one that gives all gradients needed."""
-        modes: tuple[Mode, ...]
-        if self.trained:
-            modes, reason = ("M3", "M4") if self.fits else ("M4", "M3"), "the head requires"
-        elif _trained(self.inputs.hidden, self.inputs.down):
-            modes, reason = ("M1", "M3", "M4"), "hidden requires"
-        else:
-            modes, reason = ("M0", "M1", "M3", "M4"), "nothing requires"
-        if mode is not None and mode not in modes:
-            allowed = ", ".join(sorted(modes))
-            raise InputError(f"expected mode None or one of {allowed}, got {mode!r}: {reason} a gradient")
-        return mode or modes[0]
-
-
-def _head(
-    hidden: Float[Tensor, "*T D"],
-    weight: Float[Tensor, "V D"],
-    targets: Int64[Tensor, "*T"],
-    bias: Float[Tensor, " V"] | None,
-    lora: Lora | None,
-    transform: Transform,
-    chunk_bytes: int | None,
-    logits_dtype: torch.dtype | None,
-    inside: bool = False,
-) -> _Head:
-    devices = {str(x.device) for x in (hidden, weight, targets, bias, *(lora or ())) if x is not None}
-    if len(devices) > 1:
-        raise InputError(f"expected hidden, head and targets on one device, got them on {', '.join(sorted(devices))}")
-    device = hidden.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        hidden, bias = hidden.to(dtype), None if bias is None else bias.to(dtype)
-        lora = None if lora is None else (lora[0].to(dtype), lora[1].to(dtype))
-        # The kernel casts the weight itself, so that its gradient is not rounded to autocast's dtype.
-        cast = torch.empty_like(weight, dtype=dtype, device="meta")
-    else:
-        cast = weight
-    scale, softcap, temperature = transform
-    check_head(hidden, cast, targets, bias=bias, softcap=softcap, scale=scale, temperature=temperature, lora=lora)
-    if chunk_bytes is not None and (chunk_bytes < 1 or not isinstance(chunk_bytes, int | torch.SymInt)):
-        raise InputError(f"expected a positive whole chunk_bytes, got {chunk_bytes}; leave it out for the default")
-    if chunk_bytes is None:
-        head_trained = _trained(weight, bias, lora[1] if lora else None)
-        chunk_bytes = _default_budget(hidden, weight, head_trained, inside)
-    wide = torch.promote_types(hidden.dtype, torch.float32)
-    if logits_dtype is None:
-        logits_dtype = hidden.dtype if _trained(hidden, weight, bias, *(lora or ())) else wide
-    if logits_dtype not in (hidden.dtype, wide):
-        raise InputTypeError(
-            f"expected logits_dtype to be {hidden.dtype}, the dtype of hidden, or float32, got {logits_dtype}; "
-            "leave it out for the default"
-        )
-    down, up = (None, None) if lora is None else (lora[0].reshape(-1, lora[0].shape[-1]), lora[1])
-    rows = hidden.reshape(-1, hidden.shape[-1])
-    return _Head(Inputs(rows, weight, targets.reshape(-1), bias, down, up, transform, logits_dtype, chunk_bytes))
-
-
-def _default_budget(hidden: Float[Tensor, "*T D"], weight: Float[Tensor, "V D"], trained: bool, inside: bool) -> Any:
-    """Bytes of logits with which the whole head takes no more than TRL's; see kernels/README.md.
-
-    `inside` says whether the loss of a trained head may be computed by its operator, in mode M2.
-    """
-    (words, width), tokens = weight.shape, hidden.numel() // weight.shape[1]
-    # Under torch.compile the numbers are symbolic; sym_min decides nothing yet, so one graph serves any of them.
-    tile = hidden.itemsize * torch.sym_min(tokens, TILE_TOKENS) * aligned(torch.sym_min(words, TILE_WORDS))
-    if not trained:
-        return tile
-    # TRL's dH in float32 and the cast of its dW, which mipo does not have; a chunk's logits, less its scaled hidden.
-    room = tile + 4 * hidden.numel() + hidden.itemsize * weight.numel()
-    of_logits = room * words // (words + width)
-    if inside:
-        return of_logits
-    # M3 and M4 have no dW in float32 either, but M4 has dH in it.
-    return torch.sym_max(of_logits, tile + 4 * weight.numel() - hidden.itemsize * hidden.numel())
-
-
-def _trained(*tensors: Float[Tensor, "..."] | None) -> bool:
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-
-
-def _is_m2(mode: Mode | None, names: Sequence[str], head: _Head) -> bool:
+def _is_m2(mode: Mode | None, names: Sequence[str], head: CheckedHead) -> bool:
     """Whether to use mode M2: one operator for the loss and its gradients."""
     batch_losses = sorted(BATCH_LOSSES.intersection(names))
     if mode == "M2" and (batch_losses or not head.trained):
