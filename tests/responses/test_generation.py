@@ -7,6 +7,7 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,30 @@ def test_answers_of_another_folder_are_not_asked_again(
     assert again.equals(first)
     assert generations == []
     assert (tmp_path / "a" / "answers.sqlite").read_bytes() == before
+
+
+def test_a_damaged_answer_of_another_folder_is_not_taken_over(
+    prompts: pl.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = generate(prompts, Model(DEMO), folder=tmp_path / "a", **SAMPLED)
+    with closing(sqlite3.connect(tmp_path / "a" / "answers.sqlite")) as database:
+        database.execute("UPDATE answers SET response = 'edited' WHERE prompt = ?", [keys_of(prompts)[3].tobytes()])
+        database.commit()
+    for folder in (tmp_path / "b", None):
+        assert generate(prompts, Model(DEMO), folder=folder, reuse=tmp_path / "a", **SAMPLED).equals(whole)
+        place = folder / "answers.sqlite" if folder else tmp_path / "a"
+        assert f"{place}: 1 answers were damaged, and are asked for again" in capsys.readouterr().out
+
+
+def test_a_folder_s_own_answers_are_there_without_being_taken_over(
+    prompts: pl.DataFrame, tmp_path: Path, generations: list[int]
+) -> None:
+    whole = generate(prompts, Model(DEMO), folder=tmp_path / "a", **SAMPLED)
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    generations.clear()
+    for reuse in (tmp_path / "a", tmp_path / "link"):
+        assert generate(prompts, Model(DEMO), folder=tmp_path / "a", reuse=reuse, **SAMPLED).equals(whole)
+    assert generations == []
 
 
 def test_a_model_is_loaded_only_where_rows_are_missing(
