@@ -6,7 +6,7 @@ Knows chat messages. Knows nothing of file formats, counter-prompts or responses
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -82,7 +82,11 @@ def _batches(path: Path, rows: int, names: dict[str, str], split: str) -> Iterat
     if path.suffix == ".parquet":
         return tables.regroup(stream.batches(rows), rows)
     batches = stream.batches(rows, texts=_kinds(names), marks_halves=True)
-    first, prompt = next(batches, None), next(iter(names))
+    prompt = next(iter(names))
+    try:
+        first = next(batches, None)
+    except InputError:  # which row is refused depends on all others
+        return None
     if first is None or prompt not in first.columns or not names.keys() <= set(stream.fields):
         return None
     # Of chats in lines, the fields differ from batch to batch.
@@ -91,13 +95,17 @@ def _batches(path: Path, rows: int, names: dict[str, str], split: str) -> Iterat
     return _texts(chain([first], batches), path, names)
 
 
-def _texts(batches: Iterable[pl.DataFrame], path: Path, names: dict[str, str]) -> Iterator[pl.DataFrame]:
-    """The batches with all columns of `names`; InputError for prompts that are text in some and chats in others."""
-    for batch in batches:
-        if not _is_text(batch, next(iter(names))):
-            sources.load(path, texts=_kinds(names))  # refuses the file, and names the row
-            raise AssertionError(f"{path}: prompts of two types were read")
-        yield batch.with_columns(pl.lit(None, pl.String).alias(name) for name in names if name not in batch.columns)
+def _texts(batches: Iterator[pl.DataFrame], path: Path, names: dict[str, str]) -> Iterator[pl.DataFrame]:
+    """The batches with all columns of `names`; InputError, as of the whole file, for prompts that are not all text."""
+    prompt = next(iter(names))
+    try:
+        for batch in batches:
+            if not _is_text(batch, prompt):
+                raise InputError(f"{path}: column {prompt!r}: expected text in every row, got chats in some")
+            yield batch.with_columns(pl.lit(None, pl.String).alias(name) for name in names if name not in batch.columns)
+    except InputError:
+        sources.load(path, texts=_kinds(names), marks_halves=True)
+        raise
 
 
 def _is_text(frame: pl.DataFrame, column: str) -> bool:
