@@ -73,6 +73,18 @@ def test_counterparts_of_other_prompts_are_refused() -> None:
         pass
 
 
+@pytest.mark.parametrize("ids", [[0, 1, -1], [0, 1, None], ["a", "b", "c"], [0.0, 1.0, 2.0], [0, 2, 2], [0, 2, 0]])
+def test_ids_that_are_no_distinct_whole_numbers_are_refused_as_in_memory(ids: list[Any]) -> None:
+    """Also where the batches are right by themselves."""
+    prompts = pl.DataFrame({"prompt_id": ids, "prompt": TEXTS[:3]})
+    drawn = contrast(pl.DataFrame({"prompt": TEXTS}))[:0]
+    message = "prompt_id: expected . distinct whole numbers from 0, got"
+    with pytest.raises(InputError, match=message):
+        compose_requests(prompts, drawn, chat=True)
+    with pytest.raises(InputError, match=message), open_requests(some(prompts, 2), [drawn], chat=True):
+        pass
+
+
 @pytest.mark.usefixtures("one_thread")
 def test_responses_of_stored_requests_have_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And nothing of the requests is left in the folder."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipo.io import rowfile, tables
-from mipo.io.keys import NOWHERE, Ids, Index
+from mipo.io.keys import NOWHERE, Ids, Index, check_ids
 from mipo.io.lazy import np, pl
 from mipo.responses.answers import keys_of
 from mipo.responses.requests import check_known, compose_counter, compose_own, linked, sampled
@@ -123,7 +123,7 @@ class _Composer:
         self._own.add(self._add(composed))
         before = len(self._texts)
         default = pl.int_range(before, before + frame.height, eager=True)
-        self._numbers.add(frame.get_column("prompt_id", default=default).cast(pl.UInt64).to_numpy())
+        self._numbers.add(check_ids(frame.get_column("prompt_id", default=default)).to_numpy())
         self._texts.add(frame.select(name for name in frame.columns if name in ("prompt", "context")))
 
     def counter(self, counterparts: pl.DataFrame) -> NDArray[np.int64]:
