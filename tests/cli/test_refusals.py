@@ -107,6 +107,10 @@ REFUSED = [
     # Before the prompts are read, which are broken.
     (["generate", "deep.jsonl", *GENERATE[2:], "--reuse", "."], ".: no answers.sqlite there; name a folder of"),
     (["generate", "deep.jsonl", *GENERATE[2:], "--reuse", "old"], "old/answers.sqlite: expected a database of answers"),
+    (
+        ["generate", "deep.jsonl", *GENERATE[2:], "--counterparts", "r.parquet"],
+        "r.parquet: no column 'prompt_id'; it has prompt, response",
+    ),
     (["generate", "deep.jsonl", *GENERATE[2:4], "--output", "."], ".: expected a new or empty folder, or one for"),
     (["run", "deep.yaml"], "deep.yaml: expected at most 20 levels"),
     (["report", ".", "--sample", "-1"], "--sample: expected a whole number of at least 1, got -1"),

@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+from failed import failures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -344,7 +345,7 @@ def test_a_prompt_with_no_room_has_a_reason_and_no_response(
     last = responses.row(-1, named=True)
     assert last["failure"] == "longer than the 112 tokens that the model's context leaves"
     assert [last[name] for name in ("response", "response_tokens", "truncated")] == [None] * 3
-    assert generation.failures(responses) == {last["failure"]: 1}
+    assert failures(responses) == {last["failure"]: 1}
 
 
 def test_generation_stops_when_too_many_fail_and_keeps_the_answers(

@@ -14,6 +14,7 @@ import polars as pl
 import psutil
 import pytest
 from demo_vllm import vllm_that_ends
+from failed import failures
 
 from mipo import demo
 from mipo.errors import InputError, StoppedError
@@ -22,7 +23,7 @@ from mipo.models.model import Model
 from mipo.responses.engines import on_ray
 from mipo.responses.engines.choice import choose
 from mipo.responses.engines.contract import Answer, Work
-from mipo.responses.generation import failures, generate
+from mipo.responses.generation import generate
 from mipo.responses.requests import compose_requests
 from mipo.tokenizer.chat import encode_prompts
 

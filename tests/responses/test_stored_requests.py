@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from failed import failures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mipo import contrast, demo
 from mipo.errors import InputError
 from mipo.models.model import Model
-from mipo.responses.generation import failures, generate, generate_to
+from mipo.responses.generation import generate, generate_to
 from mipo.responses.requests import compose_requests, link
 from mipo.responses.sampling import Sampling
 from mipo.responses.stored_requests import StoredRequests, open_requests

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import cast
 
 from mipo.errors import InputError
-from mipo.io import columns, nested, sources, streams, tables
+from mipo.io import columns, nested, sources, streams
 from mipo.io.columns import Kind
 from mipo.io.jsonl import HALVES
 from mipo.io.keys import check_ids
@@ -78,9 +78,10 @@ def _batches(path: Path, rows: int, names: dict[str, str], split: str) -> Iterat
     """The rows of a file in batches; None where it is not read in batches."""
     if not path.is_file() or path.suffix not in (".parquet", ".jsonl", ".ndjson"):
         return None
-    stream = streams.open_stream(path, split=split, sought=list(names))
     if path.suffix == ".parquet":
-        return tables.regroup(stream.batches(rows), rows)
+        sources.files_of(path, split)  # refuses another split than the one of a file
+        return streams.of_parquet(path, rows)
+    stream = streams.open_stream(path, split=split, sought=list(names))
     batches = stream.batches(rows, texts=_kinds(names), marks_halves=True)
     prompt = next(iter(names))
     try:

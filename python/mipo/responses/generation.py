@@ -15,10 +15,10 @@ from mipo import reasons
 from mipo.errors import InputError
 from mipo.io import outputs, records, tables
 from mipo.io.lazy import np, pl
-from mipo.io.rowfile import open_rows
+from mipo.io.rowfile import READ_ROWS, open_rows
 from mipo.models.model import Model
 from mipo.responses.answers import FILE, Answers, keys_of, reused
-from mipo.responses.asking import READ_ROWS, ask
+from mipo.responses.asking import ask
 from mipo.responses.engines.contract import Engine
 from mipo.responses.engines.local import Local
 from mipo.responses.sampling import Reasoning, Sampling
@@ -116,11 +116,6 @@ def settings_of(model: Model, sampling: Sampling, seed: int, engine: Engine, *, 
         "reasoning_is_split": is_split,
         **engine.identity(),
     }
-
-
-def failures(responses: pl.DataFrame) -> dict[str, int]:
-    """How many prompts have no response, by reason."""
-    return reasons.by_frequency(Counter(responses["failure"].drop_nulls().to_list()))
 
 
 def _parts(
