@@ -76,7 +76,7 @@ def batches_of_table(path: Path, rows: int, kinds: Mapping[str, Kind], needed: S
 def print_rows(where: str | Path, rows_in: int, dropped: Mapping[str, int], first: Mapping[str, int] = NO_ROW) -> None:
     """Prints how many rows went in and out, and how many were dropped for which reason.
 
-    `first` is the first row of each reason; it is told where nobody would find the row by eye.
+    `first` is the first row of each reason; it is printed for half a character, which an editor does not show.
     """
     place = f", first in row {first[HALF_CHARACTER]:,}" if HALF_CHARACTER in first else ""
     reasons = "".join(f"; {why}: {rows:,}{place * (why == HALF_CHARACTER)}" for why, rows in dropped.items())

@@ -46,8 +46,8 @@ def read(source: str | Path, *, prompt: str = "prompt", context: str | None = No
     `prompt` names the column with the prompt: text, or chat messages `[{"role": …, "content": …}, …]`. `context` names
     the column with the user's context, a text. Other columns are kept; one called prompt_id, prompt or context becomes
     `source_…`. Empty prompts, null or empty contexts, and in JSONL both with half of a surrogate pair, are dropped by a
-    named reason. Raises NotThereError for a
-    missing source, and InputError, with file and row, for a broken one and for fewer than two prompts.
+    named reason. Raises NotThereError for a missing source, and InputError, with file and row, for a broken one and for
+    fewer than two prompts.
     """
     names = _new_names(prompt, context)
     prompts = _prompts(sources.load(source, split=split, texts=_kinds(names), marks_halves=True), source, names)
@@ -58,8 +58,8 @@ def read(source: str | Path, *, prompt: str = "prompt", context: str | None = No
 def read_batches(
     source: str | Path, rows: int, *, prompt: str = "prompt", context: str | None = None, split: str = "train"
 ) -> Iterator[Prompts]:
-    """As `read`, but yields a file of Parquet, or of JSON Lines where prompts are text, `rows` rows at a time, with
-    prompt_ids that go on; other sources at once.
+    """As `read`, but yields a Parquet file, or JSON Lines whose prompts are text, `rows` rows at a time; other sources
+    at once. The prompt_ids of a batch follow on those of the one before.
     """
     names, rows_in, rows_out, dropped = _new_names(prompt, context), 0, 0, Counter[str]()
     batches = _batches(Path(source), rows, names, split)

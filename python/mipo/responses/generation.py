@@ -86,7 +86,7 @@ def generate_to(
 ) -> tuple[int, dict[str, int]]:  # fmt: skip
     """`generate` for requests on disk, whose responses are in `folder` alone: how many, and the failures by reason.
 
-    Holds the texts of `PART_ROWS` rows at most, and some ten bytes of each of all (see `Work`).
+    Holds the texts of `PART_ROWS` rows at most, and beside the requests up to 40 bytes of each of all (see `Work`).
     """
     failed = Counter[str]()
     parts = _parts(

@@ -30,7 +30,8 @@ class StoredRequests:
     """Requests whose prompts are in a row file: request i is its row `places[i]`, sample `sample[i]` of it.
 
     `own`, `counter` and `samples` are as in `mipo.responses.requests.Requests`. `ids` are those of the prompts. Beside
-    the file it holds 8 bytes of each request (16 with samples), and of each row of prompts and counterparts.
+    the file it holds 8 bytes of each request (16 with samples), and of each row of prompts and counterparts; 24 more of
+    each prompt where ids are no row numbers.
     """
 
     file: RowFile
