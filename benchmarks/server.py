@@ -69,14 +69,15 @@ def ask_with_mipo(url: str, rows: int) -> int:
     import polars as pl
 
     from mipo import demo
+    from mipo.io.rowfile import READ_ROWS
     from mipo.models.model import Model
     from mipo.responses.engines.choice import choose
     from mipo.responses.generation import generate_to
     from mipo.responses.sampling import Sampling
-    from mipo.responses.stored_requests import BATCH_ROWS, open_requests
+    from mipo.responses.stored_requests import open_requests
 
-    starts = range(0, rows, BATCH_ROWS)
-    numbers = (pl.int_range(start, min(start + BATCH_ROWS, rows), eager=True) for start in starts)
+    starts = range(0, rows, READ_ROWS)
+    numbers = (pl.int_range(start, min(start + READ_ROWS, rows), eager=True) for start in starts)
     prompts = (pl.select(prompt=pl.format("what should number {} eat tonight ?", some)) for some in numbers)
     engine, sampling = choose(engine="server", urls=(url,), concurrency=IN_FLIGHT), Sampling(max_new_tokens=16)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,5 +1,6 @@
 """Refusals: what cannot be done is said in one line, before anything is read, generated or trained."""
 
+import fcntl
 import os
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ import polars as pl
 import pytest
 
 from mipo import cli, demo
+from mipo.io import outputs
 
 MODEL = str(demo.HERE / "model")
 TOO_DEEP = 5_000
@@ -32,6 +34,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "deep.jsonl").write_text('{"prompt": ' + "[" * TOO_DEEP + "]" * TOO_DEEP + "}\n" + '{"prompt": "a"}\n')
     (folder / "deep.yaml").write_text("model: " + "[" * TOO_DEEP + "]" * TOO_DEEP)
     os.mkfifo(folder / "pipe.jsonl")
+    (folder / "old").mkdir()
+    (folder / "old" / "answers.sqlite").write_text("no database, but long enough to be one" * 100)
     return folder
 
 
@@ -100,6 +104,14 @@ REFUSED = [
     ([*TRAIN, "--config", "absent.yaml"], "absent.yaml: No such file or directory"),
     ([*TRAIN, "--fsdp", "true", "--fsdp_config", "absent.json"], "absent.json: No such file or directory"),
     ([*TRAIN, "--resume_from_checkpoint", "x"], "resume_from_checkpoint: expected none, got 'x'"),
+    # Before the prompts are read, which are broken.
+    (["generate", "deep.jsonl", *GENERATE[2:], "--reuse", "."], ".: no answers.sqlite there; name a folder of"),
+    (["generate", "deep.jsonl", *GENERATE[2:], "--reuse", "old"], "old/answers.sqlite: expected a database of answers"),
+    (
+        ["generate", "deep.jsonl", *GENERATE[2:], "--counterparts", "r.parquet"],
+        "r.parquet: no column 'prompt_id'; it has prompt, response",
+    ),
+    (["generate", "deep.jsonl", *GENERATE[2:4], "--output", "."], ".: expected a new or empty folder, or one for"),
     (["run", "deep.yaml"], "deep.yaml: expected at most 20 levels"),
     (["report", ".", "--sample", "-1"], "--sample: expected a whole number of at least 1, got -1"),
     (["run", "absent.yaml", "--beside", "before=x"], "beside: expected another name than before, after, change, got"),
@@ -120,6 +132,17 @@ def test_it_is_one_line_and_nothing_is_written(
     assert error.startswith(f"mipo {arguments[0]}: error: ")
     assert error.count("\n") == 1
     assert sorted(files.iterdir()) == there
+
+
+def test_a_folder_in_use_is_refused_before_the_prompts_are_read(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outputs.mark(tmp_path, "responses")
+    with (tmp_path / outputs.MARK).open() as mark:
+        fcntl.flock(mark, fcntl.LOCK_EX)  # as another process does
+        command = ["generate", str(files / "deep.jsonl"), "--model", MODEL, "--output", str(tmp_path)]
+        assert cli.main(command) == 2
+    assert "another mipo process works there" in capsys.readouterr().err
 
 
 def test_a_name_that_is_said_twice_is_meant_once(files: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -100,6 +100,34 @@ def test_a_message_of_another_form_is_refused_with_its_remedy(
     assert line.endswith(f"; {remedy}"), line
 
 
+TEXT, CHAT = "Name a lake.", [{"role": "user", "content": "Name a city."}]
+HALF = [{"role": "user", "content": "a \ud83d"}]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "came", "remedy"),
+    [
+        ([TEXT, CHAT], "a list", "write all rows as text, or all as lists of messages"),
+        ([CHAT, TEXT], "text: 'Name a lake.'", "write all rows as text, or all as lists of messages"),
+        ([TEXT, []], "a list", "write all rows as text, or all as lists of messages"),
+        ([TEXT, "a \ud83d"], "half of a surrogate pair", "write the whole character"),
+        ([CHAT, HALF], "a list", "write the whole character"),
+        ([CHAT, [{"role": "user", "content": 7}]], "a list", "write role and content as text"),
+    ],
+)
+def test_the_remedy_is_one_for_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], prompts: list[Any], came: str, remedy: str
+) -> None:
+    rows = [{"prompt": prompt, "chosen": "Como", "rejected": "Graz"} for prompt in prompts]
+    pairs = write(tmp_path / "pairs.jsonl", rows)
+    line = error_of(capsys, "tokens", pairs, "--tokenizer", DEMO, "--output", tmp_path / "store")
+    assert (
+        f"pairs.jsonl: row 2: column 'prompt': expected text or a list of messages [{{role, content}}, …], got {came}"
+        in line
+    )
+    assert line.endswith(f"; {remedy}"), line
+
+
 def dictionary(values: list[str]) -> pa.Array:
     return pa.array(values).dictionary_encode()
 

@@ -592,6 +592,7 @@ def test_ids_are_distinct_whole_numbers() -> None:
 
 
 prompts_of_lines = st.none() | st.sampled_from(["a", " ", "b", "c", "\ud83d"])
+wrong_prompts = st.sampled_from([7, True, {"a": 1}, [], ["a"], [{"role": "user", "content": "d"}], [{"from": "a"}]])
 
 
 @given(st.lists(st.none() | st.sampled_from(["a", " ", "b", "c"]), min_size=2, max_size=9), st.integers(1, 4))
@@ -619,6 +620,18 @@ def test_batches_of_json_lines_are_what_is_read_at_once(tmp_path_factory, values
     assert_read_alike(path, rows, "context" if with_context else None)
 
 
+@given(
+    st.lists(prompts_of_lines, min_size=1, max_size=6), st.lists(prompts_of_lines | wrong_prompts, max_size=6),
+    st.integers(1, 4),
+)  # fmt: skip
+@settings(max_examples=100, deadline=None)
+def test_lines_that_are_no_texts_are_refused_in_the_words_of_the_whole_file(tmp_path_factory, texts, others, rows):
+    """The row that is named is that of the file, whichever batch it is in."""
+    path = tmp_path_factory.mktemp("batches") / "prompts.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in texts + others))
+    assert_read_alike(path, rows, None)
+
+
 def assert_read_alike(path: Path, rows: int, context: str | None) -> None:
     """In batches and at once: the same prompts and counts, or the same refusal."""
     outcomes = []
@@ -634,6 +647,13 @@ def assert_read_alike(path: Path, rows: int, context: str | None) -> None:
         first = {reason: min(p.first[reason] for p in parts if reason in p.first) for reason in dropped}
         outcomes.append((frame.to_dicts(), places.to_list(), sum(part.rows_in for part in parts), dict(dropped), first))
     assert outcomes[0] == outcomes[1]
+
+
+def test_a_half_character_that_is_dropped_is_not_the_row_that_a_later_batch_is_refused_for(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in ("a", "\ud83d", "b", [user("c")])))
+    with pytest.raises(ValueError, match=r"row 4: column 'prompt': .* write all rows as text, or all as lists of"):
+        list(read_batches(path, 2))
 
 
 @pytest.mark.parametrize("later", [[{"role": "user", "content": "d"}], 7])

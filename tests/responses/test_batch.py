@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 from demo_batch import run_batch
+from failed import failures
 
 from mipo import demo
 from mipo.errors import InputError, StoppedError
@@ -17,7 +18,7 @@ from mipo.io import outputs
 from mipo.models.model import Model
 from mipo.responses.engines import batch_files
 from mipo.responses.engines.choice import choose
-from mipo.responses.generation import failures, generate
+from mipo.responses.generation import generate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DEMO = str(demo.HERE / "model")

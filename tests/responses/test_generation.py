@@ -7,12 +7,14 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 import torch
+from failed import failures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -188,6 +190,30 @@ def test_answers_of_another_folder_are_not_asked_again(
     assert (tmp_path / "a" / "answers.sqlite").read_bytes() == before
 
 
+def test_a_damaged_answer_of_another_folder_is_not_taken_over(
+    prompts: pl.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = generate(prompts, Model(DEMO), folder=tmp_path / "a", **SAMPLED)
+    with closing(sqlite3.connect(tmp_path / "a" / "answers.sqlite")) as database:
+        database.execute("UPDATE answers SET response = 'edited' WHERE prompt = ?", [keys_of(prompts)[3].tobytes()])
+        database.commit()
+    for folder in (tmp_path / "b", None):
+        assert generate(prompts, Model(DEMO), folder=folder, reuse=tmp_path / "a", **SAMPLED).equals(whole)
+        place = folder / "answers.sqlite" if folder else tmp_path / "a"
+        assert f"{place}: 1 answers were damaged, and are asked for again" in capsys.readouterr().out
+
+
+def test_a_folder_s_own_answers_are_there_without_being_taken_over(
+    prompts: pl.DataFrame, tmp_path: Path, generations: list[int]
+) -> None:
+    whole = generate(prompts, Model(DEMO), folder=tmp_path / "a", **SAMPLED)
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    generations.clear()
+    for reuse in (tmp_path / "a", tmp_path / "link"):
+        assert generate(prompts, Model(DEMO), folder=tmp_path / "a", reuse=reuse, **SAMPLED).equals(whole)
+    assert generations == []
+
+
 def test_a_model_is_loaded_only_where_rows_are_missing(
     prompts: pl.DataFrame, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,7 +345,7 @@ def test_a_prompt_with_no_room_has_a_reason_and_no_response(
     last = responses.row(-1, named=True)
     assert last["failure"] == "longer than the 112 tokens that the model's context leaves"
     assert [last[name] for name in ("response", "response_tokens", "truncated")] == [None] * 3
-    assert generation.failures(responses) == {last["failure"]: 1}
+    assert failures(responses) == {last["failure"]: 1}
 
 
 def test_generation_stops_when_too_many_fail_and_keeps_the_answers(

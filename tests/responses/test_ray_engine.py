@@ -2,7 +2,6 @@
 
 import os
 import signal
-import stat
 import subprocess
 import sys
 import threading
@@ -14,6 +13,8 @@ from typing import Any
 import polars as pl
 import psutil
 import pytest
+from demo_vllm import vllm_that_ends
+from failed import failures
 
 from mipo import demo
 from mipo.errors import InputError, StoppedError
@@ -22,7 +23,7 @@ from mipo.models.model import Model
 from mipo.responses.engines import on_ray
 from mipo.responses.engines.choice import choose
 from mipo.responses.engines.contract import Answer, Work
-from mipo.responses.generation import failures, generate
+from mipo.responses.generation import generate
 from mipo.responses.requests import compose_requests
 from mipo.tokenizer.chat import encode_prompts
 
@@ -147,30 +148,6 @@ def test_a_stopped_generation_goes_on(prompts: pl.DataFrame, expected: pl.DataFr
     again = Interrupted(choose(engine="ray", workers=1), lambda count: None)
     assert generate(prompts, Model(DEMO), folder=tmp_path, engine=again, **GREEDY).equals(expected)
     assert 0 < again.asked < prompts.height
-
-
-def vllm_that_ends(folder: Path, *, at: int | None) -> str:
-    """The python of an environment whose vLLM ends when it is asked row `at`, or before it is asked (None)."""
-    path = folder / "python"
-    path.write_text(
-        f"""#!{sys.executable}
-import json, os, sys
-if sys.argv[1] == "-c":
-    print("vllm 0.0")
-elif {at} is None:
-    sys.exit("RuntimeError: no memory")
-else:
-    setup, *_ = sys.stdin.readline(), sys.stderr.write("ValueError: a bad token")
-    for line in sys.stdin:
-        request = json.loads(line)
-        if request["row"] == {at}:
-            os._exit(3)
-        how = {{"response_tokens": 1, "prompt_tokens": len(request["ids"]), "finish_reason": "stop", "seconds": 0}}
-        print(json.dumps([{{"row": request["row"], "text": str(request["ids"]), **how}}]), flush=True)
-"""
-    )
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return str(path)
 
 
 def test_workers_that_cannot_start_stop_generation_with_the_cause(prompts: pl.DataFrame, tmp_path: Path) -> None:

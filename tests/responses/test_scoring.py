@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mipo import demo
 from mipo.demo import world
-from mipo.errors import InputError, StoppedError
+from mipo.errors import InputError, NotThereError, StoppedError
 from mipo.evaluation.measurement import evaluate
 from mipo.models import model as models
 from mipo.models.model import Model
@@ -156,6 +156,25 @@ def test_scores_are_kept_and_only_the_others_are_asked_for(
         connection.execute("CREATE TABLE births (day TEXT)")
     with pytest.raises(InputError, match="expected a database of mipo's, got one with the table births"):
         response_logps(*ids, Model(DEMO), database=tmp_path / "other.sqlite")
+
+
+def test_scores_of_another_folder_are_taken_over_also_where_none_are_kept(
+    ids: Any, expected: NDArray[np.float64], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "a" / "answers.sqlite"
+    own.parent.mkdir()
+    assert response_logps(*ids, Model(DEMO), database=own).tolist() == expected.tolist()
+    monkeypatch.setattr(models, "load_model", lambda *_, **__: pytest.fail("weights were loaded"))
+    for database in (tmp_path / "b.sqlite", None, own):
+        again = response_logps(*ids, Model(DEMO), database=database, reuse=own.parent)
+        assert again.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("database", [None, "scores.sqlite"])
+def test_a_folder_without_scores_is_named(ids: Any, tmp_path: Path, database: str | None) -> None:
+    with pytest.raises(NotThereError, match=r"no answers\.sqlite there; name a folder of responses, or of a run"):
+        response_logps(*ids, Model(DEMO), database=database and tmp_path / database, reuse=tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_equal_rows_are_scored_once(site: DemoServer, ids: Any, expected: NDArray[np.float64]) -> None:

@@ -14,13 +14,14 @@ from typing import Any
 import polars as pl
 import pytest
 from demo_server import DemoServer
+from failed import failures
 
 from mipo import cli, demo
 from mipo.errors import InputError, StoppedError
 from mipo.models.model import Model
 from mipo.responses.engines import server
 from mipo.responses.engines.choice import choose
-from mipo.responses.generation import failures, generate
+from mipo.responses.generation import generate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DEMO = str(demo.HERE / "model")

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from failed import failures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mipo import contrast, demo
 from mipo.errors import InputError
 from mipo.models.model import Model
-from mipo.responses.generation import failures, generate, generate_to
+from mipo.responses.generation import generate, generate_to
 from mipo.responses.requests import compose_requests, link
 from mipo.responses.sampling import Sampling
 from mipo.responses.stored_requests import StoredRequests, open_requests
@@ -70,6 +71,18 @@ def test_counterparts_of_other_prompts_are_refused() -> None:
         pytest.raises(InputError, match="counterpart_id 99: not among the prompts"),
         open_requests([prompts], [drawn], chat=True),
     ):
+        pass
+
+
+@pytest.mark.parametrize("ids", [[0, 1, -1], [0, 1, None], ["a", "b", "c"], [0.0, 1.0, 2.0], [0, 2, 2], [0, 2, 0]])
+def test_ids_that_are_no_distinct_whole_numbers_are_refused_as_in_memory(ids: list[Any]) -> None:
+    """Also where the batches are right by themselves."""
+    prompts = pl.DataFrame({"prompt_id": ids, "prompt": TEXTS[:3]})
+    drawn = contrast(pl.DataFrame({"prompt": TEXTS}))[:0]
+    message = "prompt_id: expected . distinct whole numbers from 0, got"
+    with pytest.raises(InputError, match=message):
+        compose_requests(prompts, drawn, chat=True)
+    with pytest.raises(InputError, match=message), open_requests(some(prompts, 2), [drawn], chat=True):
         pass
 
 

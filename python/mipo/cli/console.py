@@ -6,13 +6,13 @@ Knows a command's options, and no command.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mipo.cli.options import keywords
 from mipo.errors import NotThereError
-from mipo.io import columns, sources
+from mipo.io import columns, sources, streams, tables
 from mipo.io.columns import Kind
 from mipo.io.lazy import pl
 from mipo.prompts.rows import read, read_batches
@@ -60,10 +60,23 @@ def scan_table(path: Path, kinds: Mapping[str, Kind]) -> Table:
     return columns.read(sources.scan(path, kinds), kinds, path)
 
 
+def batches_of_table(path: Path, rows: int, kinds: Mapping[str, Kind], needed: Sequence[str]) -> Iterator[pl.DataFrame]:
+    """The table that `scan_table` reads, `rows` rows at a time. What is wrong is refused before the first is read.
+
+    `needed` are columns that it must have.
+    """
+    table = scan_table(path, kinds)
+    tables.check_columns(table, needed, path)
+    if isinstance(table, pl.DataFrame) or not path.is_file():
+        return tables.batches(table, rows)
+    # polars would hold several row groups at once.
+    return (cast("pl.DataFrame", columns.read(batch, kinds, path)) for batch in streams.of_parquet(path, rows))
+
+
 def print_rows(where: str | Path, rows_in: int, dropped: Mapping[str, int], first: Mapping[str, int] = NO_ROW) -> None:
     """Prints how many rows went in and out, and how many were dropped for which reason.
 
-    `first` is the first row of each reason; it is told where nobody would find the row by eye.
+    `first` is the first row of each reason; it is printed for half a character, which an editor does not show.
     """
     place = f", first in row {first[HALF_CHARACTER]:,}" if HALF_CHARACTER in first else ""
     reasons = "".join(f"; {why}: {rows:,}{place * (why == HALF_CHARACTER)}" for why, rows in dropped.items())

@@ -180,6 +180,11 @@ def _is_chat(dtype: pl.DataType) -> bool:
     return isinstance(inner, pl.Null)
 
 
+def _is_of_texts(message: Any) -> bool:
+    """Whether a value is a message whose role and content are text."""
+    return isinstance(message, dict) and all(isinstance(message.get(name), str) for name in ("role", "content"))
+
+
 def _shown(value: Any) -> str:
     """A wrong value, for a message; a text is wrong only where it has no characters."""
     if isinstance(value, str):
@@ -194,8 +199,10 @@ def _remedy(kind: Kind, value: Any) -> str:
     """What to do about a value that is not of its kind."""
     if kind in ("flag", "id"):
         return "correct it, or leave the column out"
-    if isinstance(value, str):
-        return "write the whole character"
+    if isinstance(value, str) or (kind == "chat" and isinstance(value, list) and all(map(_is_of_texts, value))):
+        # Right by itself, but other rows are chats or texts.
+        mixed = "write all rows as text, or all as lists of messages"
+        return mixed if nested.is_encodable(value) else "write the whole character"
     if isinstance(value, list):
         if value and isinstance(value[0], dict):
             if kind == "text":

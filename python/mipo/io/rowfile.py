@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from mipo.io.tables import Table
 
 
+READ_ROWS = 16_384  # rows of a table whose texts are in memory at once
+
+
 class Rows(Protocol):
     """Access to the rows of a table by number."""
 

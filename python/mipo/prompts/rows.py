@@ -6,14 +6,14 @@ Knows chat messages. Knows nothing of file formats, counter-prompts or responses
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import cast
 
 from mipo.errors import InputError
-from mipo.io import columns, nested, sources, streams, tables
+from mipo.io import columns, nested, sources, streams
 from mipo.io.columns import Kind
 from mipo.io.jsonl import HALVES
 from mipo.io.keys import check_ids
@@ -46,8 +46,8 @@ def read(source: str | Path, *, prompt: str = "prompt", context: str | None = No
     `prompt` names the column with the prompt: text, or chat messages `[{"role": …, "content": …}, …]`. `context` names
     the column with the user's context, a text. Other columns are kept; one called prompt_id, prompt or context becomes
     `source_…`. Empty prompts, null or empty contexts, and in JSONL both with half of a surrogate pair, are dropped by a
-    named reason. Raises NotThereError for a
-    missing source, and InputError, with file and row, for a broken one and for fewer than two prompts.
+    named reason. Raises NotThereError for a missing source, and InputError, with file and row, for a broken one and for
+    fewer than two prompts.
     """
     names = _new_names(prompt, context)
     prompts = _prompts(sources.load(source, split=split, texts=_kinds(names), marks_halves=True), source, names)
@@ -58,8 +58,8 @@ def read(source: str | Path, *, prompt: str = "prompt", context: str | None = No
 def read_batches(
     source: str | Path, rows: int, *, prompt: str = "prompt", context: str | None = None, split: str = "train"
 ) -> Iterator[Prompts]:
-    """As `read`, but yields a file of Parquet, or of JSON Lines where prompts are text, `rows` rows at a time, with
-    prompt_ids that go on; other sources at once.
+    """As `read`, but yields a Parquet file, or JSON Lines whose prompts are text, `rows` rows at a time; other sources
+    at once. The prompt_ids of a batch follow on those of the one before.
     """
     names, rows_in, rows_out, dropped = _new_names(prompt, context), 0, 0, Counter[str]()
     batches = _batches(Path(source), rows, names, split)
@@ -78,11 +78,16 @@ def _batches(path: Path, rows: int, names: dict[str, str], split: str) -> Iterat
     """The rows of a file in batches; None where it is not read in batches."""
     if not path.is_file() or path.suffix not in (".parquet", ".jsonl", ".ndjson"):
         return None
-    stream = streams.open_stream(path, split=split, sought=list(names))
     if path.suffix == ".parquet":
-        return tables.regroup(stream.batches(rows), rows)
+        sources.files_of(path, split)  # refuses another split than the one of a file
+        return streams.of_parquet(path, rows)
+    stream = streams.open_stream(path, split=split, sought=list(names))
     batches = stream.batches(rows, texts=_kinds(names), marks_halves=True)
-    first, prompt = next(batches, None), next(iter(names))
+    prompt = next(iter(names))
+    try:
+        first = next(batches, None)
+    except InputError:  # which row is refused depends on all others
+        return None
     if first is None or prompt not in first.columns or not names.keys() <= set(stream.fields):
         return None
     # Of chats in lines, the fields differ from batch to batch.
@@ -91,13 +96,17 @@ def _batches(path: Path, rows: int, names: dict[str, str], split: str) -> Iterat
     return _texts(chain([first], batches), path, names)
 
 
-def _texts(batches: Iterable[pl.DataFrame], path: Path, names: dict[str, str]) -> Iterator[pl.DataFrame]:
-    """The batches with all columns of `names`; InputError for prompts that are text in some and chats in others."""
-    for batch in batches:
-        if not _is_text(batch, next(iter(names))):
-            sources.load(path, texts=_kinds(names))  # refuses the file, and names the row
-            raise AssertionError(f"{path}: prompts of two types were read")
-        yield batch.with_columns(pl.lit(None, pl.String).alias(name) for name in names if name not in batch.columns)
+def _texts(batches: Iterator[pl.DataFrame], path: Path, names: dict[str, str]) -> Iterator[pl.DataFrame]:
+    """The batches with all columns of `names`; InputError, as of the whole file, for prompts that are not all text."""
+    prompt = next(iter(names))
+    try:
+        for batch in batches:
+            if not _is_text(batch, prompt):
+                raise InputError(f"{path}: column {prompt!r}: expected text in every row, got chats in some")
+            yield batch.with_columns(pl.lit(None, pl.String).alias(name) for name in names if name not in batch.columns)
+    except InputError:
+        sources.load(path, texts=_kinds(names), marks_halves=True)
+        raise
 
 
 def _is_text(frame: pl.DataFrame, column: str) -> bool:

@@ -18,7 +18,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mipo.errors import InputError, WriteError
+from mipo.errors import InputError, NotThereError, WriteError
 from mipo.io import checksum
 from mipo.io.lazy import _native, np, pl
 from mipo.responses.engines.contract import Answer
@@ -95,6 +95,23 @@ def attached(connection: sqlite3.Connection, path: Path) -> Iterator[set[str]]:
             yield {name for (name,) in connection.execute("SELECT name FROM other.sqlite_master WHERE type = 'table'")}
         finally:
             connection.execute("DETACH other")
+
+
+def reused(folder: Path | None, database: Path | None) -> Path | None:
+    """The database in `folder` that is to be taken over into `database`; None where there is nothing to take over.
+
+    That is without a folder, and where both are the same file. Raises NotThereError for a folder without a database,
+    and InputError as `connect` does.
+    """
+    if folder is None:
+        return None
+    path = folder / FILE
+    if not path.exists():
+        raise NotThereError(f"{folder}: no {FILE} there; name a folder of responses, or of a run, that has one")
+    if database and path.resolve() == database.resolve():
+        return None
+    with connect(None) as connection, attached(connection, path):
+        return path
 
 
 def settings_id(connection: sqlite3.Connection, settings: dict[str, Any]) -> tuple[int, str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from mipo import reasons
 from mipo.errors import InputError, StoppedError
 from mipo.io.lazy import np
+from mipo.io.rowfile import READ_ROWS
 from mipo.responses import reasoning as thinking
 from mipo.responses.answers import Answers
 from mipo.responses.engines.contract import Answer, Engine, Work
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
     from mipo.io.rowfile import Rows
     from mipo.models.model import Model
-
-READ_ROWS = 16_384  # prompts whose texts are in memory at once
 
 
 def ask(

@@ -28,11 +28,11 @@ MILLION = 1_000_000
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """What is there, and what is left: `missing` are rows of the prompts, tokens are those of the missing alone.
+    """What is there, and what is left: `missing` are rows of the prompts, and tokens are counted for these alone.
 
-    `answers` are there under the same settings, for these prompts or others; `tokens_out` and `seconds` are what those
-    let expect of the missing ones, null where they tell nothing. With `is_most` the seconds are more than it will take.
-    `scores` is how many scores follow, of how many tokens (`tokens_scored`), for `choose: best`.
+    `answers` is how many answers there are under the same settings, for these prompts or others. `tokens_out` and
+    `seconds` are estimated from them, and are null where they do not say. With `is_most`, `seconds` is an upper bound.
+    For `choose: best`, `scores` is how many scores follow, and `tokens_scored` of how many tokens.
     """
 
     missing: np.ndarray

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipo import reasons
-from mipo.errors import InputError, NotThereError
+from mipo.errors import InputError
 from mipo.io import outputs, records, tables
 from mipo.io.lazy import np, pl
-from mipo.io.rowfile import open_rows
+from mipo.io.rowfile import READ_ROWS, open_rows
 from mipo.models.model import Model
-from mipo.responses.answers import FILE, Answers, keys_of
-from mipo.responses.asking import READ_ROWS, ask
+from mipo.responses.answers import FILE, Answers, keys_of, reused
+from mipo.responses.asking import ask
 from mipo.responses.engines.contract import Engine
 from mipo.responses.engines.local import Local
 from mipo.responses.sampling import Reasoning, Sampling
@@ -86,7 +86,7 @@ def generate_to(
 ) -> tuple[int, dict[str, int]]:  # fmt: skip
     """`generate` for requests on disk, whose responses are in `folder` alone: how many, and the failures by reason.
 
-    Holds the texts of `PART_ROWS` rows at most, and some ten bytes of each of all (see `Work`).
+    Holds the texts of `PART_ROWS` rows at most, and beside the requests up to 40 bytes of each of all (see `Work`).
     """
     failed = Counter[str]()
     parts = _parts(
@@ -96,6 +96,13 @@ def generate_to(
     for part in parts:
         failed.update(part["failure"].drop_nulls().to_list())
     return requests.rows, reasons.by_frequency(failed)
+
+
+def check(folder: Path | None, database: Path | None, reuse: Path | None) -> Path | None:
+    """Raises what `generate` would raise for these paths, for a caller who composes prompts first; see `reused`."""
+    if folder:
+        outputs.check_folder(folder, "responses")
+    return reused(reuse, database)
 
 
 def settings_of(model: Model, sampling: Sampling, seed: int, engine: Engine, *, is_split: bool) -> dict[str, Any]:
@@ -111,11 +118,6 @@ def settings_of(model: Model, sampling: Sampling, seed: int, engine: Engine, *, 
     }
 
 
-def failures(responses: pl.DataFrame) -> dict[str, int]:
-    """How many prompts have no response, by reason."""
-    return reasons.by_frequency(Counter(responses["failure"].drop_nulls().to_list()))
-
-
 def _parts(
     requests: Rows, rows: int, model: Model, sampling: Sampling, *, folder: Path | None, database: Path | None,
     engine: Engine | None, reuse: Path | None, seed: int, reasoning: Reasoning, max_failures: float, progress: str,
@@ -124,19 +126,18 @@ def _parts(
     if not rows:
         raise InputError("no prompt to answer; give at least one row")
     engine = engine or Local()
-    if reuse and not (reuse / FILE).exists():
-        raise NotThereError(f"{reuse}: no {FILE} there; name a folder of responses, or of a run, that has one")
+    database = database or (folder and folder / FILE)
+    other = check(folder, database, reuse)
     settings = settings_of(model, sampling, seed, engine, is_split=reasoning != "part")
     with ExitStack() as stack:
         if folder:
             stack.enter_context(outputs.claim(folder, "responses"))
-            database = database or folder / FILE
         answers = stack.enter_context(Answers.open(database, settings))
         keys = _keys(requests, rows)
+        if other:
+            answers.copy_from(other)
         if damaged := answers.discard_damaged(keys):
-            print(f"{database}: {damaged} answers were damaged, and are asked for again")
-        if reuse:
-            answers.copy_from(reuse / FILE)
+            print(f"{database or reuse}: {damaged} answers were damaged, and are asked for again")
         ask(
             requests, keys, model, engine, answers, sampling, seed=seed, reasoning=reasoning, max_failures=max_failures,
             progress=progress,

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+DRAWN = ("prompt_id", "counterpart_id", "kind", "reason")  # columns of counterparts that say what is asked
+
+
 @dataclass(frozen=True, eq=False)
 class Requests:
     """What a model is asked, and which prompt has which response.
@@ -91,7 +94,7 @@ def counter_prompts(prompts: pl.DataFrame, counterparts: pl.DataFrame, *, chat: 
 
     `counterparts` as `contrast` drew them from these `prompts`; InputError for ids that the prompts do not have.
     """
-    tables.check_columns(counterparts, ("prompt_id", "counterpart_id", "kind", "reason"), "counterparts")
+    tables.check_columns(counterparts, DRAWN, "counterparts")
     own, other = (_rows_of(prompts, counterparts[column]) for column in ("prompt_id", "counterpart_id"))
     return compose_counter(own, other, counterparts, chat=chat)
 

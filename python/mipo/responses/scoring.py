@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mipo.errors import InputError, StoppedError
 from mipo.io.lazy import np
-from mipo.responses.answers import FILE
+from mipo.responses.answers import reused
 from mipo.responses.engines.contract import Answer, Engine, Scorer, Scoring
 from mipo.responses.engines.local import Local
 from mipo.responses.scores import Scores, key_of
@@ -31,17 +31,18 @@ def response_logps(
 
     Like TRL's, the sum leaves out the first token of a response without a prompt, which nothing predicts. `engine`
     scores (default: the model, in this process). With `database`, each score is kept there as it comes, and a later
-    call asks only for the others; those in the folder `reuse` are taken over. Raises StoppedError for the first row
-    that gets no score: a figure needs them all.
+    call asks only for the others; those in the folder `reuse` are taken over. Raises NotThereError for a folder without
+    a database, and StoppedError for the first row that gets no score: a figure needs them all.
     """
     from tqdm import tqdm
 
     asked = scorer(engine)
     keys = [key_of(*row) for row in zip(prompts, responses, strict=True)]
-    settings = {"scores": model.identity, **asked.precision(model)} if database else {}
+    other = reused(reuse, database)
+    settings = {"scores": model.identity, **asked.precision(model)} if database or other else {}
     with Scores.open(database, settings) as kept:
-        if database and reuse:
-            kept.copy_from(reuse / FILE)
+        if other:
+            kept.copy_from(other)
         logps = kept.known(set(keys))
         # Equal rows are scored once.
         unknown = {

@@ -13,17 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mipo.io import rowfile, tables
-from mipo.io.keys import NOWHERE, Ids, Index
+from mipo.io.keys import NOWHERE, Ids, Index, check_ids
 from mipo.io.lazy import np, pl
+from mipo.io.rowfile import READ_ROWS
 from mipo.responses.answers import keys_of
-from mipo.responses.requests import check_known, compose_counter, compose_own, linked, sampled
+from mipo.responses.requests import DRAWN, check_known, compose_counter, compose_own, linked, sampled
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mipo.io.rowfile import RowFile
-
-BATCH_ROWS = 16_384  # rows of a table that are in memory at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +30,8 @@ class StoredRequests:
     """Requests whose prompts are in a row file: request i is its row `places[i]`, sample `sample[i]` of it.
 
     `own`, `counter` and `samples` are as in `mipo.responses.requests.Requests`. `ids` are those of the prompts. Beside
-    the file it holds 8 bytes of each request (16 with samples), and of each row of prompts and counterparts.
+    the file it holds 8 bytes of each request (16 with samples), and of each row of prompts and counterparts; 24 more of
+    each prompt where ids are no row numbers.
     """
 
     file: RowFile
@@ -86,7 +86,7 @@ def _composed(
 ) -> StoredRequests:  # fmt: skip
     with rowfile.create(folder) as texts:
         composer = _Composer(file, texts, chat)
-        for frame in tables.regroup(prompts, BATCH_ROWS):
+        for frame in tables.regroup(prompts, READ_ROWS):
             composer.add_prompts(frame)
         counter = _Column(np.int64)
         for batch in counterparts:
@@ -123,12 +123,12 @@ class _Composer:
         self._own.add(self._add(composed))
         before = len(self._texts)
         default = pl.int_range(before, before + frame.height, eager=True)
-        self._numbers.add(frame.get_column("prompt_id", default=default).cast(pl.UInt64).to_numpy())
+        self._numbers.add(check_ids(frame.get_column("prompt_id", default=default)).to_numpy())
         self._texts.add(frame.select(name for name in frame.columns if name in ("prompt", "context")))
 
     def counter(self, counterparts: pl.DataFrame) -> NDArray[np.int64]:
         """The row in the file of each counter-prompt, NOWHERE where there is none."""
-        tables.check_columns(counterparts, ("prompt_id", "counterpart_id", "kind", "reason"), "counterparts")
+        tables.check_columns(counterparts, DRAWN, "counterparts")
         own, others = (self._rows_of(counterparts[name]) for name in ("prompt_id", "counterpart_id"))
         there = counterparts["reason"].is_null().to_numpy()
         # A counter-prompt of kind random is the prompt of another row, with its context.
@@ -145,8 +145,8 @@ class _Composer:
         keys = self._keys.values().reshape(-1, 2)
         index = Index(keys)
         first = np.empty(len(keys), dtype=np.int64)
-        for start in range(0, len(keys), BATCH_ROWS):
-            first[start : start + BATCH_ROWS] = index.find(keys[start : start + BATCH_ROWS])
+        for start in range(0, len(keys), READ_ROWS):
+            first[start : start + READ_ROWS] = index.find(keys[start : start + READ_ROWS])
         del index
         is_first = first == np.arange(len(first))
         number, places = np.cumsum(is_first) - 1, np.flatnonzero(is_first)

@@ -20,6 +20,7 @@ from mipo.errors import InputError
 from mipo.evaluation import figures, measurement
 from mipo.evaluation.selection import select_best
 from mipo.io import files, outputs, records, sources, tables
+from mipo.io.rowfile import READ_ROWS
 from mipo.io.streams import of_parquet
 from mipo.models.model import Model
 from mipo.negatives.draw import contrast
@@ -33,7 +34,6 @@ from mipo.responses.engines.contract import Engine
 from mipo.responses.generation import generate, generate_to
 from mipo.responses.requests import Requests, compose_requests, link
 from mipo.responses.scoring import scorer
-from mipo.responses.stored_requests import BATCH_ROWS as READ_ROWS
 from mipo.responses.stored_requests import open_requests
 from mipo.run import provenance
 from mipo.run.prompts import read_prompts

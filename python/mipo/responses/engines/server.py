@@ -198,27 +198,29 @@ class _Crowd(Generic[T]):
 
     async def _serve(self, site: Site) -> None:
         """Asks a server for one prompt after another, the next one when the answer before has been kept."""
-        while not self._error:
-            prompt = await self._take()
-            self._in_flight += 1
-            try:
-                answer = await self._answer(site, *prompt)
-            except _Gone as gone:
-                self._returned.put_nowait(prompt)
-                self._sites = [other for other in self._sites if other != site]
-                if not self._sites:
-                    error = f"{site.url}: {gone}; start it and run the same command again to continue"
-                    self._error = self._error or StoppedError(error)
-                return
-            except Exception as error:
-                self._error = self._error or error
-                return
-            finally:
-                self._in_flight -= 1
-                self._done.put_nowait(None)
-            kept = asyncio.get_running_loop().create_future()
-            self._done.put_nowait((prompt[0], answer, kept))
-            await kept
+        try:
+            while not self._error:
+                prompt = await self._take()
+                self._in_flight += 1
+                try:
+                    answer = await self._answer(site, *prompt)
+                except _Gone as gone:
+                    self._returned.put_nowait(prompt)
+                    self._sites = [other for other in self._sites if other != site]
+                    if not self._sites:
+                        raise StoppedError(
+                            f"{site.url}: {gone}; start it and run the same command again to continue"
+                        ) from None
+                    return
+                finally:
+                    self._in_flight -= 1
+                kept = asyncio.get_running_loop().create_future()
+                self._done.put_nowait((prompt[0], answer, kept))
+                await kept
+        except Exception as error:  # of a server, or of reading the next prompt
+            self._error = self._error or error
+        finally:
+            self._done.put_nowait(None)
 
     async def _take(self) -> Prompt:
         """The next prompt; waits where all are asked, since one may be returned."""

@@ -130,7 +130,9 @@ class Vllm:
             assert process.stdin
             assert process.stdout
             setup = {"model": self._model_options(model), "sampling": sampling}
-            threading.Thread(target=_feed, args=(process.stdin, setup, requests), daemon=True).start()
+            errors = list[Exception]()
+            values = chain([setup], _until_error(requests, errors))
+            threading.Thread(target=_feed, args=(process.stdin, values), daemon=True).start()
             # vLLM's own processes hold the pipe of answers open, also when the worker has been killed.
             threading.Thread(target=_reap, args=(process,), daemon=True).start()
             left = count
@@ -138,13 +140,15 @@ class Vllm:
                 for line in process.stdout:
                     if not line.endswith("\n"):
                         break  # the worker was killed while it wrote
-                    values = json.loads(line)
-                    yield values
-                    left = left and left - len(values)
+                    answered = json.loads(line)
+                    yield answered
+                    left = left and left - len(answered)
                     if left == 0:
                         break  # vLLM takes seconds to end
                 if left != 0:
                     process.wait()
+                    if errors:
+                        raise errors[0]
                     what = f"{left:,} prompts were answered" if left else "its work was done"
                     killed = "it was killed, as a rule because memory ran out"
                     cause = killed if process.returncode == -9 else _cause(log)
@@ -174,15 +178,20 @@ def _reap(process: subprocess.Popen[str]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _feed(pipe: IO[str], setup: dict[str, Any], requests: Iterator[dict[str, Any]]) -> None:
-    """Writes the requests for the worker, which reads as many as it has room for."""
+def _until_error(requests: Iterator[dict[str, Any]], errors: list[Exception]) -> Iterator[dict[str, Any]]:
+    """The requests, whose prompts are read only now, up to an error, which goes to `errors`."""
+    try:
+        yield from requests
+    except Exception as error:
+        errors.append(error)
+
+
+def _feed(pipe: IO[str], values: Iterator[dict[str, Any]]) -> None:
+    """Writes the setup and the requests for the worker, which reads as many as it has room for."""
     # Where the worker has ended, what it wrote last says why.
     with suppress(BrokenPipeError), pipe:
-        for value in chain([setup], requests):  # an error in `requests`, whose prompts are read only now, is shown
-            line = json.dumps(value)
-            if pipe.closed:
-                return
-            pipe.write(line + "\n")
+        for value in values:
+            pipe.write(json.dumps(value) + "\n")
 
 
 def _cause(log: IO[str]) -> str:
