@@ -20,6 +20,8 @@ from mipo.run.recipe import Launch, load
 
 # Sums of a batch in two parts, in float32, carried on through three steps of Adam.
 LOSS_ATOL = 1e-4
+# Half the bits of a step of Adam in bfloat16, at the sizes of these weights.
+BF16_ATOL = 5e-3
 FIGURE_ATOL = 0.02
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -36,7 +38,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     The last batch of an epoch, which has fewer, accelerate fills up for two processes and not for one.
     """
     folder = tmp_path_factory.mktemp("launch")
-    one = write_recipe(folder, trainer={"per_device_train_batch_size": 16, "max_steps": 3})
+    one = write_recipe(folder, trainer={"per_device_train_batch_size": 16, "max_steps": 3}).rename(folder / "one.yaml")
     done = mipo_run(one, folder / "one")
     assert done.returncode == 0, done.stderr
     settings = yaml.safe_load(one.read_text())
@@ -47,12 +49,15 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def assert_same(folder: Path, output: Path) -> None:
-    logs = [json.loads((path / "training.json").read_text()) for path in (folder / "one", output)]
-    losses = [[row["loss"] for row in log if "loss" in row] for log in logs]
-    assert losses[1] == pytest.approx(losses[0], abs=LOSS_ATOL)
-    assert len(losses[0]) == 3
-    sides = [json.loads((path / "evaluation.json").read_text())["after"] for path in (folder / "one", output)]
+def assert_same(one: Path, other: Path, loss_atol: float = LOSS_ATOL) -> None:
+    logs = [json.loads((path / "training.json").read_text()) for path in (one, other)]
+    rows, others = ([row for row in log if "loss" in row] for log in logs)
+    assert len(rows) == len(others) == 3
+    for row, its in zip(rows, others, strict=True):
+        assert set(row) == set(its)
+        for name in ("loss", "rewards/margins", "rewards/infonce", "logps/chosen", "entropy"):
+            assert its[name] == pytest.approx(row[name], rel=1e-5, abs=loss_atol), name
+    sides = [json.loads((path / "evaluation.json").read_text())["after"] for path in (one, other)]
     for name in ("infonce", "logps_chosen", "margin", "accuracy_greedy"):
         assert sides[1][name]["value"] == pytest.approx(sides[0][name]["value"], abs=FIGURE_ATOL), name
 
@@ -62,7 +67,25 @@ def test_two_processes_end_with_the_table_of_one(prepared: Path, tmp_path: Path)
     done = mipo_run(prepared / "two.yaml", tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert "InfoNCE" in done.stdout
-    assert_same(prepared, tmp_path / "two")
+    assert_same(prepared / "one", tmp_path / "two")
+
+
+def test_two_processes_of_fsdp2_in_bfloat16_end_with_the_table_of_one(prepared: Path) -> None:
+    fsdp = yaml.safe_load(configuration_file("fsdp2").read_text())
+    fsdp |= {"use_cpu": True, "num_processes": 2}
+    fsdp["fsdp_config"]["fsdp_cpu_ram_efficient_loading"] = False  # which broadcasts with NCCL
+    (prepared / "cpu_fsdp2.yaml").write_text(yaml.safe_dump(fsdp))
+    ends = {}
+    for name in ("one", "two"):
+        settings = yaml.safe_load((prepared / f"{name}.yaml").read_text())
+        settings["trainer"]["bf16"] = True
+        if name == "two":
+            settings["launch"] = {"processes": 2, "config": "cpu_fsdp2.yaml"}
+        (prepared / f"bf16-{name}.yaml").write_text(yaml.safe_dump(settings))
+        ends[name] = prepared / f"bf16-{name}"
+        done = mipo_run(prepared / f"bf16-{name}.yaml", ends[name], "--reuse", str(prepared / "one"))
+        assert done.returncode == 0, done.stderr
+    assert_same(ends["one"], ends["two"], loss_atol=BF16_ATOL)
 
 
 def test_a_run_that_is_killed_in_training_takes_its_processes_along_and_goes_on(prepared: Path, tmp_path: Path) -> None:
@@ -92,7 +115,7 @@ def test_a_run_that_is_killed_in_training_takes_its_processes_along_and_goes_on(
     done = mipo_run(prepared / "two.yaml", output)
     assert done.returncode == 0, done.stderr
     assert "resuming from checkpoint-" in done.stdout
-    assert_same(prepared, output)
+    assert_same(prepared / "one", output)
 
 
 def test_what_the_processes_refuse_is_one_line(prepared: Path, tmp_path: Path) -> None:
