@@ -26,7 +26,7 @@ def write(folder: Path, text: str) -> Path:
 REFUSED = [
     ("contrast: {negatives: 2}\ntrainer: {loss_type: ipo}", "trainer.loss_type: expected ['sigmoid'], since several"),
     ("contrast: {negatives: 2}\ncontrol: sft", "trainer.loss_type: expected ['sigmoid'], since several"),
-    ("contrast: {negatives: 2}\ntrainer: {max_length: 64}", "trainer.max_length: expected None"),
+    ("trainer: {max_length: 1}", "trainer.max_length: expected at least 2"),
     ("trainer: {loss_type: [sigmod]}", "trainer.loss_type: expected names among sigmoid"),
     ("trainer: {loss_type: [sigmoid, sft], loss_weights: [1]}", "trainer: `loss_weights` must have the same length"),
     ("trainer: {fused_loss: true, ld_alpha: 0.5}", "trainer.fused_loss=True does not support ld_alpha=0.5"),

@@ -535,14 +535,16 @@ def test_twenty_steps_are_trl_s(name: str, precompute: bool, tokenizer: Any, tmp
     assert logs[0][-1]["loss"] != pytest.approx(logs[0][0]["loss"], abs=10 * STEP_ATOL)
 
 
-def test_several_negatives_are_ordinary_rows(tokenizer: Any, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:.*keep_end:FutureWarning")
+@pytest.mark.parametrize("cut", [{}, {"max_length": 12}, {"max_length": 12, "truncation_mode": "keep_end"}])
+def test_several_negatives_are_ordinary_rows(cut: dict[str, Any], tokenizer: Any, tmp_path: Path) -> None:
     """TRL's head on K + 1 rows of each prompt, and one softmax over them."""
     model = model_of(MODELS["mistral, window"]()).float()
     rows = datasets.Dataset.from_list(random_rows(80, 4))
     logs = []
     for fields in ({"shared_prompts": True}, {"fused_loss": False}):
         fields |= {"per_device_train_batch_size": 4, "max_steps": 20, "learning_rate": 1e-2, "optim": "sgd"}
-        trainer = trainer_of(copy.deepcopy(model), rows, tokenizer, tmp_path, **fields)
+        trainer = trainer_of(copy.deepcopy(model), rows, tokenizer, tmp_path, **fields, **cut)
         trainer.train()
         logs.append([row["loss"] for row in trainer.state.log_history if "loss" in row])
     assert len(logs[0]) == 20

@@ -27,6 +27,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from mipo.errors import InputError
 from mipo.fused.operators import linear_preference_loss
@@ -160,16 +161,32 @@ def test_text_rows_go_the_way_of_trl(single: pl.DataFrame, store: PairStore, tok
     assert losses(text.state.log_history) == losses(ids.state.log_history)
 
 
-def test_max_length_drops_prompts_as_trl_does(
-    single: pl.DataFrame, store: PairStore, tokenizer: Any, tmp_path: Path
+@pytest.mark.filterwarnings("ignore:.*keep_end:FutureWarning")
+@pytest.mark.parametrize("mode", ["keep_start", "keep_end"])
+def test_what_max_length_drops_and_cuts_is_trl_s_and_counted(
+    mode: str, single: pl.DataFrame, store: PairStore, tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    longest = int(store.prompts.lengths().max())
+    limit = int(store.prompts.lengths().max())
     rows = datasets.Dataset.from_list(single.select("prompt", "chosen", "rejected").to_dicts())
-    ours, theirs = (
-        kind(DEMO, args=arguments(tmp_path, max_length=longest), train_dataset=data, processing_class=tokenizer)
-        for kind, data in ((MIPOTrainer, store.to_trl()), (DPOTrainer, rows))
-    )
-    assert len(ours.train_dataset) == len(theirs.train_dataset) < len(store)
+    args = arguments(tmp_path, max_length=limit, truncation_mode=mode)
+    batches = []
+    for kind, data in ((DPOTrainer, rows), (MIPOTrainer, rows), (MIPOTrainer, store.to_trl())):
+        caplog.clear()
+        trainer = kind(DEMO, args=copy.deepcopy(args), train_dataset=data, processing_class=tokenizer)
+        batches.append(trainer.data_collator(list(trainer.train_dataset)))
+        if kind is MIPOTrainer:
+            dropped = len(store) - len(trainer.train_dataset)
+            cut = sum(
+                len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) > limit
+                for row in trainer.train_dataset
+            )
+            assert cut
+            assert bool(dropped) == (mode == "keep_start")
+            assert f"of {len(store)} groups of the train data set, {dropped} are dropped" in caplog.text
+            assert f"{cut} are cut to {limit} tokens (truncation_mode {mode})" in caplog.text
+    for batch in batches[1:]:
+        for name in ("input_ids", "attention_mask", "completion_mask"):
+            assert torch.equal(batch[name], batches[0][name]), name
 
 
 # Several rejected responses
@@ -192,6 +209,20 @@ def test_a_batch_holds_what_is_there_and_says_what() -> None:
     assert batch["completion_mask"].sum(1).tolist() == [1, 2, 1, 4, 1]
     assert batch["group_mask"].tolist() == [[True, True, True], [True, True, False]]
     assert batch["ref_logps"].tolist() == [[-1, -2, -3], [-4, -5, 0]]
+
+
+@pytest.mark.parametrize("mode", ["keep_start", "keep_end"])
+def test_long_rows_of_several_are_cut_as_trl_cuts_them(mode: str) -> None:
+    groups = [
+        {"prompt_ids": [1, 2, 3], "chosen_ids": [4, 5], "rejected_ids": [[6], [7, 8, 9, 1, 2]]},
+        {"prompt_ids": [3], "chosen_ids": [4], "rejected_ids": [[5, 6], [7]]},
+    ]
+    ours = GroupCollator(0, max_length=4, truncation_mode=mode)(groups)
+    pairs = [{**group, "rejected_ids": ids} for group in groups for ids in group["rejected_ids"]]
+    theirs = DataCollatorForPreference(0, max_length=4, truncation_mode=mode)(pairs)
+    order = [0, 4, 5, 2, 6, 7]  # TRL's batch has the chosen response of every pair first
+    for name in ("input_ids", "attention_mask", "completion_mask"):
+        assert torch.equal(ours[name], theirs[name][order]), name
 
 
 @pytest.mark.parametrize("precompute", [True, False])
@@ -285,7 +316,6 @@ def test_metrics_of_several_are_those_of_one_where_there_is_one(
         ({"label_smoothing": 0.1}, "label_smoothing: expected 0.0, .* got 0.1"),
         ({"f_divergence_type": "js_divergence"}, "f_divergence_type: .* got 'js_divergence'"),
         ({"use_weighting": True}, "use_weighting: .* got True"),
-        ({"max_length": 64}, "max_length: .* several rejected responses per group are not cut, got 64"),
     ],
 )
 def test_several_have_no_other_loss(

@@ -63,11 +63,6 @@ def check_grouped(args: MIPOConfig) -> None:
                 f"{name}: expected {value!r}, since several rejected responses per group need the softmax loss, got "
                 f"{getattr(args, name)!r}; leave it out, or use negatives: 1, which has all of TRL's losses"
             )
-    if args.max_length is not None:
-        raise InputError(
-            f"max_length: expected None, since several rejected responses per group are not cut, got {args.max_length};"
-            " drop long ones by name instead (`mipo tokens --max-length`, or tokens.max_length in a recipe)"
-        )
 
 
 def _check_loss(args: MIPOConfig, negatives: int) -> None:
@@ -97,7 +92,7 @@ def _check_loss(args: MIPOConfig, negatives: int) -> None:
 
 
 def _check_process(args: MIPOConfig, *, alone: bool) -> None:
-    """What a training needs and has not: data to evaluate on, lengths to group by, an accelerator, other processes."""
+    """What a training needs and has not, such as data to evaluate on or an accelerator, and what TRL checks late."""
     on_cpu = not torch.accelerator.is_available()
     evaluates = "training has no data set to evaluate on: a run measures its held-out prompts before and after training"
     # The setting, whether it is wrong, what is expected, what it got and why.
@@ -111,6 +106,8 @@ def _check_process(args: MIPOConfig, *, alone: bool) -> None:
         ("train_sampling_strategy", args.train_sampling_strategy not in ("random", "sequential"),
          f"expected random or sequential, got {args.train_sampling_strategy!r}, which TRL's preference rows do not "
          "have the lengths for"),
+        ("max_length", args.max_length is not None and args.max_length < 2,
+         f"expected at least 2, a prompt's token and a response's, got {args.max_length}; leave it out for no limit"),
         ("fp16", args.fp16 and on_cpu, "expected false on a CPU, got true; leave it out, or set bf16"),
         ("activation_offloading", args.activation_offloading and on_cpu, "expected false on a CPU, got true"),
         ("fsdp", bool(args.fsdp) and alone,

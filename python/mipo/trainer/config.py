@@ -31,7 +31,9 @@ class MIPOConfig(DPOConfig):  # type: ignore[misc]
         default=None, metadata={"help": "Arguments of the schedule. Default: min_lr_rate 0.1 where it has a minimum."}
     )
     warmup_steps: float = field(default=0.03, metadata={"help": "Warm-up steps; below 1, a share of all steps."})
-    max_length: int | None = field(default=None, metadata={"help": "TRL's length limit, which does not count drops."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "TRL's limit in tokens: groups are dropped and cut, and counted."}
+    )
     precompute_ref_log_probs: bool | None = field(
         default=None, metadata={"help": "Score the reference once, before training. Default: where TRL can.", **FLAG}
     )

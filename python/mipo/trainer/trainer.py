@@ -25,6 +25,7 @@ from trl.trainer.utils import use_adapter
 from mipo.errors import InputError
 from mipo.fused.heads import Head, softcap_of
 from mipo.loss.preference import preference_loss
+from mipo.trainer import truncation
 from mipo.trainer.checks import check_grouped
 from mipo.trainer.collators import GroupCollator
 from mipo.trainer.config import MIPOConfig
@@ -101,8 +102,8 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
                 raise InputError("several rejected responses per group: pass the tokenizer as processing_class")
             check_grouped(args)
             pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-            multiple = args.pad_to_multiple_of
-            kwargs.setdefault("data_collator", GroupCollator(pad_token_id=pad, pad_to_multiple_of=multiple))
+            collator = GroupCollator(pad, args.pad_to_multiple_of, args.max_length, args.truncation_mode)
+            kwargs.setdefault("data_collator", collator)
         with adapted_heads(allowed=self._fused):
             super().__init__(model, args=args, train_dataset=train_dataset, **kwargs)
         self._decide()
@@ -193,15 +194,10 @@ class MIPOTrainer(DPOTrainer):  # type: ignore[misc]
                 f"the {dataset_name} data set has {'several' if _grouped(first) else 'one'} rejected response(s) per "
                 "group, the training data set has not; make both with the same number of negatives"
             )
-        elif args.max_length is None or args.truncation_mode != "keep_start":
-            return dataset
-        else:  # as in TRL: the collator would truncate the whole response of such a row
-            kept = dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length)
-        if args.max_length is not None and first and next(iter(kept), None) is None:
-            raise InputError(
-                f"max_length: expected a shorter prompt in one group at least, got {args.max_length}; raise it, or "
-                "leave it out"
-            )
+        else:
+            kept = truncation.fitting(dataset, args)
+        if first:
+            truncation.check(dataset, kept, args, dataset_name)
         return kept
 
     def _precompute_ref_logps(self, dataset: datasets.Dataset, name: str, batch_size: int) -> datasets.Dataset:
