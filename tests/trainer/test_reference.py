@@ -1,16 +1,21 @@
 """Reference: scored once for a store and a model, kept beside the store, and again where it is not as written."""
 
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from demo_pairs import DEMO, arguments, losses, preferences
 
+from mipo.errors import InputError
 from mipo.io import outputs
 from mipo.models.loading import load_model
 from mipo.tokens.groups import tokenize
 from mipo.tokens.store import PairStore
+from mipo.trainer.checks import check_training
+from mipo.trainer.reference import can_precompute, file_name, is_kept
 from mipo.trainer.trainer import MIPOTrainer
 from mipo.trainer.training import train
 
@@ -151,3 +156,22 @@ def test_a_folder_that_takes_no_file_stops_nothing(
     kept.mkdir()
     trained(folder, tokenizer)
     assert "the reference's log-probs are not kept for another training" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("stage", "before"), [(None, True), (2, True), (3, False)])
+def test_zero_3_scores_the_reference_in_each_step(stage: int | None, before: bool, tmp_path: Path) -> None:
+    args = arguments(tmp_path, precompute_ref_log_probs=None)
+    args.deepspeed_plugin = None if stage is None else SimpleNamespace(zero_stage=stage)
+    assert can_precompute(args, {"prompt_ids": []}, None, None) == before
+    assert is_kept(args, None) == before
+    args.precompute_ref_log_probs = True
+    with nullcontext() if before else pytest.raises(InputError, match=r"precompute_ref_log_probs: .* with ZeRO-3"):
+        check_training(args, negatives=1, launched=True)
+
+
+def test_deepspeed_s_reference_is_another(folder: Path, tmp_path: Path) -> None:
+    args, store, content = arguments(tmp_path), PairStore.open(folder), {"files": "x"}
+    name = file_name(store, content, args)
+    assert name == file_name(store, content, arguments(tmp_path))
+    args.deepspeed_plugin = SimpleNamespace(zero_stage=2)
+    assert file_name(store, content, args) != name

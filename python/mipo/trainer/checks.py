@@ -25,6 +25,7 @@ from mipo.errors import InputError
 from mipo.loss.preference import LOSS_TYPES
 from mipo.trainer.config import MIPOConfig
 from mipo.trainer.preference_head import check_settings
+from mipo.trainer.reference import is_partitioned
 
 # What the libraries raise for a setting that they do not take.
 REFUSALS = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, OSError)
@@ -108,6 +109,8 @@ def _check_process(args: MIPOConfig, *, alone: bool) -> None:
          "have the lengths for"),
         ("max_length", args.max_length is not None and args.max_length < 2,
          f"expected at least 2, a prompt's token and a response's, got {args.max_length}; leave it out for no limit"),
+        ("precompute_ref_log_probs", bool(args.precompute_ref_log_probs) and is_partitioned(args),
+         "expected null or false with ZeRO-3, which does not train a model that it scored with before, got true"),
         ("fp16", args.fp16 and on_cpu, "expected false on a CPU, got true; leave it out, or set bf16"),
         ("activation_offloading", args.activation_offloading and on_cpu, "expected false on a CPU, got true"),
         ("fsdp", bool(args.fsdp) and alone,

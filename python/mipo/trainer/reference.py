@@ -27,6 +27,8 @@ SETTINGS = ("bf16", "fp16", "tf32", "model_init_kwargs", "use_liger_kernel", "sh
 def file_name(store: PairStore, content: dict[str, Any], args: MIPOConfig) -> str:
     """The name of the file for a model's `content`, as in `mipo.models.model.Model`."""
     settings = {name: getattr(args, name) for name in SETTINGS}
+    # DeepSpeed casts the weights themselves, where others cast what goes into a product.
+    settings["deepspeed"] = args.deepspeed_plugin is not None
     plain = json.loads(json.dumps(settings, default=str))
     return f"reference-{checksum.of_value([store.content, content, plain])[:16]}.parquet"
 
@@ -36,7 +38,7 @@ def is_kept(args: MIPOConfig, lora: Mapping[str, Any] | None) -> bool:
 
     TRL's `max_length` drops rows and cuts others; PiSSA and its like initialize an adapter by a change of the weights.
     """
-    scored = args.precompute_ref_log_probs is not False and not args.sync_ref_model
+    scored = args.precompute_ref_log_probs is not False and not args.sync_ref_model and not is_partitioned(args)
     plain = lora is None or lora.get("init_lora_weights", True) in (True, False, "gaussian")
     return scored and plain and args.max_length is None
 
@@ -63,7 +65,13 @@ def write(dataset: datasets.Dataset, path: Path) -> None:
 def can_precompute(args: MIPOConfig, row: Mapping[str, Any] | None, train: Any, held_out: Any) -> bool:
     """Whether TRL takes reference log-probs from before training with these settings and data sets."""
     pictures = row is not None and not {"image", "images"}.isdisjoint(row)
-    return not (is_streamed(train) or is_streamed(held_out) or pictures or args.sync_ref_model)
+    refused = pictures or args.sync_ref_model or is_partitioned(args)
+    return not (is_streamed(train) or is_streamed(held_out) or refused)
+
+
+def is_partitioned(args: MIPOConfig) -> bool:
+    """Whether DeepSpeed's ZeRO-3 partitions the weights: it does not train a model that it scored with before."""
+    return args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
 
 
 def is_streamed(data: Any) -> bool:
