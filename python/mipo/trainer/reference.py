@@ -12,6 +12,7 @@ from typing import Any
 
 import datasets
 import polars as pl
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from mipo.errors import InputError
@@ -43,13 +44,13 @@ def is_kept(args: MIPOConfig, lora: Mapping[str, Any] | None) -> bool:
     return scored and plain and args.max_length is None
 
 
-def read(folders: Iterable[Path], name: str) -> dict[str, list[Any]] | None:
+def read(folders: Iterable[Path], name: str) -> dict[str, pa.Array] | None:
     """The columns `REF`, a row a group, from the first of the folders that has them as they were written."""
     for folder in folders:
         path = folder / name
         if tables.is_own(path):
             frame = pl.read_parquet(path, glob=False)
-            return {column: frame[column].to_list() for column in REF}
+            return {column: frame[column].to_arrow() for column in REF}
     return None
 
 
@@ -80,7 +81,7 @@ def is_streamed(data: Any) -> bool:
     return any(isinstance(dataset, datasets.IterableDataset) for dataset in each)
 
 
-def with_columns(dataset: datasets.Dataset, columns: Mapping[str, list[Any]]) -> datasets.Dataset:
+def with_columns(dataset: datasets.Dataset, columns: Mapping[str, list[Any] | pa.Array]) -> datasets.Dataset:
     """The data set with new columns and its format, which `add_column` forgets: a lazy one needs it to show ids."""
     form = dataset.format
     wider = dataset.with_format("arrow")  # without the transform: `add_column` may copy rows, as row numbers

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pyarrow as pa
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
@@ -95,7 +96,7 @@ def train(
     return log
 
 
-def _kept_reference(folders: list[Path], name: str) -> dict[str, list[Any]] | None:
+def _kept_reference(folders: list[Path], name: str) -> dict[str, pa.Array] | None:
     """The reference's log-probs of an earlier training, if every process has them; else all score together."""
     kept = reference.read(folders, name)
     return kept if all(gather_object([kept is not None])) else None
