@@ -191,7 +191,7 @@ _backward = Operator("mipo::linear_logps_backward", backward)
 scaled_rows_op = Operator("mipo::scaled_rows", scaled_rows)
 
 
-@torch.library.register_fake("mipo::linear_logps")
+@torch.library.register_fake("mipo::linear_logps")  # type: ignore[untyped-decorator]
 def _forward_fake(*values: Any) -> Scored:
     inputs, mode, statistics = _forward.records(values)
     hidden, down = inputs.hidden, inputs.down
@@ -213,13 +213,13 @@ def _forward_fake(*values: Any) -> Scored:
     )
 
 
-@torch.library.register_fake("mipo::linear_logps_backward")
+@torch.library.register_fake("mipo::linear_logps_backward")  # type: ignore[untyped-decorator]
 def _backward_fake(*values: Any) -> HeadGradients:
     inputs, *_, wanted = _backward.records(values)
     return gradients_like(inputs, wanted)
 
 
-@torch.library.register_fake("mipo::scaled_rows")
+@torch.library.register_fake("mipo::scaled_rows")  # type: ignore[untyped-decorator]
 def _scaled_rows_fake(rows: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(rows, dtype=dtype)
 
@@ -260,8 +260,9 @@ def _differentiate(ctx: Any, *upstreams: Tensor | None) -> tuple[Tensor | None, 
     wanted = [ctx.needs_input_grad[i] for i in (0, 1, 3, 4, 5)]
     state, saved, saved_low, *tensors = ctx.saved_tensors
     if upstream is None and upstream_entropy is None:
-        return (None,) * ctx.arguments
+        return (None,) * int(ctx.arguments)
     if ctx.mode == "M1" and upstream_entropy is None:
+        assert upstream is not None
         assert not any(want and of_head for want, of_head in zip(wanted, OF_HEAD, strict=True)), "a frozen head"
         scaled, scaled_low = (
             scaled_rows_op(x, -upstream, x.dtype) if want else x
@@ -284,7 +285,8 @@ for _name in ("mipo::linear_logps_backward", "mipo::scaled_rows"):
 @register_flop_formula(_forward.op)
 def _forward_flops(*shapes: Any, out_shape: Any = None, **_: Any) -> int:
     inputs, mode, _statistics = _forward.records(shapes)
-    return head_flops(inputs) * (1 + (mode == "M1"))
+    flops: int = head_flops(inputs) * (2 if mode == "M1" else 1)
+    return flops
 
 
 @register_flop_formula(_backward.op)

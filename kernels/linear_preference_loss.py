@@ -299,7 +299,7 @@ def _checked_lengths_fake(lengths, tokens):  # type: ignore[no-untyped-def]
     return torch.empty_like(lengths)
 
 
-@torch.library.register_fake("mipo::linear_preference_loss")
+@torch.library.register_fake("mipo::linear_preference_loss")  # type: ignore[untyped-decorator]
 def _forward_fake(*values: Any) -> Losses:
     inputs, objective, statistics, wanted = _forward.records(values)
     tokens, ref_logps = inputs.hidden.shape[0], objective.ref_logps

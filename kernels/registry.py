@@ -64,7 +64,8 @@ def refuse_tangents(*arguments: Any) -> None:
     """Raises RuntimeError where a tensor has a tangent, which a registered operator would lose without a sign."""
     if forward_ad._current_level < 0:
         return
-    if any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in arguments):
+    dual = (forward_ad.unpack_dual(x) for x in arguments if isinstance(x, Tensor))  # type: ignore[no-untyped-call]
+    if any(x.tangent is not None for x in dual):
         raise RuntimeError(
             "expected tensors without tangents, got forward-mode differentiation (torch.func.jvp, jacfwd, "
             "forward_ad): mipo's fused ops have backward derivatives only; use mipo.loss, which has both"

@@ -26,6 +26,10 @@ def write(folder: Path, text: str) -> Path:
 REFUSED = [
     ("contrast: {negatives: 2}\ntrainer: {loss_type: ipo}", "trainer.loss_type: expected ['sigmoid'], since several"),
     ("contrast: {negatives: 2}\ncontrol: sft", "trainer.loss_type: expected ['sigmoid'], since several"),
+    (
+        "launch: {processes: 2, config: zero3}\ntrainer: {precompute_ref_log_probs: true}",
+        "trainer.precompute_ref_log_probs: expected null or false with ZeRO-3",
+    ),
     ("trainer: {max_length: 1}", "trainer.max_length: expected at least 2"),
     ("trainer: {loss_type: [sigmod]}", "trainer.loss_type: expected names among sigmoid"),
     ("trainer: {loss_type: [sigmoid, sft], loss_weights: [1]}", "trainer: `loss_weights` must have the same length"),

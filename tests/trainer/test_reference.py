@@ -170,8 +170,8 @@ def test_zero_3_scores_the_reference_in_each_step(stage: int | None, before: boo
 
 
 def test_deepspeed_s_reference_is_another(folder: Path, tmp_path: Path) -> None:
-    args, store, content = arguments(tmp_path), PairStore.open(folder), {"files": "x"}
+    args, store, content = arguments(tmp_path, bf16=True), PairStore.open(folder), {"files": "x"}
     name = file_name(store, content, args)
-    assert name == file_name(store, content, arguments(tmp_path))
+    assert name == file_name(store, content, arguments(tmp_path, bf16=True))
     args.deepspeed_plugin = SimpleNamespace(zero_stage=2)
     assert file_name(store, content, args) != name

@@ -182,8 +182,9 @@ def test_what_max_length_drops_and_cuts_is_trl_s_and_counted(
             )
             assert cut
             assert bool(dropped) == (mode == "keep_start")
-            assert f"of {len(store)} groups of the train data set, {dropped} are dropped" in caplog.text
-            assert f"{cut} are cut to {limit} tokens (truncation_mode {mode})" in caplog.text
+            assert f"max_length: of {len(store)} groups of the train data set, {limit} " in caplog.text
+            assert (f"drops {dropped}, whose prompt alone has that many tokens" in caplog.text) == bool(dropped)
+            assert f"cuts responses of {cut} ({mode})" in caplog.text
     for batch in batches[1:]:
         for name in ("input_ids", "attention_mask", "completion_mask"):
             assert torch.equal(batch[name], batches[0][name]), name

@@ -121,7 +121,8 @@ def _default_budget(hidden: Float[Tensor, "*T D"], weight: Float[Tensor, "V D"],
     """
     (words, width), tokens = weight.shape, hidden.numel() // weight.shape[1]
     # Under torch.compile the numbers are symbolic; sym_min decides nothing yet, so one graph serves any of them.
-    tile = hidden.itemsize * torch.sym_min(tokens, TILE_TOKENS) * aligned(torch.sym_min(words, TILE_WORDS))
+    tile_words: Any = torch.sym_min(words, TILE_WORDS)
+    tile = hidden.itemsize * torch.sym_min(tokens, TILE_TOKENS) * aligned(tile_words)
     if not trained:
         return tile
     # TRL's dH in float32 and the cast of its dW, which mipo does not have; a chunk's logits, less its scaled hidden.

@@ -9,6 +9,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import yaml
+
 from mipo.errors import InputError
 from mipo.run.recipe import Launch
 
@@ -40,6 +42,14 @@ def check_launch(settings: Launch) -> None:
         raise InputError(f"launch.processes: expected at most {there}, the GPUs of this machine, got {wanted}")
     if not there and wanted is None:
         raise InputError("launch.processes: expected a number on a machine without GPUs, got none")
+
+
+def is_partitioned(settings: Launch) -> bool:
+    """Whether the configuration is one of ZeRO-3; one that names a file of DeepSpeed's is not read."""
+    if settings.config is None:
+        return False
+    configuration = yaml.safe_load(configuration_file(settings.config).read_text(encoding="utf-8")) or {}
+    return (configuration.get("deepspeed_config") or {}).get("zero_stage") == 3
 
 
 def configuration_file(name: str) -> Path:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mipo.errors import InputError
 from mipo.models.loading import load_config, load_tokenizer
-from mipo.run.launcher import check_launch
+from mipo.run.launcher import check_launch, is_partitioned
 from mipo.run.recipe import Recipe, load
 
 if TYPE_CHECKING:
@@ -33,6 +33,10 @@ def load_checked(path: str | Path, folder: Path, *, seed: int | None = None, con
         check_fit(args, lora, recipe.model)
         if recipe.launch:
             check_launch(recipe.launch)
+            if is_partitioned(recipe.launch) and args.precompute_ref_log_probs:
+                raise InputError(
+                    "trainer.precompute_ref_log_probs: expected null or false with ZeRO-3 (launch.config), got true"
+                )
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return recipe

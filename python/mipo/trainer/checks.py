@@ -23,9 +23,8 @@ from transformers.utils import is_liger_kernel_available
 
 from mipo.errors import InputError
 from mipo.loss.preference import LOSS_TYPES
-from mipo.trainer.config import MIPOConfig
+from mipo.trainer.config import MIPOConfig, is_partitioned
 from mipo.trainer.preference_head import check_settings
-from mipo.trainer.reference import is_partitioned
 
 # What the libraries raise for a setting that they do not take.
 REFUSALS = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, OSError)
@@ -56,6 +55,8 @@ def check_training(args: MIPOConfig, *, negatives: int, lora: bool = False, laun
 
 def check_grouped(args: MIPOConfig) -> None:
     """Raises InputError for settings that do not work with several rejected responses per group."""
+    if args.truncation_mode not in ("keep_start", "keep_end"):
+        raise InputError(f"truncation_mode: expected keep_start or keep_end, got {args.truncation_mode!r}")
     required = {"loss_type": ["sigmoid"], "loss_weights": None, "ld_alpha": None, "use_weighting": False,
              "label_smoothing": 0.0, "f_divergence_type": "reverse_kl"}  # fmt: skip
     for name, value in required.items():
@@ -93,7 +94,7 @@ def _check_loss(args: MIPOConfig, negatives: int) -> None:
 
 
 def _check_process(args: MIPOConfig, *, alone: bool) -> None:
-    """What a training needs and has not, such as data to evaluate on or an accelerator, and what TRL checks late."""
+    """Refuses what needs more than this training has, such as an accelerator, and values that TRL rejects late."""
     on_cpu = not torch.accelerator.is_available()
     evaluates = "training has no data set to evaluate on: a run measures its held-out prompts before and after training"
     # The setting, whether it is wrong, what is expected, what it got and why.
@@ -108,9 +109,10 @@ def _check_process(args: MIPOConfig, *, alone: bool) -> None:
          f"expected random or sequential, got {args.train_sampling_strategy!r}, which TRL's preference rows do not "
          "have the lengths for"),
         ("max_length", args.max_length is not None and args.max_length < 2,
-         f"expected at least 2, a prompt's token and a response's, got {args.max_length}; leave it out for no limit"),
+         f"expected at least 2, one token of prompt and one of response, got {args.max_length}; leave it out for no "
+         "limit"),
         ("precompute_ref_log_probs", bool(args.precompute_ref_log_probs) and is_partitioned(args),
-         "expected null or false with ZeRO-3, which does not train a model that it scored with before, got true"),
+         "expected null or false with ZeRO-3, which cannot train a model that was used for scoring before, got true"),
         ("fp16", args.fp16 and on_cpu, "expected false on a CPU, got true; leave it out, or set bf16"),
         ("activation_offloading", args.activation_offloading and on_cpu, "expected false on a CPU, got true"),
         ("fsdp", bool(args.fsdp) and alone,

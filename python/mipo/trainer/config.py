@@ -32,7 +32,7 @@ class MIPOConfig(DPOConfig):  # type: ignore[misc]
     )
     warmup_steps: float = field(default=0.03, metadata={"help": "Warm-up steps; below 1, a share of all steps."})
     max_length: int | None = field(
-        default=None, metadata={"help": "TRL's limit in tokens: groups are dropped and cut, and counted."}
+        default=None, metadata={"help": "TRL's limit in tokens; groups that it drops or cuts are counted."}
     )
     precompute_ref_log_probs: bool | None = field(
         default=None, metadata={"help": "Score the reference once, before training. Default: where TRL can.", **FLAG}
@@ -71,6 +71,11 @@ class MIPOConfig(DPOConfig):  # type: ignore[misc]
         if self.lr_scheduler_kwargs is None and "with_min_lr" in self.lr_scheduler_type:
             self.lr_scheduler_kwargs = {"min_lr_rate": 0.1}
         super().__post_init__()
+
+
+def is_partitioned(args: DPOConfig) -> bool:
+    """Whether DeepSpeed's ZeRO-3 partitions the weights: it cannot train a model that was used for scoring before."""
+    return args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
 
 
 def lora_config(fields: Mapping[str, Any]) -> Any:

@@ -13,8 +13,9 @@ from mipo.loss.preference import implicit_rewards
 from mipo.trainer.preference_head import Figures
 
 TOKENS = "num_tokens"  # a sum; all others are means
-# Beside TRL's: log softmax(s)_0 + log(K+1) over the rewards s of a group, a lower bound on the information between
-# prompt and response that cannot exceed its cap, log(K+1). With one rejected response it is log 2 less DPO's loss.
+# Beside TRL's: log softmax(s)_0 + log(K+1) over the rewards s of a group. On pairs that were not trained on, its mean
+# estimates a lower bound on the information between prompt and response; it cannot exceed its cap, log(K+1). With one
+# rejected response it is log 2 minus DPO's loss.
 INFONCE, CAP = "rewards/infonce", "rewards/infonce_cap"
 
 
@@ -39,13 +40,13 @@ class Metrics:
         margins = rewards[:, :1] - rewards[:, 1:]
         rejected, groups = mask[:, 1:], torch.ones_like(rewards[:, 0])
         cap = mask.sum(1).to(rewards).log()
-        chosen_share = rewards[:, 0] - rewards.masked_fill(~mask, -torch.inf).logsumexp(1)
+        log_share = rewards[:, 0] - rewards.masked_fill(~mask, -torch.inf).logsumexp(1)
         values = {
             "rewards/chosen": (rewards[:, 0], groups),
             "rewards/rejected": (rewards[:, 1:], rejected),
             "rewards/accuracies": (margins > 0, rejected),
             "rewards/margins": (margins, rejected),
-            INFONCE: (chosen_share + cap, groups),
+            INFONCE: (log_share + cap, groups),
             CAP: (cap, groups),
             "logps/chosen": (figures.logps[:, 0], groups),
             "logps/rejected": (figures.logps[:, 1:], rejected),

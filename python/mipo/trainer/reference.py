@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from mipo.errors import InputError
 from mipo.io import checksum, tables
 from mipo.tokens.store import PairStore
-from mipo.trainer.config import MIPOConfig
+from mipo.trainer.config import MIPOConfig, is_partitioned
 from mipo.trainer.packing import REF
 
 # Settings that log-probs depend on, most by rounding, beside weights and ids.
@@ -28,8 +28,8 @@ SETTINGS = ("bf16", "fp16", "tf32", "model_init_kwargs", "use_liger_kernel", "sh
 def file_name(store: PairStore, content: dict[str, Any], args: MIPOConfig) -> str:
     """The name of the file for a model's `content`, as in `mipo.models.model.Model`."""
     settings = {name: getattr(args, name) for name in SETTINGS}
-    # DeepSpeed casts the weights themselves, where others cast what goes into a product.
-    settings["deepspeed"] = args.deepspeed_plugin is not None
+    if args.deepspeed_plugin is not None and (args.bf16 or args.fp16):
+        settings["weights"] = "half"  # DeepSpeed casts the weights themselves, others what goes into a product
     plain = json.loads(json.dumps(settings, default=str))
     return f"reference-{checksum.of_value([store.content, content, plain])[:16]}.parquet"
 
@@ -68,11 +68,6 @@ def can_precompute(args: MIPOConfig, row: Mapping[str, Any] | None, train: Any, 
     pictures = row is not None and not {"image", "images"}.isdisjoint(row)
     refused = pictures or args.sync_ref_model or is_partitioned(args)
     return not (is_streamed(train) or is_streamed(held_out) or refused)
-
-
-def is_partitioned(args: MIPOConfig) -> bool:
-    """Whether DeepSpeed's ZeRO-3 partitions the weights: it does not train a model that it scored with before."""
-    return args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
 
 
 def is_streamed(data: Any) -> bool:

@@ -33,20 +33,19 @@ def check(dataset: Any, kept: Any, args: MIPOConfig, name: str) -> None:
     limit = args.max_length
     if limit is None:
         return
-    first = next(iter(kept), None)
-    if first is None:
+    if next(iter(kept), None) is None:
         raise InputError(
             f"max_length: expected a shorter prompt in one group at least, got {limit}; raise it, or leave it out"
         )
-    if isinstance(kept, datasets.IterableDataset) or "prompt_ids" not in first or not PartialState().is_main_process:
+    if not isinstance(kept, datasets.Dataset) or not PartialState().is_main_process:
         return
     dropped, cut = len(dataset) - len(kept), _longer(kept, limit)
-    if dropped or cut:
+    what = [f"drops {dropped:,}, whose prompt alone has that many tokens"] * bool(dropped)
+    what += [f"cuts responses of {cut:,} ({args.truncation_mode})"] * bool(cut)
+    if what:
         logger.warning(
-            "max_length: of %d groups of the %s data set, %d are dropped, whose prompt has %d tokens or more, and %d "
-            "are cut to %d tokens (truncation_mode %s)",
-            len(dataset), name, dropped, limit, cut, limit, args.truncation_mode,
-        )  # fmt: skip
+            "max_length: of %s groups of the %s data set, %d %s", f"{len(dataset):,}", name, limit, " and ".join(what)
+        )
 
 
 def _longer(dataset: datasets.Dataset, length: int) -> int:
@@ -55,6 +54,7 @@ def _longer(dataset: datasets.Dataset, length: int) -> int:
     count = 0
     for batch in dataset.iter(batch_size=1_000):
         for prompt, chosen, rejected in zip(*(batch[name] for name in names), strict=True):
-            responses = [chosen, *rejected] if isinstance(rejected[0], list) else [chosen, rejected]
+            several = rejected and isinstance(rejected[0], list)
+            responses = [chosen, *rejected] if several else [chosen, rejected]
             count += len(prompt) + max(map(len, responses)) > length
     return count
