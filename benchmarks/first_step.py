@@ -7,9 +7,8 @@ Both get the same token ids, the demo's model and a batch of 4, with the referen
 `datasets.Dataset` of lists, which is the best that it can be given, and mipo as the store that `mipo tokens` writes.
 mipo also trains with log-probs of a reference from a table, as an earlier training keeps them; its others load the
 reference within the time. Each is a process of its own, in turn. Seconds are from opening the pairs to the end of the
-first step, without imports and the policy.
-Memory is what the process holds then above what it held before: all of it, and without pages of mapped files. The
-log-probs of the batch are compared.
+first step, without imports and the policy. Memory is what the process holds then above what it held before: all of it,
+and without pages of mapped files. The log-probs of the batch are compared.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import yaml
 from small_recipe import write_recipe
 
 from mipo.errors import InputError
-from mipo.run.launcher import check_launch, command, configuration_file
+from mipo.run.launcher import check_launch, command, configuration_file, is_partitioned
 from mipo.run.recipe import Launch, load
 from mipo.trainer.metrics import CAP, INFONCE
 
@@ -182,6 +182,28 @@ def test_configurations_are_files_or_trl_s(tmp_path: Path, monkeypatch: pytest.M
             check_launch(Launch(processes=5))
     with pytest.raises(InputError, match="expected a number on a machine without GPUs"):
         check_launch(Launch())
+
+
+@pytest.mark.parametrize(
+    ("text", "partitioned"),
+    [
+        ("num_processes: 2", False),
+        ("deepspeed_config:", False),
+        ("deepspeed_config: {zero_stage: 2}", False),
+        ("deepspeed_config: {zero_stage: 3}", True),
+        ("a: [", "expected YAML"),
+        ("", "expected settings of accelerate, name: value, got None"),
+        ("- 2", "expected settings of accelerate"),
+    ],
+)
+def test_zero_3_is_read_from_a_configuration(text: str, partitioned: bool | str, tmp_path: Path) -> None:
+    own = tmp_path / "mine.yaml"
+    own.write_text(text)
+    if isinstance(partitioned, bool):
+        assert is_partitioned(Launch(config=str(own))) == partitioned
+    else:
+        with pytest.raises(InputError, match=f"launch.config: .*mine.yaml: {partitioned}"):
+            is_partitioned(Launch(config=str(own)))
 
 
 def test_a_configuration_beside_the_recipe_is_found_from_anywhere(tmp_path: Path) -> None:

@@ -48,7 +48,13 @@ def is_partitioned(settings: Launch) -> bool:
     """Whether the configuration is one of ZeRO-3; one that names a file of DeepSpeed's is not read."""
     if settings.config is None:
         return False
-    configuration = yaml.safe_load(configuration_file(settings.config).read_text(encoding="utf-8")) or {}
+    path = configuration_file(settings.config)
+    try:
+        configuration = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"launch.config: {path}: expected YAML, got {' '.join(str(error).split())}") from error
+    if not isinstance(configuration, dict):
+        raise InputError(f"launch.config: {path}: expected settings of accelerate, name: value, got {configuration!r}")
     return (configuration.get("deepspeed_config") or {}).get("zero_stage") == 3
 
 
